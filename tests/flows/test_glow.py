@@ -104,24 +104,20 @@ def test_the_default_glow_fuses_all_steps_of_a_level_in_both_directions(fused):
     both = [*settings["steps"], *reversed(settings["steps"])]
     assert fused == both
     fused.clear()
-    training = {"steps": 10, "muon_lr": None, "batch_size": 2, "learning_rate": 0.01, "warmup": 0,
-                "ema": 0.9, "validate_every": 10, "precision": "float32"}  # fmt: skip
+    training = TrainingSettings(steps=10, batch_size=2, precision="float32")
     objective = penalized_likelihood("mse", weight=1.0)
-    trainer = Trainer(Hierarchy([Stage(flow, 50)]), objective, TrainingSettings(**training))
+    trainer = Trainer(Hierarchy([Stage(flow, 50)]), objective, training)
     trainer.step(x)
     assert fused == both
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(
-    "build",
-    [
-        lambda: Glow((1, 4, 2), levels=1, steps=1, width=1),
-        lambda: Glow((3, 8, 16), levels=3, steps=[1, 3, 2], width=17),
-        lambda: Glow((2, 12, 4), levels=2, steps=2, width=33, whiten=False),
-        lambda: Trumpet((3, 8, 8), 4, steps=2, width=8),
-    ],
-)
+@pytest.mark.parametrize("build", [
+    lambda: Glow((1, 4, 2), levels=1, steps=1, width=1),
+    lambda: Glow((3, 8, 16), levels=3, steps=[1, 3, 2], width=17),
+    lambda: Glow((2, 12, 4), levels=2, steps=2, width=33, whiten=False),
+    lambda: Trumpet((3, 8, 8), 4, steps=2, width=8),
+])  # fmt: skip
 def test_no_image_flow_computes_its_steps_one_by_one(monkeypatch, fused, build, precision):
     if not kernels.has_steps(precision):
         pytest.skip("torch's products are faster on this processor")

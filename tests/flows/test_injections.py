@@ -1,28 +1,21 @@
 """Trumpets and autoencoders: their initialization, and what they learn from known distributions."""
 
+import numpy as np
 import pytest
 import torch
 
+from submanifold.data.synthetic import LinearGaussian
 from submanifold.flows import Autoencoder, Trumpet, initialize
-
-VARIANCES = torch.tensor([4, 2.25, 1, 0.09, 0.04, 0.0225, 0.01, 0.0025], dtype=torch.float64)
 
 
 def reconstruction_error(flow, x):
     return (flow.inverse(flow(x)[0]) - x).square().mean()
 
 
-def linear_gaussian(samples):
-    generator = torch.Generator().manual_seed(0)
-    axes = torch.linalg.qr(torch.randn(8, 8, generator=generator, dtype=torch.float64)).Q
-    z = torch.randn(samples, 8, generator=generator, dtype=torch.float64)
-    return z * VARIANCES.sqrt() @ axes
-
-
 @pytest.mark.parametrize("flow", [Trumpet, Autoencoder])
 def test_initialization_is_principal_component_analysis(flow):
     torch.manual_seed(0)
-    x = linear_gaussian(4000)
+    x = torch.from_numpy(LinearGaussian().sample(4000, np.random.default_rng(0)))
     flow = flow((8,), 3).double()
     initialize(flow, x)
     best = torch.linalg.svdvals(x - x.mean(0))[3:].square().sum() / x.numel()

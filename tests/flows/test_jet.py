@@ -43,10 +43,6 @@ def test_attention_equals_torch_attention():
     found, expected = attend(q, k, v), F.scaled_dot_product_attention(q, k, v)
     assert_close(found, expected)
     by = torch.randn_like(found)
-    gradients = zip(
-        torch.autograd.grad(found, (q, k, v), by),
-        torch.autograd.grad(expected, (q, k, v), by),
-        strict=True,
-    )
-    for gradient, exact in gradients:
+    gradients = [torch.autograd.grad(result, (q, k, v), by) for result in (found, expected)]
+    for gradient, exact in zip(*gradients, strict=True):
         assert_close(gradient, exact)

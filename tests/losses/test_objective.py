@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from strategies import affine, perturb
 from submanifold.common.distributed import Shard
 from submanifold.common.errors import UserError
 from submanifold.flows import Affine, Glow, RealNVP, SoftRealNVP
@@ -14,10 +15,8 @@ from submanifold.models import Hierarchy, Stage
 
 def halving():
     """z = 2 x on two coordinates, of which the first is the manifold."""
-    flow = Affine(2)
-    with torch.no_grad():
-        flow.norm.log_scale.fill_(math.log(2))
-        flow.weight.copy_(torch.eye(2))
+    flow = affine(torch.eye(2))
+    torch.nn.init.constant_(flow.norm.log_scale, math.log(2))
     return Hierarchy([Stage(flow, 1)])
 
 
@@ -62,11 +61,8 @@ def test_likelihood_training_skips_the_projection_except_in_validation():
 
 def test_a_penalty_on_images_trains_the_inner_stage_only():
     torch.manual_seed(0)
-    outer = Hierarchy([Stage(Glow((3, 4, 4), 2, 1, 4), 6)]).requires_grad_(False)
-    inner = Hierarchy([Stage(RealNVP(6), 2)])
-    with torch.no_grad():
-        for p in [*outer.parameters(), *inner.parameters()]:
-            p.add_(0.1 * torch.randn_like(p))
+    outer = perturb(Hierarchy([Stage(Glow((3, 4, 4), 2, 1, 4), 6)])).requires_grad_(False)
+    inner = perturb(Hierarchy([Stage(RealNVP(6), 2)]))
     u = torch.randn(5, 6)
     terms = penalized_likelihood("mse", weight=2.0, outer=outer)(inner, u)
     images = outer.decode(u) - outer.decode(inner.encoder_projection(u))
@@ -111,9 +107,7 @@ def test_a_projection_through_the_first_stages():
 
 
 def test_log_uniform_noise_scales_penalize_the_projection_of_clean_events():
-    model = Hierarchy([Stage(SoftRealNVP(4, couplings=2, hidden=8), 2)])
-    for parameter in model.parameters():
-        parameter.data += 0.3 * torch.randn_like(parameter)
+    model = perturb(Hierarchy([Stage(SoftRealNVP(4, couplings=2, hidden=8), 2)]), 0.5)
     terms = {"likelihood": Likelihood(), "reconstruction": Squared(weight=3.0)}
     x = torch.randn(5, 4)
     found = Objective(terms, 1.0, input_noise_min=0.1)(model, x)

@@ -1,24 +1,20 @@
 """Conditional models: each method given a context, refusals, files and the Bayes classifier."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 import torch
 
-from strategies import assert_close, perturb
+from strategies import OF_EVENTS, affine, assert_close, perturb
 from submanifold.common.errors import UserError
 from submanifold.flows import (
-    Affine,
     Glow,
     RealNVP,
     SoftRealNVP,
-    context_of,
     make_conditional,
     with_noise_scale,
 )
 from submanifold.flows.conditional import ConditionalLayer, ContextAffine
 from submanifold.geometry import nearest
-from submanifold.models import Hierarchy, Model, ModelSettings, Stage, classify, manifold_density
+from submanifold.models import Hierarchy, ModelSettings, Stage, classify, manifold_density
 from submanifold.models.classifier import class_log_probs
 
 SMALL = {"type": "glow", "levels": 2, "steps": 1, "width": 4}
@@ -34,14 +30,7 @@ STAGES = {
     "injection": ((3, 8, 8), [{"flow": {"type": "autoencoder", "width": 4}, "dim": 4}]),
 }  # fmt: skip
 METHODS = {
-    "forward": lambda m, x, c: m(x, c),
-    "log_prob": lambda m, x, c: m.log_prob(x, c),
-    "bits_per_dim": lambda m, x, c: m.bits_per_dim(x, context=c),
-    "encode": lambda m, x, c: m.encode(x, context=c),
-    "nearest code": lambda m, x, c: m.encode(x, "nearest", context=c),
-    "project": lambda m, x, c: m.project(x, context=c),
-    "nearest projection": lambda m, x, c: m.project(x, nearest=True, context=c),
-    "encoder projection": lambda m, x, c: m.encoder_projection(x, c),
+    **OF_EVENTS,
     "on_manifold": lambda m, x, c: manifold_density(m, x, context=c),
     "decode": lambda m, x, c: m.decode(torch.ones(len(x), m.dim), context=c),
     "sample": lambda m, x, c: m.sample(len(x), 0.0, context=c),
@@ -108,15 +97,6 @@ def test_doubtful_projections_keep_their_contexts(kind, monkeypatch):
     assert_close(model.decode(found.u, context=context), found.image)
 
 
-def test_files_keep_the_context(tmp_path):
-    model = build("two stages")
-    model.save(tmp_path / "model")
-    loaded = Model.load(tmp_path / "model")
-    assert context_of(loaded) == {"classes": 3}
-    x, labels = torch.rand(3, 3, 8, 8), torch.arange(3)
-    assert torch.equal(loaded.log_prob(x, labels), model.log_prob(x, labels))
-
-
 def test_an_unconditional_model_refuses_a_context():
     model = Hierarchy([Stage(RealNVP(4), 2)])
     assert "context" not in str(model.describe())
@@ -147,35 +127,10 @@ def test_stages_without_a_noise_scale_ignore_that_of_others():
         assert_close(model.project(x, is_nearest, scale), first.project(x, is_nearest))
 
 
-def test_threads_share_a_model():
-    """Eight threads, with two contexts and two noise scales, compute what single calls do."""
-    model = build("table")
-    x, labels = torch.randn(6, 6), torch.arange(6) % 3
-    contexts = [
-        with_noise_scale(c, torch.full((6,), scale))
-        for c in (labels, labels.flip(0)) for scale in (0.2, 0.9)
-    ] * 2  # fmt: skip
-
-    def run(context):
-        with torch.no_grad():
-            u, v = model.encode(x, context=context)
-            return torch.cat([
-                u, v, model.log_prob(x, context)[:, None], model.decode(u, v, context),
-                model.project(x, context=context), model.sample(6, 0.0, context=context),
-            ], 1)  # fmt: skip
-
-    expected = [run(context) for context in contexts]
-    assert not torch.allclose(expected[0], expected[1], atol=1e-3)
-    with ThreadPoolExecutor(8) as pool:
-        for found, value in zip(pool.map(run, contexts), expected, strict=True):
-            torch.testing.assert_close(found, value)
-
-
 def two_gaussians():
     """N((0, 0), I) and N((2, 0), I)."""
-    flow = make_conditional(Affine(2), classes=2)
+    flow = make_conditional(affine(torch.eye(2)), classes=2)
     with torch.no_grad():
-        flow.weight.copy_(torch.eye(2))
         flow.of_context.weight[2, 1] = -2  # the shift of the first coordinate
     return Hierarchy([Stage(flow, dim=1)])
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 
-from strategies import SMALL_FLOWS, assert_close, perturb
+from strategies import OF_EVENTS, SMALL_FLOWS, assert_close, perturb
 from submanifold.common.errors import UserError
 from submanifold.flows import RealNVP
 from submanifold.flows.fast import kernels
@@ -57,20 +57,14 @@ MODELS = {
         build(IMAGE, stage("autoencoder", 7), stage(dim=4))
     ).at_dim(5),
     "mixture": lambda: build(VECTOR, stage(), stage(dim=2), charts=3),
+    "mixture of different charts": lambda: Mixture([
+        build(VECTOR, stage(dim=4), stage("affine")),
+        build(VECTOR, stage("affine", 4, off_manifold_scale=2.0), stage(noise=0.3)),
+    ]),
     "mixture of images": lambda: build(IMAGE, stage("glow"), charts=2),
     "mixture of injections": lambda: build(VECTOR, stage("conformal"), charts=2),
 }  # fmt: skip
 
-OF_EVENTS = {
-    "forward": lambda model, x: model(x),
-    "log_prob": lambda model, x: model.log_prob(x),
-    "bits_per_dim": lambda model, x: model.bits_per_dim(x),
-    "encode": lambda model, x: model.encode(x),
-    "nearest code": lambda model, x: model.encode(x, "nearest"),
-    "project": lambda model, x: model.project(x),
-    "nearest projection": lambda model, x: model.project(x, nearest=True),
-    "encoder projection": lambda model, x: model.encoder_projection(x),
-}
 VOLUMES = [lambda model, x: manifold_density(model, x),
            lambda model, x: manifold_density(model, x, exact_up_to=1)]  # fmt: skip
 OF_CODES = {

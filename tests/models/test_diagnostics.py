@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from strategies import affine
 from submanifold.flows import Affine, RealNVP
 from submanifold.models import Hierarchy, Stage
 from submanifold.models.diagnostics import (
@@ -49,9 +50,7 @@ def test_a_curve_is_overfitted_only_without_noise(noise, overfitted):
     # an affine flow can only take the line for the manifold: a misfit of 1% of the spread
     x = np.stack([3 * t, 0.01 * np.sin(4 * t)], 1) + noise * rng.standard_normal((2000, 2))
     torch.manual_seed(0)
-    flow = Affine(2)
-    with torch.no_grad():
-        flow.weight.copy_(torch.tensor([[1 / 3, 0.0], [0.0, 100.0]]))
+    flow = affine(torch.tensor([[1 / 3, 0.0], [0.0, 100.0]]))
     found = manifold_overfitting(Hierarchy([Stage(flow, 1)]).double(), torch.from_numpy(x))
     assert is_overfitted(*found) == overfitted
     distance = np.median(np.abs(x[:, 1])) / x.std(ddof=1)
@@ -61,9 +60,7 @@ def test_a_curve_is_overfitted_only_without_noise(noise, overfitted):
 def test_a_poor_fit_is_not_overfitting():
     t = np.random.default_rng(0).standard_normal(2000)
     x = torch.from_numpy(np.stack([t, np.sin(2 * t)], 1))
-    flow = Affine(2)
-    with torch.no_grad():
-        flow.weight.copy_(torch.eye(2))
-    found = manifold_overfitting(Hierarchy([Stage(flow, 1)]).double(), x)
+    model = Hierarchy([Stage(affine(torch.eye(2)), 1)]).double()
+    found = manifold_overfitting(model, x)
     assert found[1] > 0.5
     assert not is_overfitted(*found)

@@ -5,9 +5,37 @@ import torch
 from safetensors.torch import save_file
 
 from submanifold.common.errors import UserError
-from submanifold.flows import Affine, RealNVP
+from submanifold.data import Batches
+from submanifold.flows import FLOWS, Affine, RealNVP
+from submanifold.losses import Objective, Terms
 from submanifold.models import Hierarchy, Model, Stage
 from submanifold.models.io import is_intact, load_tensors, save_tensors
+from submanifold.training import TrainingSettings, fit
+
+
+class Custom(Affine):
+    """A user's flow, without type hints."""
+
+    def __init__(self, dim, scale=2.0):
+        super().__init__(dim)
+        self.scale = scale
+
+
+def test_a_flow_of_the_user_is_registered_before_training(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model, rows = Hierarchy([Stage(Custom(4, 3.0), 2)]), torch.randn(64, 4).numpy()
+    batches = Batches(rows, 32)
+    arguments = Objective(Terms().terms), batches, batches, TrainingSettings(steps=2)
+    for run in (lambda: fit(model, *arguments, "work"), lambda: model.save("model")):
+        with pytest.raises(UserError, match=r'^flow: .*got Custom.*FLOWS\["<name>"\] = Custom'):
+            run()
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setitem(FLOWS, "custom", Custom)
+    fit(model, *arguments, "work")  # a str, as any path
+    model.save("model")
+    loaded = Model.load("model")
+    assert loaded.stages[0].flows[0].scale == 3.0
+    assert torch.equal(loaded.log_prob(torch.ones(1, 4)), model.log_prob(torch.ones(1, 4)))
 
 
 @pytest.mark.parametrize("device", ["cuda:99", torch.device("cuda:99"), "gpu", "meta"])
@@ -21,17 +49,14 @@ def flow(**arguments):
     return lambda header: header["config"]["stages"][0]["flows"][0].update(arguments)
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (lambda header: header.pop("format"), "format 1 instead of 2"),
-        (lambda header: header.update(format=99), "format 99 instead of 2"),
-        (flow(type="spline"), "type: expected one of .*, got spline"),
-        (flow(unknown=1), "unknown"),
-        (flow(couplings=5), "do not match the config"),
-        (flow(dim=9), "do not match the config"),
-    ],
-)
+@pytest.mark.parametrize(("change", "reason"), [
+    (lambda header: header.pop("format"), "format 1 instead of 2"),
+    (lambda header: header.update(format=99), "format 99 instead of 2"),
+    (flow(type="spline"), "type: expected one of .*, got spline"),
+    (flow(unknown=1), "unknown"),
+    (flow(couplings=5), "do not match the config"),
+    (flow(dim=9), "do not match the config"),
+])  # fmt: skip
 def test_a_model_of_another_version_is_refused(tmp_path, change, reason):
     path = tmp_path / "model"
     Hierarchy([Stage(RealNVP(8), 4), Stage(RealNVP(4), 2)]).save(path)

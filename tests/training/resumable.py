@@ -71,22 +71,20 @@ def smooth_images(n):
     return (np.kron(low, np.ones((4, 4))) + noise).astype(np.float32)
 
 
-def train_phases(folder, on_log=None, device="cpu", **changes):
+def train_phases(folder, on_log=None):
     """Train a Glow, then a RealNVP whose penalty compares images: model, and both histories."""
     torch.set_num_threads(1)
-    images, device = smooth_images(100), torch.device(device)
+    images, device = smooth_images(100), torch.device("cpu")
     train, valid = images[20:], images[:20]
 
     def one(number, phase, before, train, valid):
-        where = folder / f"phase_{number}"
+        arguments = phase, MODEL, before, train, valid, 7, device
         name = f"phase_{number}"
-        return train_phase(
-            phase, MODEL, before, train, valid, 7, device, where, name, on_log=on_log
-        )
+        return train_phase(*arguments, folder / name, name, on_log=on_log)
 
-    model, first = one(1, phase(1, **changes), None, train, valid)
+    model, first = one(1, phase(1), None, train, valid)
     u = [encode_rows(model, rows, 7, device) for rows in (train, valid)]
-    model, second = one(2, phase(2, space="image", **changes), model.cpu(), *u)
+    model, second = one(2, phase(2, space="image"), model, *u)
     return model, [first, second]
 
 

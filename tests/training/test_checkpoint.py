@@ -11,11 +11,8 @@ from submanifold.training import Trainer
 def trainer(seed, kind):
     torch.manual_seed(seed)
     model = Hierarchy([Stage(Glow((3, 8, 8), 2, 2, 8), 20)])
-    made = Trainer(
-        model,
-        penalized_likelihood("mse", weight=1.0),
-        settings(muon_lr=0.02 if kind == "muon" else None),
-    )
+    how = settings(muon_lr=0.02 if kind == "muon" else None)
+    made = Trainer(model, penalized_likelihood("mse", weight=1.0), how)
     if kind == "loop":
         made.optimizers = [torch.optim.Adam(model.parameters(), lr=0.01)]
     return made

@@ -12,8 +12,7 @@ from submanifold.training import RotationSettings, Trainer, TrainingSettings
 from submanifold.training.phases import PhaseSettings, train_phases
 
 TRAINING = {
-    "steps": 30, "batch_size": 100, "learning_rate": 0.02, "warmup": 5, "cooldown_fraction": 0.3,
-    "ema": 0.9, "validate_every": 30, "precision": "float32", "muon_lr": None, "clip": None,
+    "steps": 30, "batch_size": 100, "warmup": 5, "validate_every": 30, "precision": "float32",
 }  # fmt: skip
 
 

@@ -1,18 +1,26 @@
 """Time budgets."""
 
 import pytest
+import torch
 
+from submanifold.config.schema import EvaluationSettings
+from submanifold.data.settings import SyntheticSettings
 from submanifold.models import ModelSettings
+from submanifold.pipelines.training import nodes
 from submanifold.training import cost
-from submanifold.training.cost import PhaseCost, fit_budget, with_steps
+from submanifold.training.cost import (
+    PhaseCost,
+    fit_budget,
+    phase_costs,
+    training_seconds,
+    with_steps,
+)
 from submanifold.training.phases import PhaseSettings
 from submanifold.training.rotation import RotationSettings
 
 FLOW = {"type": "realnvp", "couplings": 2, "hidden": 4, "mixing": False}
 MODEL = ModelSettings(stages=[{"flow": FLOW, "dim": 2}])
-TRAINING = {"steps": 400, "batch_size": 4, "learning_rate": 1e-3, "warmup": 40,
-            "cooldown_fraction": 0.5, "ema": 0.9, "validate_every": 100,
-            "precision": "float32"}  # fmt: skip
+TRAINING = {"steps": 400, "batch_size": 4, "warmup": 40, "validate_every": 100}
 PHASES = {
     "density": PhaseSettings(stages=(1,), training=TRAINING),
     "rotation": RotationSettings(rotate=1),
@@ -35,8 +43,42 @@ def costs(monkeypatch):
 
 def test_one_factor_scales_all_phases(costs):
     """53 s vary with the steps and 6 s do not: 85% of 112 - 6 s are 1.7 times the 53 s."""
-    steps = fit_budget(112, MODEL, PHASES, (4,), "cpu")
+    found = phase_costs(MODEL, PHASES, (4,), "cpu")
+    assert training_seconds(found) == pytest.approx(6 + 53 / 0.85)
+    steps = fit_budget(112, found)
     assert steps == {"density": 680, "rotation": 3400, "reconstruction": 170, "rotation_2": 1700}
+
+
+def test_measured_costs_leave_the_random_state():
+    state = torch.get_rng_state()
+    costs = phase_costs(MODEL, PHASES, (4,), torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [cost.steps for cost in costs.values()] == [400, 32, 100, 1000]
+    assert all(cost.per_step > 0 for cost in costs.values())
+    assert [cost.fixed > 0 for cost in costs.values()] == [False, True, False, True]
+
+
+@pytest.mark.parametrize(("minutes", "brief", "density"), [
+    (None, False, 400),
+    (14, False, 400 * 0.85 * (1050 - 12 - 5 - 205.6 - 6) / 53),  # a quarter more for all of it
+    (8, True, 400 * 0.85 * (480 - 6) / 53),  # at most the budget
+    (1, True, 400 * 0.85 * (30 - 6) / 53),  # at least its half
+])  # fmt: skip
+def test_the_evaluation_and_training_fit_in_a_time(
+    costs, monkeypatch, caplog, minutes, brief, density
+):
+    """With 0.1 s for 4 events, an evaluation takes 205.6 s, a brief one 95."""
+    caplog.set_level("INFO")
+    monkeypatch.setattr(nodes, "evaluation_work", lambda *of: 2800 if of[-1] else 7224)
+    manifest = {"counts": {}, "seconds": 5.0}
+    evaluation = EvaluationSettings(samples=9)
+    schedule = nodes.estimate_steps(
+        minutes, MODEL, SyntheticSettings(source="circle"), "cpu", evaluation, manifest, **PHASES
+    )
+    assert schedule["brief"] == brief
+    assert schedule["steps"]["density"] == pytest.approx(density, abs=1)
+    if minutes is None:
+        assert "About 5 min: data 5 s, training 68 s, evaluation 3 min" in caplog.text
 
 
 def test_schedules_follow_the_steps():

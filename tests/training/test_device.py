@@ -64,10 +64,7 @@ MODELS["mixture"] = lambda: Mixture([Hierarchy([Stage(flow_of("realnvp"), 6)]) f
 @pytest.mark.parametrize("name", MODELS)
 def test_a_training_step_stays_on_the_device_and_reads_no_value(on_meta, name):
     model = initialized(MODELS[name]()).to(on_meta)
-    settings = TrainingSettings(
-        steps=3, batch_size=4, learning_rate=1e-3, muon_lr=0.02, clip=1.0, warmup=1,
-        cooldown_fraction=0.5, ema=0.9, validate_every=1, precision="float32",
-    )  # fmt: skip
+    settings = TrainingSettings(steps=3, batch_size=4, precision="float32")
     trainer = Trainer(model, penalized_likelihood("mse", weight=10.0), settings)
     for _ in range(2):
         values = trainer.step(torch.randn(4, *model.event_shape, device=on_meta))

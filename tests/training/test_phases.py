@@ -124,6 +124,8 @@ def test_all_phases_train_on_training_data_and_validate_on_validation_data(tmp_p
             return train(phase, model, before, train_rows, valid_rows, *rest)
 
         patch.setattr(module, "train_phase", recorded)
-        train_phases(phases, MODEL, **data, seed=7, device=torch.device("cpu"), folder=tmp_path)
+        train_phases(
+            phases, MODEL, **data, seed=7, device=torch.device("cpu"), folder=f"{tmp_path}"
+        )
     assert {"train_phase: train", "train_phase: valid", "rotate_phase: train"} <= checked
     assert sizes == 2 * [(len(IMAGES) - 20, 20)]

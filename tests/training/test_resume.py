@@ -74,26 +74,6 @@ def test_a_killed_training_resumes_bit_for_bit(tmp_path, kind):
     assert third.notes == again.notes
 
 
-def test_a_killed_second_phase_resumes_bit_for_bit(tmp_path):
-    uninterrupted, histories = resumable.train_phases(tmp_path / "uninterrupted")
-    folder = tmp_path / "killed"
-    child = subprocess.Popen([*SCRIPT, "phases", str(folder)], stdout=subprocess.PIPE)
-    while child.stdout.readline().split()[:2] != [b"phase_2", b"10"]:
-        assert child.poll() is None
-    child.send_signal(signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL
-    rows = []
-    again, resumed = resumable.train_phases(folder, lambda *row: rows.append(row))
-    assert resumed[0]["steps_trained"] == 0
-    assert 0 < resumed[1]["steps_trained"] < histories[1]["steps"]
-    assert all(map(torch.equal, again.parameters(), uninterrupted.parameters()))
-    assert timeless(resumed) == timeless(histories)
-    assert timeless(again.notes) == timeless(uninterrupted.notes)
-    steps = (6, 10, 12, 18, 20, 24)
-    logged = [(name, step) for name, step, row in rows if "train.loss" in row]
-    assert logged == [(name, step) for name in ("phase_1", "phase_2") for step in steps]
-
-
 def test_a_second_run_waits_for_the_first_and_reuses_its_result(tmp_path, caplog):
     first = subprocess.Popen([*SCRIPT, "phases", str(tmp_path)], stdout=subprocess.PIPE)
     assert first.stdout.readline().split()[0] == b"phase_1"

@@ -2,10 +2,10 @@ import pytest
 import torch
 from resumable import MODEL, phase, smooth_images
 
-from strategies import perturb
+from strategies import affine, perturb
 from submanifold.data.batches import Batches
 from submanifold.evaluation.baselines import PCA
-from submanifold.flows import Affine, Glow
+from submanifold.flows import Glow
 from submanifold.flows.orthogonal import tail_sums
 from submanifold.geometry.linearization import jvp
 from submanifold.models import Hierarchy, Stage
@@ -24,10 +24,7 @@ def linear_gaussian(dim, n, seed=0, leading=None):
     scales = torch.logspace(0.5, -1, dim)
     x = torch.randn(n, dim, generator=generator) * scales @ axes.T
     other = torch.linalg.qr(torch.randn(dim, dim, generator=generator)).Q
-    flow = Affine(dim)
-    with torch.no_grad():
-        flow.weight.copy_(other @ (axes / scales).T)
-    return x, Hierarchy([Stage(flow, leading or dim // 2)])
+    return x, Hierarchy([Stage(affine(other @ (axes / scales).T), leading or dim // 2)])
 
 
 def glow(dim=40):
@@ -158,7 +155,7 @@ def trained(tmp_path_factory):
 
 def test_a_second_stage_trains_in_the_metric_of_the_first(trained, tmp_path):
     settings = RotationSettings(rotate=1, probes=1000)
-    model, _ = rotate_phase(settings, trained, IMAGES[20:], 7, CPU, tmp_path, "phase_2")
+    model, _ = rotate_phase(settings, trained, IMAGES[20:], 7, CPU, str(tmp_path), "phase_2")
     with torch.no_grad():
         u = model.encode(torch.from_numpy(IMAGES))[0].numpy()
     second = phase(2, weight=10.0, space="metric")

@@ -209,16 +209,12 @@ def test_the_training_fails_after_three_rollbacks_and_can_be_continued(tmp_path)
     assert (history["rollbacks"], objective.calls) == (3, 20), "rollbacks survive a restart"
 
 
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"warmup": 10, "cooldown_fraction": 0.4}, {0: 0.1, 9: 1.0, 60: 1.0, 80: 0.5, 99: 0.025}),
-        ({"warmup": 10, "lr_scale": 0.5}, {0: 0.05, 9: 0.5, 99: 0.5}),
-        ({"warmup": 80, "cooldown_fraction": 1.0}, {39: 0.5, 43: 0.55, 44: 0.56, 99: 0.01}),
-        ({"cooldown_fraction": 0.5, "span": (0.25, 0.75)}, {0: 1.0, 50: 1.0, 75: 0.75, 100: 0.5}),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("changes", "expected"), [
+    ({"warmup": 10, "cooldown_fraction": 0.4}, {0: 0.1, 9: 1.0, 60: 1.0, 80: 0.5, 99: 0.025}),
+    ({"warmup": 10, "lr_scale": 0.5}, {0: 0.05, 9: 0.5, 99: 0.5}),
+    ({"warmup": 80, "cooldown_fraction": 1.0}, {39: 0.5, 43: 0.55, 44: 0.56, 99: 0.01}),
+    ({"cooldown_fraction": 0.5, "span": (0.25, 0.75)}, {0: 1.0, 50: 1.0, 75: 0.75, 100: 0.5}),
+], ids=str)  # fmt: skip
 def test_the_learning_rate_warms_up_stays_and_cools_down(changes, expected):
     factors = {step: lr_factor(step, settings(steps=100, **changes)) for step in expected}
     assert factors == pytest.approx(expected)

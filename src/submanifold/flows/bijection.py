@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from submanifold.common.errors import UserError
+from submanifold.common.errors import UserError, unexpected
 
 Context = Tensor | None
 """The context of each event of a batch, with one row for each: see :meth:`Flow.embed`."""
@@ -92,10 +92,9 @@ class Flow(Bijection):
             values, scale = context.split([columns, 1], 1)
             values = values[:, 0].long() if embedding and embedding.classes else values
         elif not embedding:
-            raise UserError(
-                "context: expected a noise scale, floats of shape (batch, 1), for an unconditional "
-                f"flow, got {context.dtype} of shape {tuple(context.shape)}. Correct it."
-            )
+            expected = "a noise scale, floats of shape (batch, 1), for an unconditional flow"
+            got = f"{context.dtype} of shape {tuple(context.shape)}"
+            raise unexpected("context", expected, got, "Correct it")
         embedded = embedding(values) if embedding else values
         return torch.cat([embedded, scale], 1) if self.takes_noise_scale else embedded
 
@@ -157,8 +156,7 @@ class Compose(Bijection):
 class DataInitialized(nn.Module):
     """Module that can set its parameters from a batch; see :func:`initialize`."""
 
-    uninitialized = False
-    """Whether the next call initializes the module from its input."""
+    uninitialized = False  #: Whether the next call initializes the module from its input.
 
     def initialize_from(self, x: Tensor) -> None:
         """Set the parameters from a batch x of the module's inputs."""

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from submanifold.common.errors import UserError
+from submanifold.common.errors import unexpected
 from submanifold.flows.bijection import Bijection, Flow, full_precision
 
 AnyFlow = TypeVar("AnyFlow", bound=Flow)
@@ -20,10 +20,8 @@ def rows_of(context: Tensor | None, x: Tensor) -> Tensor:
     """Return the context in the dtype of x, or raise UserError if x has another number of rows."""
     if context is None or context.shape[0] != x.shape[0]:
         got = "none" if context is None else f"{len(context)} rows"
-        raise UserError(
-            f"context: expected one row for each of {len(x)} events, got {got}. Pass context=..., "
-            "with as many rows as events."
-        )
+        expected = f"one row for each of {len(x)} events"
+        raise unexpected("context", expected, got, "Pass context=..., with as many rows as events")
     return context.to(x.dtype)
 
 
@@ -135,10 +133,9 @@ class ContextEmbedding(nn.Module):
     def __init__(self, classes: int | None = None, columns: int | None = None):
         super().__init__()
         if (classes is None) == (columns is None) or (classes or columns or 0) < 1:
-            raise UserError(
-                "context: expected a positive number of classes or of columns, got "
-                f"classes={classes}, columns={columns}. Set one of them."
-            )
+            expected = "a positive number of classes or of columns"
+            got = f"classes={classes}, columns={columns}"
+            raise unexpected("context", expected, got, "Set one of them")
         self.classes, self.columns = classes, columns
         self.size = classes or EMBEDDING_SIZE
         if columns is not None:
@@ -153,10 +150,8 @@ class ContextEmbedding(nn.Module):
             expected = f"floats of shape (batch, {self.columns})"
             fits = context.shape[1:] == (self.columns,) and is_float
         if not fits:
-            raise UserError(
-                f"context: expected {expected}, got {context.dtype} of shape "
-                f"{tuple(context.shape)}. Correct it."
-            )
+            got = f"{context.dtype} of shape {tuple(context.shape)}"
+            raise unexpected("context", expected, got, "Correct it")
         if self.classes is None:
             weight = next(self.net.parameters())
             with full_precision(weight):
@@ -166,10 +161,9 @@ class ContextEmbedding(nn.Module):
         if context.device.type == "cpu" and len(context):
             low, high = context.aminmax()
             if low < 0 or high >= self.classes:
-                raise UserError(
-                    f"context: expected classes from 0 to {self.classes - 1}, got "
-                    f"{int(low)} to {int(high)}. Correct them."
-                )
+                got = f"{int(low)} to {int(high)}"
+                fix = "Correct them"
+                raise unexpected("context", f"classes from 0 to {self.classes - 1}", got, fix)
         return F.one_hot(context.long(), self.classes).float()
 
 

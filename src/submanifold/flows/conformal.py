@@ -116,9 +116,8 @@ class Conformal(Injection):
         self.event_shape, self.dim = tuple(event_shape), dim
         size = math.prod(event_shape)
         if dim > size:
-            raise UserError(
-                f"dim: expected at most {size} for events of shape {self.event_shape}, got {dim}"
-            )
+            expected = f"at most {size} for events of shape {self.event_shape}"
+            raise UserError(f"dim: expected {expected}, got {dim}")
         channels, *sides = event_shape
         bijections: list[Bijection] = []
         for _ in range(layers):

@@ -8,7 +8,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from submanifold.common.errors import UserError
+from submanifold.common.errors import unexpected
 from submanifold.flows import fast
 from submanifold.flows.bijection import Compose, full_precision
 from submanifold.flows.conditional import ConditionalLatents
@@ -52,10 +52,8 @@ class Glow(ConditionalLatents):
         check_divisible(shape, 2**levels, f"levels={levels}")
         counts = [steps] * levels if isinstance(steps, int) else steps
         if len(counts) != levels:
-            raise UserError(
-                f"steps: expected one number or {levels}, one per level, got {steps}. "
-                f"Change steps, or set levels to {len(counts)}."
-            )
+            fix = f"Change steps, or set levels to {len(counts)}"
+            raise unexpected("steps", f"one number or {levels}, one per level", steps, fix)
         self.event_shape = tuple(shape)
         channels, rows, columns = shape
         blocks: list[Compose] = []
@@ -64,9 +62,8 @@ class Glow(ConditionalLatents):
         for level, count in enumerate(counts, 1):
             channels, rows, columns = 4 * channels, rows // 2, columns // 2
             linears = (Linear(channels, whiten and step == 0) for step in range(count))
-            blocks.append(
-                Level(Compose([linear, affine_coupling(channels, width)]) for linear in linears)
-            )
+            pairs = ([linear, affine_coupling(channels, width)] for linear in linears)
+            blocks.append(Level(map(Compose, pairs)))
             if level < levels:
                 splits.append(Split(channels))
                 channels //= 2

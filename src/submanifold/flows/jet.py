@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from submanifold.common.errors import UserError
+from submanifold.common.errors import unexpected
 from submanifold.flows.bijection import Bijection, Compose
 from submanifold.flows.conditional import ConditionalLatents
 from submanifold.flows.coupling import Coupling, zero_initialized
@@ -54,9 +54,7 @@ class Jet(ConditionalLatents):
         super().__init__()
         check_divisible(shape, patch, f"patch={patch}")
         if width % heads:
-            raise UserError(
-                f"heads: expected a divisor of width={width}, got {heads}. Change one of them."
-            )
+            raise unexpected("heads", f"a divisor of width={width}", heads, "Change one of them")
         self.event_shape = tuple(shape)
         channels, rows, columns = shape
         self.grid = channels * patch**2, rows // patch, columns // patch

@@ -148,9 +148,8 @@ class Rotation(Flow):
         v, scales = _householder_vectors(axes)
         above = (v.T @ v).triu(1)
         eye = torch.eye(self.directions, dtype=v.dtype, device=v.device)
-        triangle = torch.linalg.solve_triangular(
-            eye + scales[:, None] * above, scales.diag(), upper=True, unitriangular=True
-        )
+        unit, diagonal = eye + scales[:, None] * above, scales.diag()
+        triangle = torch.linalg.solve_triangular(unit, diagonal, upper=True, unitriangular=True)
         self.reflectors.copy_(v)
         self.triangle.copy_(triangle)
 

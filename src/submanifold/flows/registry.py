@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_type_hints
 
 from pydantic import Field, create_model
 
-from submanifold.common.errors import UserError
+from submanifold.common.errors import UserError, unexpected
 from submanifold.common.settings import Settings
 from submanifold.flows.autoencoder import Autoencoder
 from submanifold.flows.bijection import Flow, Injection
@@ -57,7 +57,7 @@ def _settings_of(name: str, is_complete: bool) -> type[Settings]:
     for parameter in inspect.signature(FLOWS[name]).parameters.values():
         if is_complete or parameter.name not in _leading(name):
             default = ... if parameter.default is parameter.empty else parameter.default
-            fields[parameter.name] = hints[parameter.name], default
+            fields[parameter.name] = hints.get(parameter.name, Any), default
     return create_model(f"{FLOWS[name].__name__}Settings", __base__=Settings, **fields)
 
 
@@ -92,10 +92,8 @@ def build_flow(
     shape = [shape] if isinstance(shape, int) else shape
     if len(shape) not in FLOWS[name].axes or min(shape) < 1:
         allowed = [key for key, flow in SELECTABLE.items() if len(shape) in flow.axes]
-        raise UserError(
-            f"type: expected one of {', '.join(allowed)} for events of shape {tuple(shape)}, "
-            f"got {name}. Choose one of them."
-        )
+        expected = f"one of {', '.join(allowed)} for events of shape {tuple(shape)}"
+        raise unexpected("type", expected, name, "Choose one of them")
     flow = FLOWS[name](**arguments)
     if context is None:
         return flow
@@ -106,6 +104,12 @@ def build_flow(
 
 def describe_flow(flow: Flow) -> dict[str, Any]:
     """Return the name of a flow as ``type``, its arguments and its ``context``, as JSON."""
-    (name,) = [name for name, registered in FLOWS.items() if type(flow) is registered]
+    name = next((name for name, registered in FLOWS.items() if type(flow) is registered), None)
+    if name is None:
+        kind = type(flow).__name__
+        raise UserError(
+            f"flow: expected a registered class, from which a saved model is built, got {kind}. "
+            f'Register it before training and loading: submanifold.flows.FLOWS["<name>"] = {kind}.'
+        )
     context = context_of(flow)
     return {"type": name, **flow.arguments, **({"context": context} if context else {})}

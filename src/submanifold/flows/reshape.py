@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from submanifold.common.errors import UserError
+from submanifold.common.errors import unexpected
 from submanifold.flows.bijection import Bijection
 from submanifold.flows.coupling import zero_initialized
 
@@ -44,10 +44,9 @@ def check_divisible(shape: Sequence[int], factor: int, setting: str) -> None:
     """Raise a :class:`UserError` unless ``factor`` divides the height and the width of an image."""
     _, height, width = shape
     if height % factor or width % factor:
-        raise UserError(
-            f"{setting}: expected image sides divisible by {factor}, got {height}x{width} pixels. "
-            "Change the setting, or the size of the images: --params=data.size=32."
-        )
+        expected = f"image sides divisible by {factor}"
+        fix = "Change it, or resize the images, such as to data.size=32"
+        raise unexpected(setting, expected, f"{height}x{width} pixels", fix)
 
 
 class Split(nn.Module):

@@ -162,9 +162,8 @@ class NoiseConditionalCoupling(Coupling):
 
     def __init__(self, dim: int, hidden: int, swap: bool):
         free = (dim + 1) // 2
-        super().__init__(
-            nn.Sequential(NoiseFeatures(), *mlp(dim - free + 2, hidden, 2 * free, nn.SiLU))
-        )
+        layers = NoiseFeatures(), *mlp(dim - free + 2, hidden, 2 * free, nn.SiLU)
+        super().__init__(nn.Sequential(*layers))
         self.swap, self.sizes = swap, [free, dim - free] if swap else [dim - free, free]
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:

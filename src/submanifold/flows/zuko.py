@@ -6,7 +6,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from submanifold.common.errors import UserError
+from submanifold.common.errors import UserError, unexpected
 from submanifold.flows.bijection import Flow, full_precision
 from submanifold.flows.conditional import rows_of
 
@@ -33,8 +33,7 @@ class Zuko(Flow):
             other; 2 makes it a coupling, None is ``dim``.
         bins: Number of bins of the splines of ``NSF``; None is zuko's default, 8.
 
-    Raises:
-        UserError: The class has no such argument, or the flow is too large.
+    An argument that the class does not have, or a flow that is too large, raises a UserError.
 
     Example:
         >>> flow = Zuko(5, "NSF", transforms=2, passes=2)
@@ -58,10 +57,9 @@ class Zuko(Flow):
         self.event_shape = (dim,)
         entries = (transforms or 3) * (dim + (hidden or 64)) ** 2 * 3 * (bins or 8)
         if entries > MAX_ENTRIES:
-            raise UserError(
-                f"dim: expected a flow of at most {MAX_ENTRIES:,} weights, got {entries:,}. "
-                "Decrease transforms, hidden or bins, or use another flow, such as realnvp."
-            )
+            expected = f"a flow of at most {MAX_ENTRIES:,} weights"
+            fix = "Decrease transforms, hidden or bins, or use another flow, such as realnvp"
+            raise unexpected("dim", expected, f"{entries:,}", fix)
         self.transform = _build(**self.arguments)
 
     def add_context(self, size: int) -> None:
@@ -84,7 +82,6 @@ class Zuko(Flow):
 
 
 def _build(name: str, dim: int, context: int = 0, **settings: int | None) -> Any:
-    """Build the lazy transform of a flow of zuko from the arguments that are not None."""
     import zuko
 
     device = torch.empty(0).device

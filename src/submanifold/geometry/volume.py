@@ -48,17 +48,12 @@ def estimate_log_volume(
     Each z is a vector of random signs; its quadratic form is computed by a Gauss rule with one node
     per iteration of a forward and a reverse derivative (Ubaru, Chen & Saad 2017, SIAM J. Matrix
     Anal. Appl. 38). Truncating the rule biases the estimate upwards, more so for a larger condition
-    number of J, which the standard error does not include (docs/evidence/performance.md).
+    number of J, which the standard error does not include (docs/evidence/earlier.md).
 
-    Args:
-        decode: The decoder, (batch, d) to (batch, *event_shape).
-        u: Points, (batch, d).
-        probes: Number of vectors z, at least 2.
-        iterations: Nodes of the rule; d of them are exact.
-        generator: Source of the signs, on the CPU so that all devices draw the same.
-
-    Returns:
-        The estimate in nats and its standard error over the probes, each (batch,).
+    The decoder maps points u (batch, d) to (batch, *event_shape). ``probes`` is the number of
+    vectors z, at least 2, and ``iterations`` that of the rule's nodes; d of them are exact. The
+    generator of the signs is on the CPU, so that all devices draw the same. Returns the estimate
+    in nats and its standard error over the probes, each (batch,).
     """
     at, dim = Linearization(decode, u), u.shape[1]
     bidiagonals = []

@@ -23,29 +23,17 @@ LARGEST_WEIGHT = 10.0
 
 @dataclass
 class ForwardPass:
-    """A batch and what the model computes from it, each part once and on first use.
+    """A batch and what the model computes from it, each part once and on first use."""
 
-    Attributes:
-        model: The stages in training.
-        clean: Their input h, (batch, *event_shape): the image, or u of the stages before.
-        noisy: h with the input noise; the density is evaluated here.
-        outer: The frozen stages before ``model``, if any.
-        generator: Source of random numbers, on the device of ``clean``.
-        shard: Part of the training batch that ``clean`` is.
-        training: Whether gradients are needed; terms may skip work in validation.
-        noise_scale: The scale that a noise-conditional model receives, (batch,) in [0, 1].
-        context: Context of each event.
-    """
-
-    model: Any
-    clean: Tensor
-    noisy: Tensor
-    outer: Hierarchy | None = None
-    generator: torch.Generator | None = None
-    shard: Shard = WHOLE_BATCH
-    training: bool = True
-    noise_scale: Tensor | None = None
-    context: Tensor | None = None
+    model: Any  #: The stages in training.
+    clean: Tensor  #: Their input h, (batch, *event_shape): the image, or u of the stages before.
+    noisy: Tensor  #: h with the input noise; the density is evaluated here.
+    outer: Hierarchy | None = None  #: The frozen stages before ``model``, if any.
+    generator: torch.Generator | None = None  #: On the device of ``clean``.
+    shard: Shard = WHOLE_BATCH  #: Part of the training batch that ``clean`` is.
+    training: bool = True  #: Whether gradients are needed; terms may skip work in validation.
+    noise_scale: Tensor | None = None  #: Of a noise-conditional model, (batch,) in [0, 1].
+    context: Tensor | None = None  #: Context of each event.
     _residuals: dict[Any, tuple[Tensor, Tensor | None]] = field(default_factory=dict, init=False)
 
     def draw(

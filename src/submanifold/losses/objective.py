@@ -65,12 +65,10 @@ class Objective:
     ) -> dict[str, Tensor]:
         """Compute the loss and its terms at events h; arguments as in :class:`ForwardPass`.
 
-        Validation (``training=False``) always reports ``mse``, at the model's own dimension.
-
-        Returns:
-            Means over the batch. Weighted terms by name and their sum ``loss``; ``bits_per_dim`` of
-            the noisy input, if the model has a density on all of space; ``mse`` of the projection
-            in the penalty's space, if it is computed.
+        Returns means over the batch: weighted terms by name and their sum ``loss``;
+        ``bits_per_dim`` of the noisy input, if the model has a density on all of space; ``mse`` of
+        the projection in the penalty's space, if it is computed. Validation (``training=False``)
+        always reports it, at the model's own dimension.
         """
         clean = ForwardPass(model, h, h, self.outer, generator, shard, training, None, context)
         noisy, scale = self.add_noise(clean)
@@ -92,11 +90,7 @@ class Objective:
         return values
 
     def add_noise(self, batch: ForwardPass) -> tuple[Tensor, Tensor | None]:
-        """Draw the noise of a batch's input.
-
-        Returns:
-            The noisy input, and for a noise-conditional model the scale that it receives, (batch,).
-        """
+        """Draw the noisy input, and the scale (batch,) that a noise-conditional model receives."""
         h = batch.clean
         if self.input_noise == 0:
             return h, None

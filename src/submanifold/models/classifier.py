@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from submanifold.common.errors import UserError
+from submanifold.common.errors import unexpected
 from submanifold.flows import Flow, context_of
 from submanifold.flows.conditional import ConditionalLatents
 from submanifold.models.hierarchy import Hierarchy
@@ -45,10 +45,8 @@ def class_log_probs(model: Model, x: Tensor) -> Tensor:
     """
     classes = context_of(model).get("classes")
     if classes is None:
-        raise UserError(
-            "model: expected one that is conditional on a class, got another one. Train it with "
-            "data.condition=label."
-        )
+        expected = "one that is conditional on a class"
+        raise unexpected("model", expected, "another one", "Train it with data.condition=label")
     log_det = x.new_zeros(len(x))
     if isinstance(model, Hierarchy) and model.has_density:
         first, *later = model.stages

@@ -49,12 +49,9 @@ def manifold_density(
     because it is per d-dimensional volume. In a :class:`Mixture` it is
     :math:`\pi_k\, p_M^k(y) / r_k(y)` with the responsible chart k (:meth:`Mixture.overlap`).
 
-    Args:
-        model: The model.
-        x: Events, (batch, *event_shape).
-        exact_up_to: Largest dimension d at which the volume is exact; it is estimated above.
-        generator: Source of the estimate's probes, on the CPU.
-        context: See :class:`Model`.
+    Events x are (batch, *event_shape), with the context of :class:`Model`. The volume is exact up
+    to the dimension ``exact_up_to``; above, it is estimated with probes of the generator, on the
+    CPU.
     """
     error, unknown = x.new_zeros(x.shape[0]), x.new_full(x.shape[:1], torch.nan)
     if model.dim == model.event_dim and not isinstance(model, Mixture):  # the manifold is R^D

@@ -15,11 +15,9 @@ EXAMPLES = 97
 def export_method(model: Model, method: str) -> ExportedProgram:
     """Export a method of events x (batch, *event_shape) for any batch size.
 
-    The graph holds the weights and the gradients that ``project`` computes, and no Python.
-
-    Args:
-        model: A model that needs no context.
-        method: ``log_prob``, ``encode``, ``encoder_projection``, or ``project``.
+    The graph holds the weights and the gradients that ``project`` computes, and no Python. The
+    method is ``log_prob``, ``encode``, ``encoder_projection``, or ``project`` of a model that needs
+    no context.
 
     Example:
         >>> from submanifold.flows import RealNVP

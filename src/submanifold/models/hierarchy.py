@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from submanifold.common.errors import UserError
+from submanifold.common.errors import unexpected
 from submanifold.flows.bijection import Context
 from submanifold.geometry.nearest import Nearest
 from submanifold.models.model import Model
@@ -54,10 +54,9 @@ class Hierarchy(Model):
     def __init__(self, stages: Sequence[Stage], view_dim: int | None = None):
         for number, (outer, inner) in enumerate(pairwise(stages), start=2):
             if inner.event_shape != (outer.dim,):
-                raise UserError(
-                    f"stages: expected stage {number} to act on events of shape ({outer.dim},), "
-                    f"the coordinates of stage {number - 1}, got {inner.event_shape}."
-                )
+                shape = f"({outer.dim},), the coordinates of stage {number - 1}"
+                expected = f"stage {number} to act on events of shape {shape}"
+                raise unexpected("stages", expected, inner.event_shape)
         count = len(stages) if view_dim is None else _manifold_stage(stages)
         *outside, last = stages[:count]
         dim = last.dim if view_dim is None else view_dim
@@ -153,10 +152,8 @@ class Hierarchy(Model):
         self._check(u=u)
         code, last = self._code, self._outer[-1]
         if code and self.dim < last.dim:
-            raise UserError(
-                f"dim: expected {last.dim} or more for the density on the manifold, got "
-                f"{self.dim}, for which it is an unknown marginal."
-            )
+            expected = f"{last.dim} or more for the density on the manifold"
+            raise unexpected("dim", expected, f"{self.dim}, for which it is an unknown marginal")
         z, rest = u.tensor_split([last.dim], 1)
         log_prob = Hierarchy(code).log_prob(z, context) if code else standard_normal_log_prob(z)
         return log_prob + last.off_manifold_log_prob(rest)

@@ -36,12 +36,7 @@ class Mixture(DataInitialized, Model):
     one map of R^d cannot (the paper's section 6; Kalatzis et al. 2021). An event is encoded by the
     chart of the largest responsibility :math:`r_k`, whose index, 0 to K - 1, is the last of the
     d + 1 columns of u. The first batch initializes each chart from one of its clusters (k-means).
-
-    Args:
-        charts: Hierarchies with the same event shape and dimensions.
-
-    Attributes:
-        logits: Log pi up to a constant, (K,).
+    Charts have equal event shapes and dimensions. ``logits`` are log pi up to a constant, (K,).
 
     Example:
         >>> charts = [Hierarchy([Stage(RealNVP(3), dim=2)]) for _ in range(2)]
@@ -78,7 +73,6 @@ class Mixture(DataInitialized, Model):
         return u, _select(encoded.v, index), encoded.joint.logsumexp(0)
 
     def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor, Tensor]:
-        """See :meth:`Model.forward`."""
         return self.select_chart(self.encode_on_charts(x, context))
 
     def _decode(self, u: Tensor, v: Tensor | None = None, context: Context = None) -> Tensor:
@@ -88,12 +82,10 @@ class Mixture(DataInitialized, Model):
         return _select(decoded, self._chart_index(u))
 
     def code_log_prob(self, u: Tensor, context: Context = None) -> Tensor:
-        """See :meth:`Model.code_log_prob`."""
         self._check(u=u)
         return standard_normal_log_prob(self.coordinates(u)) + self.overlap(u, context)
 
     def coordinates(self, u: Tensor) -> Tensor:
-        """See :meth:`Model.coordinates`."""
         return u[:, : self.dim]
 
     def _chart_index(self, u: Tensor) -> Tensor:

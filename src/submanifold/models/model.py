@@ -11,22 +11,18 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from submanifold.common.device import choose_device, choose_precision
-from submanifold.common.errors import UserError
+from submanifold.common.errors import UserError, unexpected
 from submanifold.flows.bijection import Context
 from submanifold.flows.conditional import embedding_of
 from submanifold.flows.softflow import is_noise_conditional
 from submanifold.geometry.nearest import Nearest, gauss_newton, nearest_point
 from submanifold.models.io import build, describe, load_tensors, save_tensors
 
-FORMAT = 2
-"""Version of model files; raise it with every change of what :func:`.describe` returns."""
-GAUSSIAN = "gaussian."
-"""Prefix of the names of tensors of :attr:`Model.gaussian`."""
-FACTS = ("notes", "data", "calibration")
-"""Attributes of models in the header."""
+FORMAT = 2  #: Version of model files; raise it with every change of what :func:`.describe` returns.
+GAUSSIAN = "gaussian."  #: Prefix of the names of tensors of :attr:`Model.gaussian`.
+FACTS = ("notes", "data", "calibration")  #: Attributes of models in the header.
 
-GRADIENTS, NEAREST_GRADIENTS = 4, 16
-"""Gradients of the default and of the nearest projection."""
+GRADIENTS, NEAREST_GRADIENTS = 4, 16  #: Gradients of the default and of the nearest projection.
 FEW, GAUSS_NEWTON_STEPS = 8, 12
 """Largest dimension of nearest projections by Gauss-Newton steps, and number of these steps."""
 
@@ -37,11 +33,9 @@ Values = TypeVar("Values")
 def bits_per_dim(log_prob: Values, dim: int, bits: int = 0) -> Values:
     r"""Compute :math:`b - \log p(x) / (D \log 2)`, the negative log-density in bits per dimension.
 
-    Args:
-        log_prob: Log-densities in nats per event, a tensor or an array.
-        dim: D, the number of elements of an event.
-        bits: b, the number of bits to which the elements were quantized, if they are scaled to an
-            interval of length 1. The result is an upper bound on the bits that encode them.
+    Log-densities are in nats per event, a tensor or an array; D (``dim``) is the number of elements
+    of an event, and b (``bits``) the number of bits to which they were quantized, if they are
+    scaled to an interval of length 1. The result is an upper bound on the bits that encode them.
     """
     return bits - log_prob / (dim * math.log(2))  # type: ignore[operator, return-value]
 
@@ -127,10 +121,9 @@ class Model(nn.Module, ABC):
     def log_prob(self, x: Tensor, context: Context = None) -> Tensor:
         """Compute the exact log-density of x in nats, (batch,), if there is one on R^D."""
         if not self.has_density:
-            raise UserError(
-                "log_prob: expected a model with a density on R^D, got one with an injection and a "
-                "density on the manifold. Use submanifold.models.manifold_density."
-            )
+            expected = "a model with a density on R^D"
+            got = "one with an injection and a density on the manifold"
+            raise unexpected("log_prob", expected, got, "Use submanifold.models.manifold_density")
         return self(x, context)[2]
 
     def coordinates(self, u: Tensor) -> Tensor:
@@ -259,10 +252,8 @@ class Model(nn.Module, ABC):
                 raise ValueError("tensors whose names or shapes do not match the config")
         except (SafetensorError, OSError, ValueError) as error:
             reason = " ".join(str(error).split()).removesuffix(".")
-            raise UserError(
-                f"{path}: expected a model that this version can build, got {reason}. Pass a file "
-                "written by Model.save, such as the hierarchy.safetensors of a run."
-            ) from error
+            fix = "Pass a file written by Model.save, such as the hierarchy.safetensors of a run"
+            raise unexpected(path, "a model that this version can build", reason, fix) from error
         if not isinstance(model, cls):
             raise UserError(f"{path}: expected a {cls.kind}, got a {model.kind}. Use Model.load.")
         model.to(next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32))
@@ -290,10 +281,9 @@ class Model(nn.Module, ABC):
             return  # flows check the rest
         embedding = embedding_of(self)
         if embedding is None:
-            raise UserError(
-                f"context: expected none for an unconditional model, got {context.dtype} of shape "
-                f"{tuple(context.shape)}. Omit it, or train a model with data.condition."
-            )
+            got = f"{context.dtype} of shape {tuple(context.shape)}"
+            fix = "Omit it, or train a model with data.condition"
+            raise unexpected("context", "none for an unconditional model", got, fix)
         embedding(context)
 
     def _check(self, **tensors: Tensor | None) -> None:

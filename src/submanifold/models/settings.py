@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 from torch import nn
@@ -19,8 +19,7 @@ ContextSizes = Mapping[str, int] | None
 """The number of ``classes`` or ``columns`` that a model is conditional on; None without any."""
 
 
-def _as_list(flow: Any) -> Any:
-    return flow if isinstance(flow, list | tuple) else [flow]
+AsList = BeforeValidator(lambda flow: flow if isinstance(flow, list | tuple) else [flow])
 
 
 class StageSettings(Settings):
@@ -36,7 +35,7 @@ class StageSettings(Settings):
             injective flows.
     """
 
-    flow: Annotated[tuple[FlowSettings, ...], BeforeValidator(_as_list), Field(min_length=1)]
+    flow: Annotated[tuple[FlowSettings, ...], AsList, Field(min_length=1)]
     dim: int | None = Field(gt=0)
     default_dim: bool = False
     off_manifold_scale: float = Field(default=1.0, gt=0)

@@ -12,8 +12,7 @@ from submanifold.flows import Flow, Injection, Rotation
 from submanifold.flows.bijection import Context
 from submanifold.flows.orthogonal import LARGEST_MATRIX
 
-LEADING = 2
-"""Axes of a rotation of many latents, as a multiple of d."""
+LEADING = 2  #: Axes of a rotation of many latents, as a multiple of d.
 
 
 class Stage(nn.Module):

@@ -4,21 +4,28 @@ import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import torch
 
+from submanifold.common.threads import choose_one_or_all
 from submanifold.data.batches import Batches
 from submanifold.models import Hierarchy, ModelSettings
-from submanifold.training.phases import ROTATION_BATCH_SIZE, PhaseSettings, assemble
-from submanifold.training.rotation import PROBES_PER_AXIS, RotationSettings, fit_rotation
+from submanifold.training.phases import PhaseSettings, assemble
+from submanifold.training.rotation import (
+    PROBES_PER_AXIS,
+    RotationSettings,
+    draw_probes,
+    principal_axes,
+)
 from submanifold.training.trainer import Trainer
 
-STEPS = 5
-PROBES = 512
-STEPS_SHARE = 0.85
-"""Of the time of a training; the rest is for validations and checkpoints."""
+STEPS = 3
+BATCH_SIZE = 32  # of a measured round of probes
+PART = 2  # of which one of the latents of a measured decomposition are; its time is cubic in them
+STEPS_SHARE = 0.85  #: Of the time of a training; the rest is for validations and checkpoints.
 
 Phase = PhaseSettings | RotationSettings
 
@@ -40,50 +47,67 @@ def phase_cost(
     outer = Hierarchy(model.build(shape, last=first - 1)).to(device) if first > 1 else None
     if isinstance(phase, RotationSettings):
         rotated = Hierarchy(model.build(shape, first, first)).to(device)
-        rows = np.random.default_rng(0).normal(size=(ROTATION_BATCH_SIZE, *rotated.event_shape))
-        batches = Batches(rows.astype(np.float32), ROTATION_BATCH_SIZE, device=device)
-        fitted = fit_rotation(rotated, batches, PROBES, outer)
-        # sums over the probes are a small part of a decomposition
-        fixed = fitted["decomposition_seconds"]
-        per_probe = (fitted["seconds"] - fixed) / fitted["probes"]
-        rotation: Any = rotated.stages[0].rotation
+        rotation: Any = rotated.stages[0].add_rotation()
+        rows = np.random.default_rng(0).normal(size=(BATCH_SIZE, *rotated.event_shape))
+        batches = Batches(rows.astype(np.float32), BATCH_SIZE, device=device)
+        draw = partial(draw_probes, rotated, batches, outer, 0)
+        choose_one_or_all(draw)
+        started = time.perf_counter()
+        drawn = draw().float()
+        per_probe, started = (time.perf_counter() - started) / len(drawn), time.perf_counter()
+        count = None if rotation.is_dense else max(1, rotation.directions // PART)
+        principal_axes(drawn[:, : max(1, drawn.shape[1] // PART)], count).sum().item()
+        fixed = PART**3 * (time.perf_counter() - started)
         return PhaseCost(fixed, per_probe, phase.probes or PROBES_PER_AXIS * rotation.directions)
     for stage in outer.stages if outer else ():
         stage.add_rotation()  # a penalty may use its eigenvalues
     _, trained, _, objective = assemble(phase, model, outer, shape, device)
     trainer = Trainer(trained, objective, phase.training)
     x = torch.rand(phase.training.batch_size, *trained.event_shape, device=device) - 0.5
-    times = []
-    for _ in range(STEPS):
+
+    def seconds() -> float:
         started = time.perf_counter()
         trainer.step(x)["loss"].item()  # waits for the device
-        times.append(time.perf_counter() - started)
-    return PhaseCost(0.0, statistics.median(times), phase.training.steps)
+        return time.perf_counter() - started
+
+    seconds()  # the first step is slower
+    choose_one_or_all(seconds)
+    per_step = statistics.median(seconds() for _ in range(STEPS))
+    return PhaseCost(0.0, per_step, phase.training.steps)
 
 
-def fit_budget(
-    seconds: float,
-    model: ModelSettings,
-    phases: Mapping[str, Phase],
-    shape: tuple[int, ...],
-    device: torch.device,
-) -> dict[str, int]:
+@torch.random.fork_rng(devices=())
+def phase_costs(
+    model: ModelSettings, phases: Mapping[str, Phase], shape: tuple[int, ...], device: torch.device
+) -> dict[str, PhaseCost]:
+    """Time a few steps, or probes, of all phases for events of a shape."""
+    threads, costs = torch.get_num_threads(), dict[str, PhaseCost]()
+
+    @cache
+    def rotation_cost(stage: int) -> PhaseCost:
+        return phase_cost(model, RotationSettings(rotate=stage), shape, device)
+
+    for name, phase in phases.items():
+        if isinstance(phase, RotationSettings):
+            cost = rotation_cost(phase.rotate)
+            costs[name] = replace(cost, steps=phase.probes or cost.steps)
+        else:
+            costs[name] = phase_cost(model, phase, shape, device)
+    torch.set_num_threads(threads)
+    return costs
+
+
+def training_seconds(costs: Mapping[str, PhaseCost]) -> float:
+    """Return the duration of all phases."""
+    return sum(cost.fixed + cost.per_step * cost.steps / STEPS_SHARE for cost in costs.values())
+
+
+def fit_budget(seconds: float, costs: Mapping[str, PhaseCost]) -> dict[str, int]:
     """Scale the steps, or probes, of all phases by one factor, so that they take a given time.
 
     Every phase has at least one step. If the time is short for the rotations' decompositions, half
     of it is for the steps, and training takes longer.
     """
-    costs: dict[str, PhaseCost] = {}
-    rotations: dict[int, PhaseCost] = {}
-    for name, phase in phases.items():
-        if not isinstance(phase, RotationSettings):
-            costs[name] = phase_cost(model, phase, shape, device)
-            continue
-        if phase.rotate not in rotations:
-            default = phase.model_copy(update={"probes": None})
-            rotations[phase.rotate] = phase_cost(model, default, shape, device)
-        cost = rotations[phase.rotate]
-        costs[name] = replace(cost, steps=phase.probes or cost.steps)
     variable = sum(cost.per_step * cost.steps for cost in costs.values())
     fixed = sum(cost.fixed for cost in costs.values())
     factor = STEPS_SHARE * max(seconds - fixed, seconds / 2) / variable

@@ -51,7 +51,7 @@ def table_method(dim: int) -> Method:
     :func:`image_method` does.
     """
     noise = {"input_noise": 1.0, "input_noise_min": 0.01}
-    penalty = {"penalty": "mse", "weight": 0.3, "space": "image", "random_dim": 4.0}
+    penalty = {"penalty": "mse", "weight": 0.1, "space": "image", "random_dim": 4.0}
     training = {
         "batch_size": 512, "learning_rate": 0.002, "clip": 5.0, "validate_every": 100,
         "precision": "float32",

@@ -17,6 +17,7 @@ from submanifold.data.batches import Batches
 from submanifold.flows import initialize, set_activation_checkpointing, with_noise_scale
 from submanifold.losses import ForwardPass, Objective
 from submanifold.models import Model
+from submanifold.models.io import describe
 from submanifold.training import monitor
 from submanifold.training.monitor import Row
 from submanifold.training.settings import TrainingSettings
@@ -25,8 +26,7 @@ from submanifold.training.trainer import EARLIER, LAST, Trainer, read
 log = logging.getLogger(__name__)
 
 LOG_EVERY = 10
-INITIAL_ROWS = 8192
-"""Rows that initialize a flow with log-uniform noise scales."""
+INITIAL_ROWS = 8192  #: Rows that initialize a flow with log-uniform noise scales.
 
 Log = Callable[[int, Row], None]
 
@@ -37,7 +37,7 @@ def fit(
     train: Batches,
     valid: Batches,
     settings: TrainingSettings,
-    folder: Path,
+    folder: str | Path,
     name: str = "training",
     on_log: Log | None = None,
     fresh: Sequence[nn.Module] | None = None,
@@ -50,26 +50,18 @@ def fit(
     (:mod:`submanifold.common.distributed`), accumulation steps and numbers of threads change it by
     rounding only.
 
-    Args:
-        model: The stages in training, on their device.
-        objective: The loss.
-        train: Training batches.
-        valid: Validation batches.
-        settings: How to train.
-        folder: Folder of the last two checkpoints.
-        name: Name in messages.
-        on_log: Called as (step, values) with values ``train.*`` and ``valid.*``; a resumed training
-            repeats earlier rows first. It may raise to interrupt the training.
-        fresh: Untrained modules, which the first batch initializes; None is the entire model.
+    ``folder`` has the last two checkpoints. ``on_log`` is called as (step, values) with values
+    ``train.*`` and ``valid.*``; a resumed training repeats earlier rows first. It may raise to
+    interrupt the training. The first batch initializes the ``fresh`` modules, by default all.
 
-    Returns:
-        The history: ``name``, rows by step in ``train`` and ``valid``, ``best_step``, ``steps``,
-        ``rollbacks``, ``warnings``, ``seconds``, and ``steps_trained`` by this call.
-
-    Raises:
-        UserError: The training diverged again after three rollbacks, the checkpoint has another
-            architecture, or the batch size is not divisible by the number of shards.
+    Returns the history: ``name``, rows by step in ``train`` and ``valid``, ``best_step``,
+    ``steps``, ``rollbacks``, ``warnings``, ``seconds``, and ``steps_trained`` by this call. A
+    UserError says that the training diverged again after three rollbacks, that the checkpoint has
+    another architecture, that the model could not be saved, or that the batch size is not divisible
+    by the number of shards.
     """
+    describe(model)
+    folder = Path(folder)
     trainer = Trainer(model, objective, settings)
     if train.batch_size % trainer.shards[0].count:
         raise UserError(

@@ -14,8 +14,7 @@ from submanifold.models.diagnostics import (
     manifold_overfitting,
 )
 
-Row = dict[str, float]
-"""Values by name, with their ``step``."""
+Row = dict[str, float]  #: Values by name, with their ``step``.
 
 LARGEST_GAP = 10.0
 """Bits per dimension between validation and training data above which the training warns."""

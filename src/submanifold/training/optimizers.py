@@ -88,10 +88,9 @@ class Muon(Optimizer):
             stacked = torch.stack([weight.flatten(1) for weight in ahead])
             rows, columns = stacked.shape[1:]
             length = group["lr"] * math.sqrt(max(1, rows / columns))
-            steps = [
-                step.view_as(weight)  # kernels of two sizes can have equal matrices
-                for step, weight in zip(orthogonalize(stacked), weights, strict=True)
-            ]
+            # kernels of two sizes can have equal matrices
+            pairs = zip(orthogonalize(stacked), weights, strict=True)
+            steps = [step.view_as(weight) for step, weight in pairs]
             torch._foreach_add_(weights, steps, alpha=-length)
 
 

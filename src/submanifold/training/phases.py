@@ -60,28 +60,20 @@ def train_phase(
     valid: np.ndarray,
     seed: int,
     device: torch.device,
-    folder: Path,
+    folder: str | Path,
     name: str,
     on_log: Log | None = None,
 ) -> tuple[Model, dict[str, Any]]:
     """Train the stages of one phase, or resume the training in the same folder (:func:`.fit`).
 
-    Args:
-        phase: Settings of the phase; the stages before its first one are frozen.
-        model: Settings of the stages.
-        before: The model that the previous phase returned, if any.
-        train: Input of the phase's first stage: images, or u of the stages before it. If they have
-            a context (:class:`.ConditionalArray`), the model is conditional on it.
-        valid: The same of the validation images.
-        seed: Seed of new weights, of the order of batches and of their noise.
-        device: Device of the training.
-        folder: Folder of checkpoints.
-        name: Name of the phase in messages and logs.
-        on_log: Called with the name, and as in :func:`.fit`.
+    ``before`` is the model that the previous phase returned, if any; the stages before the phase's
+    first one are frozen. ``train`` and ``valid`` are the input of its first stage: images, or u of
+    the stages before it. If they have a context (:class:`.ConditionalArray`), the model is
+    conditional on it. The seed is that of new weights, of the order of batches and of their noise.
+    ``on_log`` is called with the name, and as in :func:`.fit`.
 
-    Returns:
-        The model with all stages trained so far, on the CPU, with a summary of each phase in its
-        notes; and the history of :func:`.fit` with ``stages`` and the names of ``terms``.
+    Returns the model with all stages trained so far, on the CPU, with a summary of each phase in
+    its notes; and the history of :func:`.fit` with ``stages`` and the names of ``terms``.
     """
     settings = phase.training
     done = [] if before is None else before.notes["phases"]
@@ -89,9 +81,8 @@ def train_phase(
     context = describe_context(context_of_array(train))
     limited = model.limited(len(train))
     warned = _warn_of_few(phase, model, limited, before, len(train))
-    full, trained, fresh, objective = assemble(
-        phase, limited, copy.deepcopy(before), train.shape[1:], device, context
-    )
+    shape, copied = train.shape[1:], copy.deepcopy(before)
+    full, trained, fresh, objective = assemble(phase, limited, copied, shape, device, context)
     batches = Batches(train, settings.batch_size, _phase_seed(seed, len(done)), device)
     validation = Batches(valid[: settings.validation_rows], settings.batch_size, seed, device)
     with locked(folder, name) if distributed.rank() == 0 else nullcontext():
@@ -141,7 +132,7 @@ def rotate_phase(
     train: np.ndarray,
     seed: int,
     device: torch.device,
-    folder: Path,
+    folder: str | Path,
     name: str,
 ) -> tuple[Hierarchy, dict[str, Any]]:
     """Rotate the latents of the stage that was trained last (:func:`.fit_rotation`).
@@ -171,7 +162,7 @@ def train_phases(
     valid: np.ndarray,
     seed: int,
     device: torch.device,
-    folder: Path,
+    folder: str | Path,
 ) -> Model:
     """Train a model in phases, as the pipelines do, in one process (Alg. 2).
 
@@ -179,6 +170,7 @@ def train_phases(
     :func:`train_phase`.
     """
     trained: Any = None
+    folder = Path(folder)
     for name, phase in phases.items():
         rows, held_out = train, valid
         if phase.stages[0] > 1:

@@ -60,7 +60,7 @@ def fit_rotation(
     batches: Batches,
     probes: int | None = None,
     outer: Hierarchy | None = None,
-    folder: Path | None = None,
+    folder: str | Path | None = None,
     name: str = "rotation",
 ) -> dict[str, Any]:
     r"""Rotate the latents of a model's last stage so that the leading ones contribute most.
@@ -81,17 +81,12 @@ def fit_rotation(
     the mean :math:`(q_i^T g)^2` of these, an unbiased estimate of the diagonal of C in the rotated
     frame. A fit of one round holds nothing out. Several processes share the images.
 
-    Args:
-        model: The model on its device; its last stage gets a :class:`.Rotation` if it has none.
-        batches: Input of its first stage.
-        probes: Number of probes; None is 8 for each axis that is chosen.
-        outer: The frozen stages before it.
-        folder: Folder of a checkpoint, from which a killed fit resumes.
-        name: Name in messages.
+    The last stage gets a :class:`.Rotation` if it has none. ``outer`` are the frozen stages before
+    the model. The number of probes is by default 8 for each axis that is chosen. A killed fit
+    resumes from a checkpoint in the folder.
 
-    Returns:
-        ``probes``, ``left_out``, ``seconds``, ``decomposition_seconds``, and by d in ``dims`` the
-        first-order mean squared error ``mse`` on the held-out probes (sums of the eigenvalues).
+    Returns ``probes``, ``left_out``, ``seconds``, ``decomposition_seconds``, and by d in ``dims``
+    the first-order mean squared error ``mse`` on the held-out probes (sums of the eigenvalues).
     """
     stage = model.stages[-1]
     rotation = stage.rotation or stage.add_rotation()
@@ -99,15 +94,19 @@ def fit_rotation(
     rounds = math.ceil((probes or PROBES_PER_AXIS * rotation.directions) / per_round)
     every = min(HELD_OUT_EVERY, rounds)
     precision = torch.float32 if rotation.is_dense else torch.bfloat16
-    path = None if folder is None else folder / "rotation.safetensors"
-    drawn, seconds = _resume(path, batches.device)
+    path = None if folder is None else Path(folder) / "rotation.safetensors"
+    drawn, seconds = list[Tensor](), 0.0
+    if path is not None and is_intact(path):  # of a killed fit
+        tensors, header = load_tensors(path)
+        drawn = [tensors[str(number)].to(batches.device) for number in range(len(tensors))]
+        seconds = header["seconds"]
     distributed.barrier()  # before another process writes the file
     saved = time.monotonic()
     started, total, tuner = saved - seconds, rounds * per_round, ThreadTuner(batches.device)
     with ProgressBar(name, "probes", total, len(drawn) * per_round) as meter:
         for number in range(len(drawn), rounds):
             with tuner.unit():
-                computed = _probe(model, batches, outer, number).float()
+                computed = draw_probes(model, batches, outer, number).float()
             norms = computed.square().sum(1)
             inliers = computed[norms <= LARGEST_RATIO * norms.nanmedian()]
             drawn.append(inliers.to(precision))
@@ -138,15 +137,7 @@ def fit_rotation(
     }
 
 
-def _resume(path: Path | None, device: torch.device) -> tuple[list[Tensor], float]:
-    """Return the probes of each round, and the seconds that they took, of a killed fit."""
-    if path is None or not is_intact(path):
-        return [], 0.0
-    tensors, header = load_tensors(path)
-    return [tensors[str(number)].to(device) for number in range(len(tensors))], header["seconds"]
-
-
-def _probe(model: Hierarchy, batches: Batches, outer: Hierarchy | None, number: int) -> Tensor:
+def draw_probes(model: Hierarchy, batches: Batches, outer: Hierarchy | None, number: int) -> Tensor:
     """Compute the probes of a round, (probes, latent_dim)."""
     *inner, stage = model.stages
     weight = next(model.parameters())
@@ -175,10 +166,7 @@ def _probe(model: Hierarchy, batches: Batches, outer: Hierarchy | None, number: 
 def _set_rotation(
     rotation: Rotation, blocks: Sequence[slice], fitted: Tensor, held_out: Tensor
 ) -> Tensor:
-    """Set a rotation from probes (n, D); returns the errors after the first d latents, (k + 1,).
-
-    A dense rotation gets all axes of each block, another one the leading axes of the first block.
-    """
+    """Set a rotation from probes (n, D); returns the errors after the first d latents, (k + 1,)."""
     count = rotation.directions
     if rotation.is_dense:
         axes = torch.block_diag(*(principal_axes(fitted[:, block]) for block in blocks))

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from submanifold.common import distributed
 from submanifold.common.device import autocast, choose_precision
-from submanifold.common.errors import UserError
+from submanifold.common.errors import UserError, unexpected
 from submanifold.data.batches import Batches
 from submanifold.flows import set_activation_checkpointing
 from submanifold.flows.bijection import Context
@@ -59,11 +59,6 @@ class Trainer:
 
     The average of the weights is exponential. Its decay grows as (1 + t) / (10 + t) up to
     ``settings.ema``, so that the average of a short training does not include its start.
-
-    Args:
-        model: The stages in training, on their device.
-        objective: The loss.
-        settings: How to train.
 
     Attributes:
         state: Progress.
@@ -154,7 +149,7 @@ class Trainer:
             weight.copy_(average)
             average.copy_(kept)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Write a checkpoint for :meth:`restore`, and keep the one before it."""
         distributed.barrier()  # other processes may still read the last one
         if distributed.rank() == 0:
@@ -167,16 +162,15 @@ class Trainer:
                     moments = optimizer.state.get(weight, {})
                     tensors |= {f"{kind}/{name}": value for kind, value in moments.items()}
             header = {"state": asdict(self.state)}
-            save_tensors(tensors, folder / LAST, header, folder / EARLIER)
+            save_tensors(tensors, Path(folder) / LAST, header, Path(folder) / EARLIER)
         distributed.barrier()
 
-    def restore(self, folder: Path) -> bool:
+    def restore(self, folder: str | Path) -> bool:
         """Restore the last intact checkpoint of a folder; returns whether there is one.
 
-        Raises:
-            UserError: The checkpoint belongs to another architecture.
+        A checkpoint of another architecture raises a UserError.
         """
-        for path in (folder / LAST, folder / EARLIER):
+        for path in (Path(folder) / LAST, Path(folder) / EARLIER):
             if path.exists():
                 try:
                     tensors, header = load_tensors(path)
@@ -197,10 +191,9 @@ class Trainer:
         try:
             self.model.load_state_dict(groups.pop("model"))
         except RuntimeError as error:
-            raise UserError(
-                f"{path}: expected a checkpoint of this architecture, got another one ({error}). "
-                "Delete its folder to train from the beginning, or restore the settings."
-            ) from error
+            expected = "a checkpoint of this architecture"
+            fix = "Delete its folder to train from the beginning, or restore the settings"
+            raise unexpected(path, expected, f"another one ({error})", fix) from error
         self.best, averages = groups.pop("best", {}), groups.pop("average")
         owners: dict[Tensor, Optimizer] = {}
         for optimizer in self.optimizers:
@@ -216,7 +209,7 @@ class Trainer:
                     value = torch.empty_like(weight, dtype=value.dtype).copy_(value)
                 owners[weight].state[weight][kind] = value.to(weight.device)
 
-    def roll_back(self, folder: Path, name: str, problem: str) -> None:
+    def roll_back(self, folder: str | Path, name: str, problem: str) -> None:
         """Go back to the last checkpoint and halve the learning rates, or raise a UserError."""
         step, rollbacks, warnings = self.state.step, self.state.rollbacks + 1, self.state.warnings
         if rollbacks > MAX_ROLLBACKS:

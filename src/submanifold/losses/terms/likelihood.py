@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from submanifold.common.errors import UserError
+from submanifold.common.errors import unexpected
 from submanifold.losses.forward_pass import ForwardPass
 from submanifold.losses.terms.term import Term
 
@@ -31,14 +31,12 @@ class Likelihood(Term):
     trim: float = Field(default=0.0, ge=0, lt=0.5)
 
     def __call__(self, batch: ForwardPass) -> Tensor:
-        """Mean over the batch."""
         log_prob = batch.log_prob
         if self.trim and batch.shard.count > 1:
-            raise UserError(
-                f"likelihood.trim: expected 0 with batches in {batch.shard.count} parts, got "
-                f"{self.trim}: it compares all events of a batch. Use one process, "
-                "and training.grad_accumulation_steps=1."
-            )
+            expected = f"0 with batches in {batch.shard.count} parts"
+            got = f"{self.trim}: it compares all events of a batch"
+            fix = "Use one process, and training.grad_accumulation_steps=1"
+            raise unexpected("likelihood.trim", expected, got, fix)
         if self.trim:
             kept = len(log_prob) - int(self.trim * len(log_prob))
             log_prob = log_prob[_residuals(log_prob.detach(), batch.noise_scale).topk(kept).indices]

@@ -10,5 +10,4 @@ class OffManifold(Term):
     """Mean square of the off-manifold coordinates, as in DNF's code (:ref:`theory-3-10`)."""
 
     def __call__(self, batch: ForwardPass) -> Tensor:
-        """Mean over the batch and its off-manifold coordinates."""
         return batch.v.square().mean()

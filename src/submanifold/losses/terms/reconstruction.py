@@ -22,7 +22,6 @@ class NoPenalty(Term):
     random_dim: ClassVar[None] = None
 
     def __call__(self, batch: ForwardPass) -> Tensor:
-        """Zero."""
         return batch.log_prob.new_zeros(())
 
 

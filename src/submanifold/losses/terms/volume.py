@@ -17,8 +17,7 @@ from submanifold.models.stage import standard_normal_log_prob
 
 CG_ITERATIONS = 100
 CG_TOLERANCE = 1e-3
-PROBES = 2
-"""Probes of each event's volume in a validation, which averages over events."""
+PROBES = 2  #: Probes of each event's volume in a validation, which averages over events.
 
 
 class _VolumeTerm(Term):
@@ -62,7 +61,6 @@ class ManifoldLikelihood(_VolumeTerm):
     """
 
     def __call__(self, batch: ForwardPass) -> Tensor:
-        """Mean over the batch."""
         nats = self._log_volume(batch) - standard_normal_log_prob(batch.u)
         return nats.mean() / (batch.u.shape[1] * math.log(2))
 
@@ -78,7 +76,6 @@ class NonOrthogonality(_VolumeTerm):
     """
 
     def __call__(self, batch: ForwardPass) -> Tensor:
-        """Mean over the batch."""
         jacobians = self._columns(batch)
         volume = self._log_volume(batch, jacobians)
         lengths = 0.5 * jacobians.square().sum(1).log().mean(1)
@@ -94,7 +91,6 @@ class OffDiagonal(_VolumeTerm):
     """
 
     def __call__(self, batch: ForwardPass) -> Tensor:
-        """Mean over the batch."""
         jacobians = self._columns(batch)
         metric = jacobians.mT @ jacobians
         count = metric.shape[1]
