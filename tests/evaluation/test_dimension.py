@@ -2,16 +2,16 @@ import numpy as np
 import pytest
 import torch
 
-from strategies import initialized_glow
+from strategies import affine, initialized_glow
 from submanifold.evaluation import dimension
 from submanifold.evaluation.dimension import (
     ESTIMATORS,
     HALVES,
     advise,
+    choose_estimate,
     intrinsic_dimensions,
     spectrum_dimension,
 )
-from submanifold.flows import Affine
 from submanifold.models import Hierarchy, Mixture, Stage
 
 
@@ -56,6 +56,13 @@ def test_interval_has_the_width_of_the_standard_error(monkeypatch):
     assert np.sqrt(np.mean(np.square(widths))) == pytest.approx(expected, rel=0.25)
 
 
+@pytest.mark.parametrize(("value", "chosen"), [(5.9, "TwoNN"), (6.1, "spectrum of JᵀJ")])
+def test_distances_of_1000_points_determine_at_most_six_dimensions(value, chosen):
+    spectrum = {"value": 9.0, "n": 64}
+    estimates = {"TwoNN": {"value": value, "n": 1000}, "spectrum of JᵀJ": spectrum}
+    assert choose_estimate(estimates) == chosen
+
+
 CURVE = {"dims": [1, 10, 100], "mse": [0.1, 0.0015, 0.0001],
          "nearest_dims": [2, 5, 99], "nearest_mse": [0.1, 0.001, 0.0]}  # fmt: skip
 
@@ -89,10 +96,7 @@ def test_spectrum_counts_directions_that_change_the_image():
 @pytest.mark.parametrize(("off_manifold_scale", "of_v"), [(1.0, 10 / 11), (0.1, 1 / 11)])
 def test_spectrum_counts_directions_off_the_manifold(off_manifold_scale, of_v):
     """Normal data, of which a coordinate of variance s counts s / (s + D tau^2) = s / (s + 0.1)."""
-    stages = [Stage(Affine(10), 7, off_manifold_scale), Stage(Affine(7), 5, off_manifold_scale)]
-    for stage in stages:
-        with torch.no_grad():
-            stage.flows[0].weight.copy_(torch.eye(stage.event_dim))
+    stages = [Stage(affine(torch.eye(dim)), d, off_manifold_scale) for dim, d in ((10, 7), (7, 5))]
     deviations = torch.tensor([1.0] * 5 + [off_manifold_scale] * 5)
     rows = (torch.randn(20, 10, generator=torch.Generator().manual_seed(0)) * deviations).numpy()
     found = spectrum_dimension(Hierarchy(stages), rows)

@@ -1,9 +1,9 @@
 """Features of images; Inception has its architecture with random weights."""
 
 import hashlib
-import socket
 import threading
-from contextlib import contextmanager
+from functools import partial
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 
 import numpy as np
@@ -72,31 +72,17 @@ def test_other_weights_are_rejected(tmp_path, random_weights):
             inception_features([noise(2)], str(path))
 
 
-@contextmanager
-def serving(monkeypatch, answer):
-    """Serve the weights locally; `answer` receives the connection."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def serve():
-            connection, _ = server.accept()
-            with connection:
-                connection.recv(4096)
-                answer(connection)
-
-        threading.Thread(target=serve, daemon=True).start()
-        url = f"http://127.0.0.1:{server.getsockname()[1]}/weights.pth"
-        monkeypatch.setattr(features, "URL_INCEPTION_V3", url)
-        yield
-
-
 def test_download_is_cached(accept_random_weights, empty_cache, monkeypatch):
-    content = Path(accept_random_weights).read_bytes()
-    answer = b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n" % len(content) + content
-    with serving(monkeypatch, lambda connection: connection.sendall(answer)):
+    path = Path(accept_random_weights)
+    files = partial(SimpleHTTPRequestHandler, directory=path.parent)
+    with HTTPServer(("127.0.0.1", 0), files) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/{path.name}"
+        monkeypatch.setattr(features, "URL_INCEPTION_V3", url)
         (first,) = inception_features([noise(2)])
     (again,) = inception_features([noise(2)])  # without a server
     np.testing.assert_array_equal(first, again)
-    assert [path.name for path in empty_cache.iterdir()] == ["weights.pth"]
+    assert [file.name for file in empty_cache.iterdir()] == [path.name]
 
 
 def test_pixel_features_do_not_favor_the_real_images():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy.special import log_ndtr
 
+from strategies import affine, perturb
 from submanifold.data.batches import Batches
 from submanifold.evaluation.likelihood import (
     dequantized_log_probs,
@@ -13,17 +14,13 @@ from submanifold.evaluation.likelihood import (
     noisy_log_prob,
 )
 from submanifold.flows import Affine, SoftRealNVP
-from submanifold.flows.conditional import ConditionalLayer
 from submanifold.models import Hierarchy, Stage
 
 
 def test_importance_weighted_bound_converges_to_the_exact_probability():
     """The density of a pixel is normal and as narrow as its bin, so its probability is known."""
     scale, pixel = 0.5 / 256, 128
-    flow = Affine(1)
-    with torch.no_grad():
-        flow.weight.fill_(1 / scale)
-    hierarchy = Hierarchy([Stage(flow, 1)]).double()
+    hierarchy = Hierarchy([Stage(affine(torch.tensor([[1 / scale]])), 1)]).double()
     low, high = (edge / 256 / scale for edge in (pixel - 128, pixel - 127))
     exact = math.log(math.exp(log_ndtr(high)) - math.exp(log_ndtr(low)))
     noise = torch.rand(4000, 64, generator=torch.Generator().manual_seed(0)).double()
@@ -71,19 +68,12 @@ def test_noise_costs_half_its_variance_under_a_standard_normal(input_noise):
 def test_a_noise_conditional_model_receives_the_scale_of_its_training():
     """The scale is 1, that of the largest noise, not 0 as for clean data."""
     torch.manual_seed(0)
-    model = Hierarchy([Stage(SoftRealNVP(4, 2), 4)]).double()
-    with torch.no_grad():
-        for each in model.modules():
-            if isinstance(each, ConditionalLayer):
-                each.weight.normal_()
-            elif isinstance(each, torch.nn.Linear):
-                each.weight.add_(0.1 * torch.randn_like(each.weight))
+    model = perturb(Hierarchy([Stage(SoftRealNVP(4, 2), 4)]), 0.5).double()
     rows = torch.randn(10, 4).double()
 
     def of_scale(scale):
-        return model.log_prob(
-            rows, None if scale is None else rows.new_full((10, 1), scale)
-        ).detach()
+        context = None if scale is None else rows.new_full((10, 1), scale)
+        return model.log_prob(rows, context).detach()
 
     found = noisy_log_prob(model, Batches(rows.numpy(), 3), 0.0)
     assert found == pytest.approx(of_scale(1.0).numpy(), rel=1e-12)

@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from calibrated import smooth_images
 from submanifold.data import dequantize
 from submanifold.data.arrays import with_context
 from submanifold.data.batches import Batches
 from submanifold.data.synthetic import LinearGaussian
 from submanifold.evaluation import baselines as baselines_module
 from submanifold.evaluation import measure as measure_module
+from submanifold.evaluation import reconstruction as reconstruction_module
 from submanifold.evaluation.baselines import PCA, evenly_spaced, fit_baselines, pca_batches
+from submanifold.evaluation.intervals import ENDS
 from submanifold.evaluation.measure import measure, objectives
 from submanifold.evaluation.metrics import METRICS, NONE
 from submanifold.evaluation.reconstruction import squared_errors
@@ -24,18 +27,12 @@ from submanifold.models import Hierarchy, Stage
 CPU = torch.device("cpu")
 
 
-def images(count, seed):
-    ramp = np.linspace(60, 180, 8)[:, None] * np.ones(8)
-    noise = np.random.default_rng(seed).normal(0, 12, (count, 1, 8, 8))
-    return (ramp + noise).clip(0, 255).astype(np.uint8)
-
-
 @pytest.fixture(scope="module")
 def results():
     """Results of all evaluations of tiny models, of images and of points."""
     torch.manual_seed(0)
     model = Hierarchy([Stage(Glow((1, 8, 8), 2, 1, width=8), 24), Stage(RealNVP(24, 2), 6)]).eval()
-    train, valid, test = (images(n, seed) for seed, n in enumerate((60, 20, 30)))
+    train, valid, test = (smooth_images(n, seed, 1) for seed, n in enumerate((60, 20, 30)))
     with torch.no_grad():
         model(dequantize(torch.from_numpy(train)))
     baselines, _ = fit_baselines(train, valid, test)
@@ -46,7 +43,7 @@ def results():
     return {
         "model": measure(model, test, baselines, 0.01, 2, CPU),
         "conditional": measure(conditional.eval(), labelled, baselines, 0.0, 2, CPU),
-        "samples": sample_quality(train, test, images(30, 3), "auto", CPU),
+        "samples": sample_quality(train, test, smooth_images(30, 3, 1), "auto", CPU),
         "truth": against_truth(linear, LinearGaussian(), points, points[:20]),
         "pipeline": {"seconds": {"training": 3.5}},
     }
@@ -74,17 +71,20 @@ def test_every_metric_is_computed_and_written(metric, results):
     assert metric.write({"value": None, "why": "not measured: too slow"}) == "not measured"
 
 
-def test_projections_and_pca_are_compared_on_the_same_images(monkeypatch):
+@pytest.mark.parametrize("is_brief", [False, True])
+def test_projections_and_pca_are_compared_on_the_same_images(monkeypatch, is_brief):
     """Four of nine images, which are brighter one after the other: a subset has other means."""
-    for module in (baselines_module, measure_module):
-        monkeypatch.setattr(module, "COMPARED_EVENTS", 4)
+    for module in (baselines_module, measure_module, *[reconstruction_module] * is_brief):
+        monkeypatch.setattr(module, "FEW_EVENTS" if is_brief else "COMPARED_EVENTS", 4)
     torch.manual_seed(0)
     model = Hierarchy([Stage(RealNVP(12, 2), 3), Stage(RealNVP(3, 2), 3)]).eval()
     rng = np.random.default_rng(0)
     train, test = (rng.normal(size=(n, 12)).astype(np.float32) for n in (50, 9))
     test *= np.geomspace(1, 100, 9, dtype=np.float32)[:, None]
     groups = np.arange(9) // 2
-    found = measure(model, test, fit_baselines(train, train, test, groups)[0], 0.0, 1, CPU, groups)
+    fitted = fit_baselines(train, train, test, groups)[0]
+    found = measure(model, test, fitted, 0.0, 1, CPU, groups, is_brief=is_brief)
+    assert found["curve"]["n"] == (4 if is_brief else 9)
     some, chosen = evenly_spaced(test, 4), [0, 3, 5, 8]
     assert (some == test[chosen]).all()
     pca = PCA.fit(pca_batches(train))
@@ -127,3 +127,14 @@ def test_objectives_are_bits_per_dimension_and_squared_error():
     nats = 0.5 * np.square(points).sum(1).mean() + 4 * math.log(2 * math.pi)
     assert found["bits_per_dim"] == pytest.approx(nats / (8 * math.log(2)), rel=1e-5)
     assert found["mse"] == pytest.approx(0, abs=1e-10)
+
+
+def test_the_density_of_the_gaussian_is_in_the_units_of_the_table():
+    model = Hierarchy([Stage(RealNVP(8, 2), 3)]).eval()
+    rows = np.random.default_rng(0).standard_normal((50, 8)).astype(np.float32)
+    fitted = fit_baselines(rows, rows, rows)[0]
+    for log_det, ends in ((np.full(50, 3.0), ENDS), (np.linspace(1, 5, 50), ENDS[:1])):
+        found = measure(model, rows, fitted, 0.0, 1, CPU, log_det=log_det)["baselines"]["gaussian"]
+        bits = found["bits_per_dim"]
+        expected = {end: bits[end] * 8 * math.log(2) - 3 for end in ends}
+        assert found["nll"] == pytest.approx(expected)

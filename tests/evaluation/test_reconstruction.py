@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
+from strategies import affine, initialized_glow, perturb
 from submanifold.data.batches import Batches
 from submanifold.evaluation import reconstruction as module
 from submanifold.evaluation.baselines import evenly_spaced
 from submanifold.evaluation.reconstruction import error_curve, psnr, reconstruction, squared_errors
-from submanifold.flows import Affine, Glow
 from submanifold.models import Hierarchy, Stage
 
 LARGEST = 16
@@ -51,13 +51,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def model(images):
-    torch.manual_seed(0)
-    made = Hierarchy([Stage(Glow((1, 4, 4), levels=1, steps=2, width=4), 8)])
-    with torch.no_grad():
-        made(*Batches(images, 64).at(0))
-        for weight in made.parameters():
-            weight += 0.05 * torch.randn_like(weight)
-    return made.eval()
+    return perturb(initialized_glow(images, 8, steps=2))
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +84,7 @@ def test_error_curve_of_vectors_has_goals_in_the_variance():
     """With orthogonal axes of known variances, d axes explain a known share."""
     scales = np.sqrt([6.0, 2.2, 1.4, 0.4], dtype=np.float32)
     rows = np.random.default_rng(0).choice([-1, 1], (400, 4)).astype(np.float32) * scales
-    identity = Affine(4)
-    identity.load_state_dict({**identity.state_dict(), "weight": torch.eye(4)})
-    model = Hierarchy([Stage(identity, 2)]).eval()
+    model = Hierarchy([Stage(affine(torch.eye(4)), 2)]).eval()
     pca = {"subsets": {"128": {"pca_mse": [0.0] * 5, "pca_mse_half_width": None}}}
     found = error_curve(model, rows, pca, torch.device("cpu"))
     assert found["goals"]["explained variance 0.9"] == pytest.approx(0.25, rel=0.02)

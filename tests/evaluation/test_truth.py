@@ -2,20 +2,17 @@ import numpy as np
 import pytest
 import torch
 
+from strategies import affine
 from submanifold.data.synthetic import LinearGaussian
 from submanifold.evaluation.truth import against_truth
-from submanifold.flows import Affine
 from submanifold.models import Hierarchy, Stage
 
 
 def whitening(scale=1.0, dim=3):
     """The flow of the Gaussian; its density is too wide or narrow for another scale."""
     truth = LinearGaussian()
-    flow = Affine(8)
     matrix = (truth.axes / np.sqrt(truth.variances)).T / scale
-    with torch.no_grad():
-        flow.weight.copy_(torch.from_numpy(matrix))
-    return Hierarchy([Stage(flow, dim)]).double()
+    return Hierarchy([Stage(affine(torch.from_numpy(matrix)), dim)]).double()
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import pandas as pd
 from submanifold.common.progress import ProgressBar
 from submanifold.data.batches import as_input, context_tensor
 from submanifold.data.tables import Preprocessor
+from submanifold.evaluation.metrics import format_value
 from submanifold.evaluation.scores import SMOOTHED_DENSITY, score_batch
 from submanifold.flows import is_noise_conditional
 from submanifold.flows.bijection import Context
@@ -34,10 +35,8 @@ def column_contributions(
     over quantiles c of the column and its present value (reconstruction-based contribution: Alcala
     & Qin 2009). A row that is anomalous in one column has one large contribution; a row with an
     unusual combination has one for each column whose change resolves it. Values that are equal to
-    the user, such as other dequantizations of an integer, are not tried.
-
-    Returns:
-        The contributions (D,), at least 0, and the values (D,) that attain them.
+    the user, such as other dequantizations of an integer, are not tried. Returns the contributions
+    (D,), at least 0, and the values (D,) that attain them.
     """
     columns = np.arange(len(row))
     changed = np.tile(row, (len(columns), len(quantiles), 1))
@@ -91,14 +90,10 @@ def explain_rows(
             contributions, usual = column_contributions(of_row, rows[index], quantiles, is_equal)
             values = preprocessor.inverse_transform(np.stack([rows[index], usual]))
             for column in np.argsort(-contributions, kind="stable")[:EXPLAINED_COLUMNS]:
-                value, usual_value = map(_text, values[names[column]])
+                value, usual_value = map(format_value, values[names[column]])
                 entries.append({"number": int(scores["number"]), "p_value": scores.get("p_value"),
                                 "nll": scores.get("nll"), "column": names[column], "value": value,
                                 "contribution": contributions[column],
                                 "usual": usual_value})  # fmt: skip
             progress.update(1)
     return pd.DataFrame(entries)
-
-
-def _text(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float | np.floating) else str(value)

@@ -19,6 +19,7 @@ LARGEST_COVARIANCE = 6144
 LEADING, OVERSAMPLING, ITERATIONS = 2048, 16, 4
 MOST_FITTED = 16384
 COMPARED_EVENTS, CURVE_EVENTS = 512, 128  # evenly spaced, of comparisons and of curves
+FEW_EVENTS = 32  # evenly spaced among those of comparisons, of both in a brief evaluation
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ def fit_baselines(
     """Fit PCA and the Gaussian to uint8 images or float vectors (N, ...) and evaluate them.
 
     ``pca_mse`` are mean squared errors with the first 0, 1, ... axes; ``subsets`` are the same of
-    512 and of 128 evenly spaced test events, by number. The second result is :func:`stored_axes`.
+    512, 128 and 32 evenly spaced test events, by number. The second result is :func:`stored_axes`.
     """
     pca, n_train = fit_gaussian(train, valid)
     bits = to_bits_per_dim(per_event(pca.log_prob, pca_batches(test)), test)
@@ -213,6 +214,7 @@ def fit_baselines(
         return {"pca_mse": mse.tolist(), "pca_mse_half_width": half_widths, **counts}
 
     subsets = {n: evenly_spaced(np.arange(len(test)), n) for n in (COMPARED_EVENTS, CURVE_EVENTS)}
+    subsets[FEW_EVENTS] = evenly_spaced(subsets[COMPARED_EVENTS], FEW_EVENTS)
     return errors() | {
         "subsets": {str(n): errors(rows) for n, rows in subsets.items()},
         "gaussian": {"bits_per_dim": mean_interval(bits, groups), "shrinkage": pca.shrinkage},

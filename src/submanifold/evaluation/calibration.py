@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from submanifold.common.errors import UserError
+from submanifold.common.errors import UserError, unexpected
 from submanifold.evaluation.intervals import false_alarm_range, proportion_interval
 from submanifold.evaluation.scores import (
     NOISE_SCALE,
@@ -119,11 +119,9 @@ class Calibration:
         none, count = np.zeros(0), len(numbers)
         empty = cls(count, len(sizes), None, combined, {}, none, np.eye(0), events=events)
         if count - np.bincount(fold).max() < MIN_IMAGES * (1 - 1 / FOLDS):
-            raise UserError(
-                f"Validation {events} for a calibration: expected at least {MIN_IMAGES}, of which "
-                f"nine tenths are outside any one group, got {empty.basis}. Increase "
-                "data.counts.valid or use more data."
-            )
+            expected = f"at least {MIN_IMAGES}, of which nine tenths are outside any one group"
+            fix = "Increase data.counts.valid or use more data"
+            raise unexpected(f"Validation {events} for a calibration", expected, empty.basis, fix)
         weights = 1 / sizes[group]
         held_out: dict[str, np.ndarray] = {}
         for number in np.unique(fold):
@@ -220,5 +218,4 @@ def _quantiles(scores: Scores, weights: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _finite(values: np.ndarray) -> np.ndarray:
-    """Clip non-finite values to the largest score."""
     return np.nan_to_num(values, nan=HUGE, posinf=HUGE).clip(-HUGE, HUGE)

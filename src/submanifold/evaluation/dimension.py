@@ -1,12 +1,13 @@
 """Choice of the manifold's dimension: estimators without a model, a model's spectrum, advice."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-from submanifold.common.extras import import_extra
+from submanifold.common.errors import import_extra
 from submanifold.common.progress import ProgressBar, track
 from submanifold.data.batches import Batches
 from submanifold.evaluation.baselines import CURVE_EVENTS
@@ -74,6 +75,19 @@ def spectrum_dimension(
         dimensions.append(local_dimension(eigenvalues, model.event_shape))
     interval = mean_interval(torch.cat(dimensions).cpu().numpy(), groups)
     return {**interval, "directions": eigenvalues.shape[1]}
+
+
+SPECTRUM = "spectrum of JᵀJ"
+
+
+def choose_estimate(estimates: Mapping[str, Interval]) -> str:
+    """Return the name of the intrinsic dimension to trust: TwoNN or the model's spectrum.
+
+    Distances between n points determine at most 2 log10(n) dimensions (Eckmann & Ruelle 1992,
+    eq. 8). Beyond, TwoNN is biased downward; below, a spectrum also counts curvature as dimensions.
+    """
+    distances = estimates["TwoNN"]
+    return "TwoNN" if distances["value"] <= 2 * math.log10(distances["n"]) else SPECTRUM
 
 
 def advise(curve: Mapping[str, Any], baselines: Mapping[str, Any], dim: int) -> dict[str, Any]:

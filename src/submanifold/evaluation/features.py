@@ -11,7 +11,7 @@ from sklearn.decomposition import PCA
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Inception
 
-from submanifold.common.errors import UserError
+from submanifold.common.errors import unexpected
 from submanifold.common.progress import ProgressBar
 
 # The weights of all published FIDs in PyTorch. Metrics with other weights are not comparable, and
@@ -49,19 +49,16 @@ def inception_features(
 def check_weights(inception_weights: str) -> Path:
     """Return the path of the user's weights; raise :class:`UserError` for another file."""
     path = Path(inception_weights).expanduser()
-    fix = f"Get {WEIGHTS_NAME} from {URL_INCEPTION_V3}, or set inception_weights=download."
+    fix = f"Get {WEIGHTS_NAME} from {URL_INCEPTION_V3}, or set inception_weights=download"
     if not path.is_file():
-        raise UserError(f"inception_weights: expected an existing file, got {path}. {fix}")
+        raise unexpected("inception_weights", "an existing file", path, fix)
     if (digest := pooch.file_hash(str(path))) != WEIGHTS_SHA256:
-        raise UserError(
-            f"inception_weights: expected a file with SHA-256 {WEIGHTS_SHA256}, got {path} with "
-            f"{digest}. {fix}"
-        )
+        expected = f"a file with SHA-256 {WEIGHTS_SHA256}"
+        raise unexpected("inception_weights", expected, f"{path} with {digest}", fix)
     return path
 
 
 def _download_weights() -> Path:
-    """Return the path of the weights in torch's cache, which torch-fidelity uses, too."""
     pooch.get_logger().setLevel(logging.WARNING)  # the progress bar replaces its messages
     try:
         with ProgressBar("downloading the Inception weights", "bytes") as bar:

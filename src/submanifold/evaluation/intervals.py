@@ -30,8 +30,12 @@ def mean_interval(values: np.ndarray, groups: np.ndarray | None = None) -> Inter
     interval: Interval = {"value": value, "low": None, "high": None, "n": n}
     sample: dict[str, Any] = {"data": (values,), "statistic": np.mean, "random_state": 0}
     level: float | None = 0.025
+
+    def ratio(sums: np.ndarray, counts: np.ndarray, axis: int) -> Any:
+        return sums.sum(axis) / counts.sum(axis)
+
     if groups is not None:
-        sample = {"data": _sums_of_groups(values, groups), "statistic": _ratio, "paired": True,
+        sample = {"data": _sums_of_groups(values, groups), "statistic": ratio, "paired": True,
                   "random_state": np.random.default_rng(0)}  # fmt: skip
         interval["groups"] = len(sample["data"][0])
         level = interval_level(interval["groups"])
@@ -45,10 +49,6 @@ def mean_interval(values: np.ndarray, groups: np.ndarray | None = None) -> Inter
         ends = np.quantile(resampled.bootstrap_distribution, [level, 1 - level])
     interval["low"], interval["high"] = map(float, ends)
     return interval
-
-
-def _ratio(sums: np.ndarray, counts: np.ndarray, axis: int) -> Any:
-    return sums.sum(axis) / counts.sum(axis)
 
 
 def interval_level(groups: int) -> float | None:

@@ -12,8 +12,14 @@ from torch import Tensor
 from submanifold.common.progress import track
 from submanifold.data.arrays import context_of_array
 from submanifold.data.batches import Batches
-from submanifold.evaluation.baselines import COMPARED_EVENTS, evenly_spaced, pca_error
-from submanifold.evaluation.intervals import Interval, mean_interval, proportion_interval
+from submanifold.evaluation.baselines import (
+    COMPARED_EVENTS,
+    CURVE_EVENTS,
+    FEW_EVENTS,
+    evenly_spaced,
+    pca_error,
+)
+from submanifold.evaluation.intervals import ENDS, Interval, mean_interval, proportion_interval
 from submanifold.evaluation.likelihood import (
     BATCH_SIZE,
     dequantized_log_probs,
@@ -23,6 +29,8 @@ from submanifold.evaluation.likelihood import (
     to_bits_per_dim,
 )
 from submanifold.evaluation.reconstruction import (
+    CURVE_NEAREST_DIMS,
+    FEW_NEAREST_DIMS,
     NEAREST_BATCH_SIZE,
     error_curve,
     reconstruction,
@@ -31,7 +39,7 @@ from submanifold.evaluation.reconstruction import (
 from submanifold.flows import context_of
 from submanifold.models import Hierarchy, Model, classify, diagnostics, manifold_density
 
-VOLUME_IMAGES, CLASSIFIED_IMAGES, CALIBRATION_BINS = 8, 2000, 15
+VOLUME_IMAGES, FEW_VOLUME_IMAGES, CLASSIFIED_IMAGES, CALIBRATION_BINS = 8, 2, 2000, 15
 OVERFITTING_EVENTS = 5000
 OVERFITTED = (
     "not reported: the data are close to the manifold, and the residual is a smooth function of "
@@ -49,9 +57,11 @@ Metrics = dict[str, Any]
 def measure(
     model: Model, test: np.ndarray, baselines: Mapping[str, Any], input_noise: float,
     dequantizations: int, device: torch.device, groups: np.ndarray | None = None,
-    log_det: np.ndarray | None = None,
+    log_det: np.ndarray | None = None, is_brief: bool = False,
 ) -> Metrics:  # fmt: skip
     """Evaluate density and reconstruction on test data; the model is moved to the device.
+
+    A brief evaluation compares projections, and measures volumes and curves, on fewer events.
 
     ``input_noise`` is the standard deviation of the noise that the density was trained with, and
     ``log_det`` (N,) the log-determinants of the preprocessing of a table's rows.
@@ -60,27 +70,47 @@ def measure(
     x, context = next(iter(batches))
     model = model.to(device)
     metrics = density(model, test, batches, input_noise, dequantizations, groups, log_det)
-    metrics |= reconstructions(model, test, batches, groups)
+    compared = FEW_EVENTS if is_brief else COMPARED_EVENTS
+    metrics |= reconstructions(model, test, batches, groups, compared)
     if not batches.is_continuous:
-        of_few = None if context is None else context[:VOLUME_IMAGES]
-        metrics |= volume(model, x[:VOLUME_IMAGES], groups, of_few)
+        count = FEW_VOLUME_IMAGES if is_brief else VOLUME_IMAGES
+        of_few = None if context is None else context[:count]
+        metrics |= volume(model, x[:count], groups, of_few)
         if "classes" in context_of(model):
             metrics |= classification(model, test, device, groups)
-    metrics["curve"] = error_curve(model, test, baselines, device)
+    metrics["curve"] = error_curve(model, test, baselines, device, is_brief)
     gaussian = baselines.get("gaussian")
     if gaussian and log_det is not None:
-        nats = gaussian["bits_per_dim"]["value"] * model.event_dim * math.log(2)
-        gaussian = {**gaussian, "nll": {"value": nats - float(log_det.mean())}}
+        ends = ENDS if np.ptp(log_det) < 1e-6 else ENDS[:1]  # the interval of a sum is unknown
+        bits = {end: gaussian["bits_per_dim"][end] for end in ends}
+        nats = {end: x and x * model.event_dim * math.log(2) - float(log_det.mean())
+                for end, x in bits.items()}  # fmt: skip
+        gaussian = {**gaussian, "nll": nats}
     return metrics | {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "dims": model.dims,
         "inverse_error": diagnostics.inverse_error(model, x, context),
         "baselines": {
             "pca": pca_error(baselines, model.dim),
-            "pca_subset": pca_error(baselines, model.dim, COMPARED_EVENTS),
+            "pca_subset": pca_error(baselines, model.dim, compared),
             "gaussian": gaussian,
         },
     }
+
+
+def evaluation_work(counts: Mapping[str, int], draws: int, is_brief: bool) -> float:
+    """Return after how many training steps of one event as much time as an evaluation has passed.
+
+    The ``counts`` are those of the events of each split. The weights were measured with the default
+    method on images of 32 pixels.
+    """
+    compared, curve, dims = COMPARED_EVENTS, CURVE_EVENTS, CURVE_NEAREST_DIMS
+    test, volumes = counts["test"], VOLUME_IMAGES
+    if is_brief:
+        compared, curve, dims = FEW_EVENTS, FEW_EVENTS, FEW_NEAREST_DIMS
+        test, draws, volumes = min(test, COMPARED_EVENTS), 1, FEW_VOLUME_IMAGES
+    nearest = 18 * min(test, compared) + (14 * dims + 32) * min(test, curve)
+    return nearest + 390 * volumes + (2 + 0.45 * draws) * test + counts["valid"] + 2500
 
 
 def density(
@@ -119,13 +149,13 @@ def density(
 
 
 def reconstructions(
-    model: Model, test: np.ndarray, batches: Batches, groups: np.ndarray | None
+    model: Model, test: np.ndarray, batches: Batches, groups: np.ndarray | None, count: int
 ) -> Metrics:
-    """Compute errors of encoder projections, of all projections of a subset, and of stage 1."""
+    """Compute errors of encoder projections, of all of ``count`` events, and of stage 1."""
     summarize = partial(reconstruction, of_images=not batches.is_continuous)
     errors = squared_errors(model.encoder_projection, track(batches, "projecting", len(test)))
     metrics = summarize(errors, groups=groups)
-    chosen = evenly_spaced(np.arange(len(test)), COMPARED_EVENTS)
+    chosen = evenly_spaced(np.arange(len(test)), count)
     compared = {"encoder": errors[chosen]}
     if model.dim < model.event_dim:
         subset = Batches(test[chosen], NEAREST_BATCH_SIZE, device=batches.device)
@@ -172,10 +202,8 @@ def classification(
     probabilities = torch.cat([classify(model, x).cpu() for x, _ in tracked]).numpy()
     is_right = probabilities.argmax(1) == context_of_array(images[chosen])
     error = calibration_error(probabilities.max(1), is_right)
-    return {
-        "accuracy": proportion_interval(is_right, None if groups is None else groups[chosen]),
-        "calibration_error": {"value": error, "n": len(chosen)},
-    }
+    accuracy = proportion_interval(is_right, None if groups is None else groups[chosen])
+    return {"accuracy": accuracy, "calibration_error": {"value": error, "n": len(chosen)}}
 
 
 def calibration_error(confidence: np.ndarray, is_right: np.ndarray) -> float:

@@ -4,9 +4,11 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from importlib.resources import files
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import yaml
 
@@ -18,6 +20,7 @@ PROJECTION_ERRORS = {"default": "projection_mse", "encoder": "encoder_mse",
 """Names of the mean squared errors of the projections, all of the same test data."""
 SUBSET = " (subset)"  # in labels of metrics of at most 512 evenly spaced test events
 MAX_DECIMALS = 6
+COMMAS = 10_000  # smallest number with commas: 1984 may be a year
 COMPARED_WITH_TEST = ("fid", "kid")  # distances of images whose ideal value is zero
 
 
@@ -40,6 +43,13 @@ class Metric:
         for key in self.name.split("."):
             value = value.get(key) if isinstance(value, Mapping) else None
         return value
+
+    def unit_of(self, kind: str) -> str:
+        """Return the unit for ``images``, a ``table`` or ``synthetic`` data, if no label has it."""
+        of_images, _, of_data = self.unit.partition(", or ")
+        of_data = "squared, of standardized columns" if kind == "table" else of_data
+        unit = of_data if kind != "images" and ", or " in self.unit else of_images
+        return "" if unit in self.label else unit
 
     def write(self, measured: Any, signed: bool = False, label: bool = False) -> str:
         """Format a value as :func:`format_interval`."""
@@ -76,9 +86,24 @@ def format_interval(measured: Any, spec: str, signed: bool = False, label: str =
 
 
 def _format(value: float, spec: str) -> str:
-    """Format a number; zero has no negative sign."""
     text = format(value, spec)
     return text if float(text.replace(",", "")) else format(0.0, spec)
+
+
+def format_value(value: object, digits: int = 4) -> str:
+    """Format a value of a table; a number has no exponent unless it is extreme.
+
+    Example:
+        >>> [format_value(x) for x in (50_000, 1984, 236_512.7, 0.0001234, 1e-12, "Bern")]
+        ['50,000', '1984', '236,500', '0.0001234', '1e-12', 'Bern']
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        return str(value)
+    text = str(value) if isinstance(value, int | np.integer) else f"{value:.{digits}g}"
+    size = abs(float(text))
+    if not (1e-6 < size < 1e15):  # or 0, or not finite
+        return text
+    return f"{Decimal(text):{',' if size >= COMMAS else ''}f}"
 
 
 def format_percent(measured: Mapping[str, Any]) -> str:

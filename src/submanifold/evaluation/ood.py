@@ -115,20 +115,15 @@ def measure_ood(
         for name in scored if f"p_{name}" in scored
     }  # fmt: skip
     if ANOMALY in measured["scores"] and calibration and "groups" in calibration:
-        measured["alarms"] = _alarms(scored, Calibration.from_dict(calibration))
+        by_part, calibrated = [], Calibration.from_dict(calibration).groups
+        for of_part in rows.values():
+            p_values = scored[f"p_{ANOMALY}"].to_numpy()[of_part]
+            of_groups = numbers[of_part] if "group" in scored else None
+            by_part.append(false_alarms(p_values, calibrated, of_groups))
+        measured["alarms"] = [{"rate": normal["rate"], "false_alarms": normal["observed"],
+                               "expected": normal["expected"], "detected": ood["observed"]}
+                              for normal, ood in zip(*by_part, strict=True)]  # fmt: skip
     return measured
-
-
-def _alarms(scored: pd.DataFrame, calibration: Calibration) -> list[dict[str, Any]]:
-    """Return the rates at which ``submanifold score`` flags the images of both parts."""
-    by_part = []
-    for part in (NORMAL, OOD):
-        rows = scored[scored["part"] == part]
-        groups = rows["group"].to_numpy() if "group" in rows else None
-        by_part.append(false_alarms(rows[f"p_{ANOMALY}"].to_numpy(), calibration.groups, groups))
-    return [{"rate": normal["rate"], "false_alarms": normal["observed"],
-             "expected": normal["expected"], "detected": ood["observed"]}
-            for normal, ood in zip(*by_part, strict=True)]  # fmt: skip
 
 
 def _measure_score(
@@ -140,11 +135,16 @@ def _measure_score(
     parts = [(ranks[rows[part]], groups[part]) for part in (OOD, NORMAL)]
 
     def measures(draw: Callable[[int], np.ndarray]) -> tuple[float, float, float]:
-        """Compute the measures, given a function that draws weights for a number of groups."""
-        return _measures(*(
+        # numbers of events by rank, the highest first; draw returns weights of some groups
+        ood, normal = (
             np.bincount(of_rows, draw(of_groups.max() + 1)[of_groups], ranks.max() + 1)[::-1]
             for of_rows, of_groups in parts
-        ))  # fmt: skip
+        )
+        true, false = ood.cumsum(), normal.cumsum()
+        auroc = (normal * (true - ood / 2)).sum() / (true[-1] * false[-1])
+        average = (ood * true / np.maximum(true + false, 1)).sum() / true[-1]
+        at_recall = false[np.argmax(true / true[-1] >= 0.95)] / false[-1]
+        return float(auroc), float(average), float(at_recall)
 
     def resample(count: int) -> np.ndarray:
         return np.bincount(rng.integers(count, size=count), minlength=count)
@@ -170,15 +170,6 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     """Return ranks from 0, equal for equal values; NaN and infinity have the highest rank."""
     finite = np.nan_to_num(values, nan=np.finfo(np.float64).max)
     return np.unique(finite, return_inverse=True)[1]
-
-
-def _measures(ood: np.ndarray, normal: np.ndarray) -> tuple[float, float, float]:
-    """Compute :data:`MEASURES` from numbers of OOD and normal events by rank, the highest first."""
-    true, false = ood.cumsum(), normal.cumsum()
-    auroc = (normal * (true - ood / 2)).sum() / (true[-1] * false[-1])
-    average = (ood * true / np.maximum(true + false, 1)).sum() / true[-1]
-    at_recall = false[np.argmax(true / true[-1] >= 0.95)] / false[-1]
-    return float(auroc), float(average), float(at_recall)
 
 
 def describe_scores(scored: Mapping[str, Any]) -> dict[str, str]:

@@ -40,7 +40,15 @@ def score_splits(
         members, events = groups_of(groups, split), events[numbers]
         columns = {"number": numbers, "group": numbers if members is None else members[numbers]}
         if split == "test":
-            columns |= _score_test(model, events)
+            scores = score(model, events, QUICK)
+            columns["encoder_mse"] = scores["encoder_distance"]
+            if "density" in scores:
+                columns["bits_per_dim"] = to_bits_per_dim(-scores["density"], events)
+            if "groups" in model.calibration:
+                calibration = Calibration.from_dict(model.calibration)
+                combined = calibration.complete(scores)[COMBINATION]
+                columns["anomaly_score"] = combined
+                columns["p_value"] = calibration.p_values(COMBINATION, combined)
         elif model.has_density:
             batches = Batches(events, BATCH_SIZE, device=device)
             tracked = track(batches, f"bits per dimension, {split}", len(events))
@@ -48,18 +56,6 @@ def score_splits(
         tables.append(pd.DataFrame({"split": split, **columns}))
     table = pd.concat(tables, ignore_index=True)
     return table if "bits_per_dim" in table else table.assign(bits_per_dim=math.nan)
-
-
-def _score_test(model: Model, events: np.ndarray) -> dict[str, np.ndarray]:
-    scores = score(model, events, QUICK)
-    columns = {"encoder_mse": scores["encoder_distance"]}
-    if "density" in scores:
-        columns["bits_per_dim"] = to_bits_per_dim(-scores["density"], events)
-    if "groups" in model.calibration:
-        calibration = Calibration.from_dict(model.calibration)
-        columns["anomaly_score"] = calibration.complete(scores)[COMBINATION]
-        columns["p_value"] = calibration.p_values(COMBINATION, columns["anomaly_score"])
-    return columns
 
 
 def density_column(scored: pd.DataFrame) -> str:

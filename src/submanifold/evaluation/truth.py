@@ -22,10 +22,8 @@ def against_truth(
     Densities on R^D, or on manifolds of equal dimensions, are in nats.
     """
     x, projected, log_prob = _on_manifold(model, truth, test)
-    values = {
-        "projection_distance": np.linalg.norm(projected - truth.project(test), axis=1),
-        "sample_distance": np.linalg.norm(samples - truth.project(samples), axis=1),
-    }
+    values = {"projection_distance": np.linalg.norm(projected - truth.project(test), axis=1)}
+    values["sample_distance"] = np.linalg.norm(samples - truth.project(samples), axis=1)
     if log_prob is not None:
         values["manifold_nll"] = -log_prob
         values["manifold_divergence"] = truth.manifold_log_prob(test) - log_prob

@@ -46,17 +46,20 @@ def write_page(
         change, unit = "a row by a tenth of a standard deviation", "standardized columns"
     figure = dimension_curves(curve, metrics["dims"][-1], advised=advice["dim"], unit=unit)
     about = f"of {spectrum['directions']} directions, those that change {change}"
-    names = {**dimension.ESTIMATORS, "spectrum of JᵀJ": about}
-    estimates = [*found["estimates"].values(), spectrum]
+    names = {**dimension.ESTIMATORS, dimension.SPECTRUM: about}
+    estimates = {**found["estimates"], dimension.SPECTRUM: spectrum}
+    chosen = dimension.choose_estimate(estimates)
     pca = [dimension.pca_dim_of(baselines, error) for error in curve["goals"].values()]
     page = render(
         "dimension.html",
         dataset=dataset,
         method=method,
         advice=advice,
+        chosen=chosen,
+        intrinsic=format_interval(estimates[chosen], ".1f"),
         estimates=pd.DataFrame({
             "estimate": names.keys(),
-            "dimension": [format_interval(estimate, ".1f") for estimate in estimates],
+            "dimension": [format_interval(estimate, ".1f") for estimate in estimates.values()],
             "of": names.values(),
         }),
         smallest=pd.DataFrame({

@@ -15,8 +15,6 @@ SHOWN = {"found": "dimension_metrics", "metrics": "metrics", "baselines": "basel
 def create_pipeline() -> Pipeline:
     """Build the pipeline that follows the evaluation of a model."""
     written = {"page": "dimension_report", "curve": "dimension_figure"}
-    nodes = [
-        Node(estimate, ESTIMATED, "dimension_metrics", name="estimate_dimension"),
-        Node(write_page, SHOWN, written, name="report_dimension"),
-    ]
-    return Pipeline(nodes, namespace="dimension", prefix_datasets_with_namespace=False)
+    estimates = Node(estimate, ESTIMATED, "dimension_metrics", name="estimate_dimension")
+    page = Node(write_page, SHOWN, written, name="report_dimension")
+    return Pipeline([estimates, page], namespace="dimension", prefix_datasets_with_namespace=False)
