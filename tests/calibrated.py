@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from scipy import stats
 
-from strategies import initialized_glow, linear_gaussian
+from strategies import initialized_glow, linear_gaussian, perturb
 from submanifold.data.arrays import with_context
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.calibration import Calibration, calibrate
@@ -48,6 +48,15 @@ def table_rows(count, seed):
         "age": rng.integers(18, 80, count),
         "city": rng.choice(["Bern", "Rome"], count),
     })  # fmt: skip
+
+
+def table_model(flow, dim, train, held_out):
+    """A model of the columns of a table, calibrated on other rows."""
+    preprocessor = Preprocessor.fit(train, categorical="intervals")
+    model = perturb(Hierarchy([Stage(flow, dim)]), 0.1).eval()
+    model.data = {"table": preprocessor.to_dict(), "label": None}
+    model.calibration = calibrate(model, preprocessor.transform(held_out), torch.device("cpu"))
+    return model
 
 
 def png(image):

@@ -23,6 +23,16 @@ SMALL_FLOWS = {
     "trumpet": {"steps": 1, "width": 4},
     "autoencoder": {"width": 4},
 }
+OF_EVENTS = {  # methods of models, given events and their context
+    "forward": lambda model, x, c=None: model(x, c),
+    "log_prob": lambda model, x, c=None: model.log_prob(x, c),
+    "bits_per_dim": lambda model, x, c=None: model.bits_per_dim(x, context=c),
+    "encode": lambda model, x, c=None: model.encode(x, context=c),
+    "nearest code": lambda model, x, c=None: model.encode(x, "nearest", context=c),
+    "project": lambda model, x, c=None: model.project(x, context=c),
+    "nearest projection": lambda model, x, c=None: model.project(x, nearest=True, context=c),
+    "encoder projection": lambda model, x, c=None: model.encoder_projection(x, c),
+}
 
 
 def perturb(module, scale=0.2):
@@ -40,6 +50,14 @@ def initialized_glow(images, dim, **settings):
     with torch.no_grad():
         model(dequantize(torch.from_numpy(images)))
     return model.eval()
+
+
+def affine(matrix):
+    """The flow z = A x of a matrix A (D, D)."""
+    flow = Affine(len(matrix))
+    with torch.no_grad():
+        flow.weight.copy_(matrix)
+    return flow
 
 
 def linear_gaussian(a, b, scale_tril):

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sklearn.datasets import load_digits, load_iris, make_blobs
+from sklearn.datasets import load_digits, load_iris
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -17,8 +17,6 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from submanifold import Predictor, sklearn
 from submanifold.common import threads
 from submanifold.common.errors import UserError
-from submanifold.evaluation.calibration import Calibration, calibrate
-from submanifold.evaluation.scores import SMOOTHED_DENSITY, score
 from submanifold.models import Model
 from submanifold.sklearn import ManifoldFlow
 from submanifold.training import RotationSettings, Trainer, defaults
@@ -135,15 +133,22 @@ def test_equal_training_rows_have_different_noise(monkeypatch):
     assert len(np.unique(trained[0], axis=0)) == len(trained[0])
 
 
-def test_distant_rows_are_outliers():
-    rows, _ = make_blobs(200, 3, centers=2, random_state=0)
-    rows[:5] += 50
-    labels = ManifoldFlow(steps=50, contamination=0.025, random_state=0).fit_predict(rows)
-    assert (labels[:5] == -1).all()
-    assert (labels == -1).sum() == 5
+@pytest.mark.parametrize("count", [12, 400])  # of few rows all train and calibrate
+def test_outliers_have_p_values_of_at_most_alpha(plane, count):
+    flow = plane if count == 400 else ManifoldFlow(1, **FEW).fit(of_plane(count))
+    rows = of_plane(2000, seed=1)
+    scores = flow._predictor.score(rows)
+    p_values = flow.p_values(rows)
+    np.testing.assert_array_equal(p_values, scores["p_value"])
+    for alpha in (0.05, 0.2, p_values[0]):
+        flow.set_params(alpha=alpha)
+        np.testing.assert_array_equal(flow.predict(rows) == -1, p_values <= alpha)
+        np.testing.assert_array_equal(flow.decision_function(rows[1:]) < 0, p_values[1:] <= alpha)
+    flow.set_params(alpha=0.05)
+    assert flow.predict([[1e3, 1e5]]) == [-1]
 
 
-def test_automatic_contamination_is_a_false_alarm_rate(plane):
+def test_alpha_is_a_false_alarm_rate(plane):
     assert 0.005 < (plane.predict(of_plane(2000, seed=1)) == -1).mean() < 0.12
 
 
@@ -161,7 +166,9 @@ def test_images_are_rows(digits, of_digits):
                    of_digits.inverse_transform(of_digits.transform(digits))):  # fmt: skip
         assert images.dtype == np.uint8
         assert images.shape[1:] == (1, 8, 8)
-    assert set(of_digits.predict(digits)) <= {-1, 1}
+    p_values = of_digits.p_values(digits)
+    assert np.array_equal(of_digits.predict(digits) == -1, p_values <= 0.05)
+    assert np.array_equal(of_digits.decision_function(digits) < 0, p_values <= 0.05)
     again = pickle.loads(pickle.dumps(of_digits))
     assert np.array_equal(again.transform(digits), of_digits.transform(digits))
 
@@ -185,21 +192,10 @@ def opened(model, folder):
 def test_it_opens_models_of_pipelines(plane, pipeline_model, tmp_path):
     loaded = opened(pipeline_model, tmp_path)
     rows = pd.DataFrame(of_plane(50), columns=["x0", "x1"])
-    np.testing.assert_array_equal(loaded.score_samples(rows), plane.score_samples(rows.to_numpy()))
+    for method in ("score_samples", "p_values", "predict"):
+        found, expected = (getattr(flow, method) for flow in (loaded, plane))
+        np.testing.assert_array_equal(found(rows), expected(rows.to_numpy()))
     assert loaded.n_components == 1
-
-
-@pytest.mark.parametrize("count", [20, 145])
-def test_outliers_of_pipelines_have_p_values_of_at_most_5_percent(
-    plane, pipeline_model, tmp_path, count
-):
-    model, rows = pipeline_model, pd.DataFrame(of_plane(2000 + count, 1), columns=["x0", "x1"])
-    held_out, new = map(plane.preprocessor_.transform, (rows[:count], rows[count:]))
-    model.calibration = calibrate(model, held_out, torch.device("cpu"))
-    scores = score(model, new)[SMOOTHED_DENSITY]
-    p_values = Calibration.from_dict(model.calibration).p_values(SMOOTHED_DENSITY, scores)
-    loaded = opened(model, tmp_path)
-    assert np.array_equal(loaded.predict(rows[count:]) == -1, p_values <= 0.05)
 
 
 def test_rows_without_a_finite_score_are_outliers(plane):
@@ -240,7 +236,8 @@ def test_the_number_of_threads_is_left_alone(monkeypatch, flowers, seed):
     assert (changes, settings) == ([], {None})
 
 
-def test_held_out_rows_validate_and_calibrate(monkeypatch):
+@pytest.mark.parametrize(("count", "held_out"), [(300, 30), (100, 20)])
+def test_held_out_rows_validate_and_calibrate(monkeypatch, count, held_out):
     splits = []
 
     def watch(name, *positions):
@@ -254,11 +251,11 @@ def test_held_out_rows_validate_and_calibrate(monkeypatch):
 
     watch("train_phases", 2, 3)
     watch("calibrate", 1)
-    rows = normal(300, 1.0, 2.0, 3.0).astype(np.float32)
+    rows = normal(count, 1.0, 2.0, 3.0).astype(np.float32)
     ManifoldFlow(scale="none", **FEW).fit(rows)
     trained, validated, calibrated = ({tuple(row) for row in split.tolist()} for split in splits)
     assert validated == calibrated
-    assert (len(trained), len(validated)) == (270, 30)
+    assert (len(trained), len(validated)) == (count - held_out, held_out)
     assert trained | validated == {tuple(row) for row in rows.tolist()}
 
 
@@ -278,7 +275,8 @@ print([name for name in ("kedro", "mlflow", "omegaconf") if name in sys.modules]
 @pytest.mark.parametrize(("settings", "message"), [
     ({"n_components": 0}, "n_components"),
     ({"n_components": 5}, r"^n_components: expected at most 4, the number of columns that vary"),
-    ({"contamination": 0.7}, "contamination"),
+    ({"alpha": 1.0}, "alpha"),
+    ({"alpha": 0.04}, r"^alpha: expected at least 1/21, .*got 0.04. .* at least 240 rows"),
     ({"scale": "minmax"}, "scale"),
     ({"device": "gpu"}, "^device: expected auto, cpu"),
     ({"steps": 3, "minutes": 1}, "^minutes: expected None with steps"),

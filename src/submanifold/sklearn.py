@@ -1,9 +1,7 @@
 """A scikit-learn estimator: density, manifold and anomaly scores of tables, vectors and images."""
 
-from __future__ import annotations
-
 import copy
-import json
+import math
 from functools import lru_cache
 from numbers import Integral, Real
 from pathlib import Path
@@ -24,24 +22,24 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from submanifold.common.device import choose_device
-from submanifold.common.errors import UserError
+from submanifold.common.errors import UserError, unexpected
 from submanifold.common.progress import hidden_progress
 from submanifold.data.settings import ImageSettings, Scale
 from submanifold.data.tables import Preprocessor
-from submanifold.evaluation.calibration import calibrate
-from submanifold.evaluation.scores import NOISE_SCALE
+from submanifold.evaluation.calibration import COMBINATION, MIN_IMAGES, calibrate
+from submanifold.evaluation.scores import NOISE_SCALE, SMOOTHED_DENSITY
 from submanifold.flows import context_of
 from submanifold.inference.predictor import Predictor
 from submanifold.models import Model
 from submanifold.training import PhaseSettings, image_method, table_method, train_phases
-from submanifold.training.cost import fit_budget, with_steps
+from submanifold.training.cost import fit_budget, phase_costs, with_steps
 from submanifold.training.defaults import Method
 
+STORED = int | float | str | None  #: Types of parameters in model files.
 HELD_OUT = 0.1
-"""Fraction of the rows that validates the training and calibrates the scores."""
-MIN_ROWS = 20
-"""With fewer rows all of them train the model and validate it."""
-FALSE_ALARM_RATE = 0.05
+"""Fraction of the rows that validates the training and calibrates the p-values, at least 20."""
+MIN_ROWS = 2 * MIN_IMAGES
+"""With fewer rows all of them, or copies up to 20, train, validate and calibrate the model."""
 
 
 class ManifoldFlow(
@@ -60,15 +58,16 @@ class ManifoldFlow(
     step, which the row determines; constant columns are ignored. Encode categories before, for
     example by :class:`sklearn.preprocessing.OneHotEncoder`, and fill missing values.
 
-    A tenth of the rows validates the training and calibrates the scores.
+    A tenth of the rows, at least 20, validates the training and calibrates the p-values. Of fewer
+    than 40 rows all do so and train the model, so that p-values of new rows are too small.
 
     Args:
         n_components: Dimension d of the manifold; None is half of the columns, or of images the
             500 or half of the pixels; and at most half of the training rows.
         minutes: Time of training, to which the steps are scaled by measurement.
         steps: Steps of training, of all phases together; None uses those of the method.
-        contamination: Fraction of the training rows that :meth:`predict` calls outliers. ``auto``
-            chooses the threshold such that about 5% of new rows like the training rows are.
+        alpha: False-alarm rate: the fraction of new rows like the training rows that
+            :meth:`predict` calls outliers. It can be changed after :meth:`fit`.
         scale: ``standard`` (mean 0 and variance 1) or ``none``.
         random_state: Seed. An integer makes results repeatable on the same machine.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:<n>``.
@@ -79,7 +78,8 @@ class ManifoldFlow(
         preprocessor_: The :class:`.Preprocessor` of tables; None for images.
         noise_scale_: Noise scale of the density, from 0 (the smallest of the training) to 1; None
             if the model is not noise-conditional.
-        offset_: Log-density below which rows are outliers.
+        offset_: Log-density below which rows are outliers; None if it does not determine them, as
+            of images.
         n_features_in_: Number of columns, or of pixels and channels.
         feature_names_in_: Names of the columns of a DataFrame.
 
@@ -95,7 +95,7 @@ class ManifoldFlow(
         "n_components": [Interval(Integral, 1, None, closed="left"), None],
         "minutes": [Interval(Real, 0, None, closed="neither"), None],
         "steps": [Interval(Integral, 1, None, closed="left"), None],
-        "contamination": [Interval(Real, 0, 0.5, closed="right"), StrOptions({"auto"})],
+        "alpha": [Interval(Real, 0, 1, closed="neither")],
         "scale": [StrOptions({"standard", "none"})],
         "random_state": ["random_state"],
         "device": [str],
@@ -108,7 +108,7 @@ class ManifoldFlow(
         *,
         minutes: float | None = None,
         steps: int | None = None,
-        contamination: float | str = "auto",
+        alpha: float = 0.05,
         scale: Scale = "standard",
         random_state: Any = None,
         device: str = "auto",
@@ -117,7 +117,7 @@ class ManifoldFlow(
         self.n_components = n_components
         self.minutes = minutes
         self.steps = steps
-        self.contamination = contamination
+        self.alpha = alpha
         self.scale = scale
         self.random_state = random_state
         self.device = device
@@ -131,9 +131,8 @@ class ManifoldFlow(
         """
         self._validate_params()
         if self.minutes is not None and self.steps is not None:
-            raise UserError(
-                f"minutes: expected None with steps={self.steps}, got {self.minutes}. Omit either."
-            )
+            expected = f"None with steps={self.steps}"
+            raise unexpected("minutes", expected, self.minutes, "Omit either")
         device = choose_device(self.device)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         rows = events = self._validated(X, reset=True)
@@ -146,8 +145,16 @@ class ManifoldFlow(
                 raise UserError("X: expected a column with several values, got constant columns.")
             events = self.preprocessor_.transform(table, salt=np.arange(len(rows)))
         order = np.random.default_rng(seed).permutation(len(rows))
-        count = round(HELD_OUT * len(rows))
-        held_out, train = (order, order) if len(rows) < MIN_ROWS else (order[:count], order[count:])
+        count = max(round(HELD_OUT * len(rows)), MIN_IMAGES)
+        held_out, train = order[:count], order[count:]
+        if len(rows) < MIN_ROWS:
+            held_out, train = np.resize(order, max(len(rows), MIN_IMAGES)), order
+        if self.alpha < 1 / (len(held_out) + 1):
+            raise UserError(
+                f"alpha: expected at least 1/{len(held_out) + 1}, the smallest p-value with "
+                f"{len(held_out)} held-out rows, got {self.alpha:g}. Increase it, or pass at least "
+                f"{math.ceil((1 / self.alpha - 1) / HELD_OUT)} rows."
+            )
         valid = events[held_out]
         model_settings, phases = self._method(events.shape[1:], len(train), device)
         # torch's global generator is the user's
@@ -156,9 +163,7 @@ class ManifoldFlow(
             torch.random.fork_rng([device] if device.type == "cuda" else []),
             TemporaryDirectory() as folder,
         ):
-            model = train_phases(
-                phases, model_settings, events[train], valid, seed, device, Path(folder)
-            )
+            model = train_phases(phases, model_settings, events[train], valid, seed, device, folder)
             if self.preprocessor_ is None:
                 form = {"channels": rows.shape[1], "size": rows.shape[2]}
                 model.data = ImageSettings.model_validate(form).facts
@@ -166,7 +171,10 @@ class ManifoldFlow(
                 model.data = {"table": self.preprocessor_.to_dict()}
             model.calibration = calibrate(model, valid, device)
         self.model_, self.noise_scale_ = model.cpu(), model.calibration[NOISE_SCALE]
-        self._set_offset(rows, rows[held_out])
+        parameters = {name: value for name, value in self.get_params().items()
+                      if name != "device" and isinstance(value, STORED)}  # fmt: skip
+        named = hasattr(self, "feature_names_in_")
+        self.model_.notes["estimator"] = {"parameters": parameters, "named": named}
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:  # noqa: N803
@@ -179,25 +187,40 @@ class ManifoldFlow(
         normal noise of the scale that fits held-out rows best (``noise_scale_``), like the
         bandwidth of a kernel density estimate.
         """
-        return self._log_prob(self._validated(X))
+        return self._predictor.log_prob(self._validated(X), self.noise_scale_)
 
     def score(self, X: Any, y: Any = None) -> float:  # noqa: N803
         """Compute the mean of :meth:`score_samples`; larger is better."""
         return float(self.score_samples(X).mean())
 
+    def p_values(self, X: Any) -> np.ndarray:  # noqa: N803
+        """Compute the p-values of rows, (n,), those of :meth:`.Predictor.score`.
+
+        It is the fraction of held-out rows, including the new one, that are at least as anomalous.
+        """
+        return self._predictor.score(self._validated(X))["p_value"].to_numpy()
+
     def decision_function(self, X: Any) -> np.ndarray:  # noqa: N803
-        """Compute the log-density minus ``offset_``, (n,); it is negative for outliers."""
-        scores = self.score_samples(X)
-        if self.offset_ is None:
-            raise UserError(
-                "offset_: expected a threshold, got none: the model has no calibration of its "
-                "log-density. Set offset_ to the log-density below which rows are outliers."
-            )
-        return scores - self.offset_
+        """Compute how far rows are from being outliers, (n,); it is negative for outliers.
+
+        Of tables it is the log-density minus ``offset_``, of images it depends on other scores too.
+        """
+        scores = self._predictor.score(self._validated(X), alpha=self.alpha)["anomaly_score"]
+        threshold = self._predictor.calibrated().threshold(COMBINATION, self.alpha)
+        return threshold - np.nan_to_num(scores, nan=np.inf, posinf=np.inf)
 
     def predict(self, X: Any) -> np.ndarray:  # noqa: N803
-        """Return 1 for inliers and -1 for outliers, (n,)."""
-        return np.where(self.decision_function(X) >= 0, 1, -1)
+        """Return -1 for outliers, whose p-value is at most ``alpha``, and 1 for inliers, (n,)."""
+        return np.where(self._predictor.score(self._validated(X), alpha=self.alpha)["ood"], -1, 1)
+
+    @property
+    def offset_(self) -> float | None:
+        """The ``offset_`` of the class."""
+        calibration = self._predictor.calibrated(self.alpha)
+        if self.preprocessor_ is None or calibration.combined != (SMOOTHED_DENSITY,):
+            return None
+        log_det = self.preprocessor_.log_det_at(np.zeros((1, self.model_.event_dim)))[0]
+        return float(log_det - calibration.threshold(COMBINATION, self.alpha))
 
     def transform(self, X: Any) -> np.ndarray:  # noqa: N803
         """Compute the coordinates of :meth:`project` on the manifold, (n, n_components).
@@ -237,20 +260,15 @@ class ManifoldFlow(
     def load(cls, path: str | Path, device: str = "auto") -> Self:
         """Open the file of :meth:`save`, or the model of a pipeline.
 
-        Parameters and ``offset_`` of the estimator are restored, except a ``random_state`` that is
-        no integer. For models of a pipeline the threshold is that of ``contamination="auto"``.
-
-        Raises:
-            UserError: It is not a model of a table or of images.
+        Parameters of the estimator are restored, except a ``random_state`` that is no integer. A
+        file of another model than that of a table or of images raises a UserError.
         """
         model = Model.load(path, "cpu")
         is_point = len(model.event_shape) != 3 and "table" not in model.data
         if is_point or context_of(model):
             kind = "one of points" if is_point else "a conditional one"
-            raise UserError(
-                f"{path}: expected a model of a table or of images, got {kind}. Use "
-                "submanifold.models.Model.load."
-            )
+            expected = "a model of a table or of images"
+            raise unexpected(path, expected, kind, "Use submanifold.models.Model.load")
         notes, predictor = model.notes.get("estimator", {}), Predictor(model)
         flow = cls(**{"n_components": model.dim, **notes.get("parameters", {}), "device": device})
         flow.model_, flow.preprocessor_ = model, predictor.preprocessor
@@ -260,13 +278,8 @@ class ManifoldFlow(
             flow.n_features_in_ = len(names)
             if notes.get("named", True):
                 flow.feature_names_in_ = np.array(names, object)
-        flow.noise_scale_ = notes.get("noise_scale", model.calibration.get(NOISE_SCALE))
-        flow.offset_ = notes["offset"] if notes else predictor.threshold(FALSE_ALARM_RATE)
+        flow.noise_scale_ = model.calibration.get(NOISE_SCALE)
         return flow
-
-    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """Return manifoldflow0, manifoldflow1, ...; the names of the columns are not used."""
-        return super().get_feature_names_out(input_features)
 
     @property
     def _n_features_out(self) -> int:
@@ -285,10 +298,8 @@ class ManifoldFlow(
             images = np.asarray(X)
             is_square = images.shape[1] in (1, 3) and images.shape[2] == images.shape[3]
             if images.dtype != np.uint8 or not is_square or len(images) < 2:
-                raise UserError(
-                    "X: expected at least 2 images, uint8 (n, 1 or 3 channels, size, size), or a "
-                    f"table, got {images.dtype} {images.shape}."
-                )
+                expected = "at least 2 images, uint8 (n, 1 or 3 channels, size, size), or a table"
+                raise unexpected("X", expected, f"{images.dtype} {images.shape}")
             self.n_features_in_ = int(np.prod(images.shape[1:]))
             if hasattr(self, "feature_names_in_"):
                 del self.feature_names_in_
@@ -304,51 +315,25 @@ class ManifoldFlow(
         check_is_fitted(self)
         return _predictor(self.model_, choose_device(self.device))
 
-    def _log_prob(self, rows: Any) -> np.ndarray:
-        return self._predictor.log_prob(rows, self.noise_scale_)
-
     def _method(self, shape: tuple[int, ...], count: int, device: torch.device) -> Method:
-        """Return the model and its phases, with the dimension and steps that were asked for."""
         size, dim = int(np.prod(shape)), self.n_components
         if dim is not None and dim > size:
-            raise UserError(
-                f"n_components: expected at most {size}, the number of columns that vary, got "
-                f"{dim}. Decrease it."
-            )
+            expected = f"at most {size}, the number of columns that vary"
+            raise unexpected("n_components", expected, dim, "Decrease it")
         half = max(1, min(size, count) // 2)
         if self.preprocessor_ is None:
             model, phases = image_method(dim or min(500, half))
         else:
             model, phases = table_method(dim or half)
+        steps: dict[str, int] = {}
         if self.minutes is not None:
-            steps = fit_budget(60 * self.minutes, model, phases, shape, device)
-            return model, {name: with_steps(phases[name], steps[name]) for name in steps}
-        if self.steps is None:
-            return model, phases
-        usual = {name: phase.training.steps for name, phase in phases.items()
-                 if isinstance(phase, PhaseSettings)}  # fmt: skip
-        factor = self.steps / sum(usual.values())
-        return model, phases | {
-            name: with_steps(phases[name], max(1, round(factor * count)))
-            for name, count in usual.items()
-        }
-
-    def _set_offset(self, rows: np.ndarray, held_out: np.ndarray) -> None:
-        """Set the threshold of outliers, and note it in the model's file."""
-        if self.contamination == "auto":
-            scores = np.sort(self._log_prob(held_out))
-            threshold = float(scores[max(int(FALSE_ALARM_RATE * (len(scores) + 1)), 1) - 1])
-        else:
-            share = 100 * float(self.contamination)
-            threshold = float(np.percentile(self._log_prob(rows), share))
-        # below the row of that score, whose score varies by rounding
-        self.offset_: float | None = threshold - 1e-9 * max(1.0, abs(threshold))
-        parameters = {name: value for name, value in self.get_params().items()
-                      if name != "device" and _is_json(value)}  # fmt: skip
-        self.model_.notes["estimator"] = {
-            "parameters": parameters, "offset": self.offset_, "noise_scale": self.noise_scale_,
-            "named": hasattr(self, "feature_names_in_"),
-        }  # fmt: skip
+            steps = fit_budget(60 * self.minutes, phase_costs(model, phases, shape, device))
+        elif self.steps is not None:
+            usual = {name: phase.training.steps for name, phase in phases.items()
+                     if isinstance(phase, PhaseSettings)}  # fmt: skip
+            factor = self.steps / sum(usual.values())
+            steps = {name: max(1, round(factor * count)) for name, count in usual.items()}
+        return model, phases | {name: with_steps(phases[name], steps[name]) for name in steps}
 
 
 @lru_cache(maxsize=4)
@@ -356,11 +341,3 @@ def _predictor(model: Model, device: torch.device) -> Predictor:
     """Copy a model to a device, for rows in double precision: results depend on no batch size."""
     copied = copy.deepcopy(model).to(device)
     return Predictor(copied.double() if "table" in model.data else copied)
-
-
-def _is_json(value: Any) -> bool:
-    try:
-        json.dumps(value)
-        return True
-    except TypeError:
-        return False

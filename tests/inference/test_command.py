@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from click.testing import CliRunner
 from PIL import Image
 
 from calibrated import calibrated_model, png, smooth_images
-from submanifold.cli import cli
+from commands import run
+from submanifold import Predictor
 from submanifold.common.errors import UserError
 from submanifold.flows import RealNVP
 from submanifold.inference.outputs import output
@@ -25,6 +25,10 @@ def model_file(tmp_path_factory):
     return path
 
 
+def noise_image():
+    return np.random.default_rng(3).integers(0, 256, (3, 8, 8), dtype=np.uint8)
+
+
 @pytest.fixture
 def images(tmp_path):
     """A folder of four smooth images and a broken one; a zip with an image of noise."""
@@ -33,16 +37,9 @@ def images(tmp_path):
     for number, image in enumerate(smooth_images(4, 2)):
         (folder / f"{number}.png").write_bytes(png(image))
     (folder / "broken.png").write_bytes(b"not an image")
-    noise = np.random.default_rng(3).integers(0, 256, (3, 8, 8), dtype=np.uint8)
     with zipfile.ZipFile(tmp_path / "noise.zip", "w") as archive:
-        archive.writestr("inside/noise.png", png(noise))
+        archive.writestr("inside/noise.png", png(noise_image()))
     return folder, tmp_path / "noise.zip"
-
-
-def run(*arguments):
-    result = CliRunner().invoke(cli, [str(each) for each in arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
 
 
 def assert_rejected(result, *texts):
@@ -61,6 +58,11 @@ def test_score_finds_the_anomalous_image_and_skips_unreadable_files(
     os.mkfifo(images[0] / "pipe.png")
     result = run("score", model_file, *images, "--alpha", "1%", "--out", out, "--sheet", sheet)
     assert result.exit_code == 0, result.output
+    scores = Predictor.load(model_file).score(smooth_images(4, 2))["anomaly_score"]
+    order = np.argsort(-scores.to_numpy())
+    names = [f"{images[1]}:inside/noise.png", *(f"{images[0]}/{number}.png" for number in order)]
+    shown = result.output.split("the most anomalous first\n")[1].splitlines()[:5]
+    assert [line.split()[1] for line in shown] == names
     assert "1 of 5 images are flagged (p-value at most 0.01)" in result.output
     assert "if all were like the training images, 0 to 1 would be in 95% of cases" in result.output
     assert "Skipped 2 unreadable images" in caplog.text
@@ -70,7 +72,13 @@ def test_score_finds_the_anomalous_image_and_skips_unreadable_files(
     assert table.index[table["ood"]].tolist() == [f"{images[1]}:inside/noise.png"]
     assert table["p_value"].between(0, 1).all()
     assert "anomaly_score" not in table
-    Image.open(sheet).load()
+    pictures = [*smooth_images(4, 2), noise_image()]
+    drawn = np.asarray(Image.open(sheet))[::8, ::8].transpose(2, 0, 1)
+    # the two most anomalous images, a blank row, and the two least anomalous ones
+    places = ((4, 0, 0), (order[0], 0, 9), (order[-1], 18, 0), (order[-2], 18, 9))
+    for number, row, column in places:
+        place = drawn[:, row : row + 8, column : column + 8]
+        np.testing.assert_array_equal(place, pictures[number])
 
 
 def test_project_writes_images_or_arrays(model_file, images, tmp_path):
@@ -113,15 +121,14 @@ def test_info_describes_the_model(model_file):
     (["score", "{model}", "{images}", "--alpha", "150%"], "expected a rate between 0 and 1"),
     (["score", "{model}", "{images}", "--alpha", "0.1%"],
      "expected at least 1/201 (0.498%), the smallest p-value of a calibration on 200 images"),
-    (["score", "{uncalibrated}", "nowhere"], "written by an earlier version or by a single phase"),
-    (["score", "{few}", "nowhere"], "no calibration of p-values. There were 3 images."),
+    (["score", "{uncalibrated}", "nowhere"], "model: expected a calibration of p-values"),
+    (["score", "{few}", "nowhere"], "calibration of p-values, got none. There were 3 images."),
     (["score", "{of_dim}", "nowhere"], "The calibration is for dimension 16, not 5"),
     (["encode", "{dataless}", "{images}"], "expected a model of images"),
     (["sample", "{model}", "--dim", "1000"], "192"),
     (["sample", "{model}", "--device", "moon"], "device"),
     (["sample", "{model}", "--seed", "1" + "0" * 23], "is not in the range 0<=x<=9223372036"),
     (["sample", "{model}", "--temperature", "nan"], "temperature: expected 0 to 10, got nan"),
-    (["sample", "{model}", "-n", "0"], "count: expected 1 or more, got 0"),
     (["sample", "{model}", "-n", "20000"], "expected at most 10,000 images in a PNG file"),
     (["sample", "{model}", "-n", "9" * 50, "--out", "{empty}/a.npz"], "count: expected at most"),
 ])  # fmt: skip
@@ -317,6 +324,21 @@ def test_restore_simulates_observations_and_measures_errors(
     psnr = -10 * np.log10(np.mean((restored - original) ** 2))
     assert psnr == pytest.approx(table["psnr"][2], abs=0.3)
     assert Image.open(out / "00002-2-std.png").size == (8, 8)
+    rows = np.asarray(Image.open(out / "sheet.png"))[2 * 72 : 2 * 72 + 64 : 8, ::8] / 255.0
+    cells = [rows[:, start : start + 8].transpose(2, 0, 1) for start in range(0, rows.shape[1], 9)]
+    expected = [restored, np.asarray(Image.open(out / "00002-2-std.png")).transpose(2, 0, 1) / 255]
+    np.testing.assert_array_equal(cells[-2:], expected)
+    assert len(cells) == (2 if task == "sense:40" else 3)
+    if task == "inpaint:3":
+        assert cells[0][:, 2:5, 2:5].max() == 0
+        cells[0][:, 2:5, 2:5] = original[:, 2:5, 2:5]
+    if len(cells) == 3:
+        kept = (
+            original
+            if task != "superresolve:2"
+            else original[:, ::2, ::2].repeat(2, 1).repeat(2, 2)
+        )
+        assert np.abs(cells[0] - kept).mean() < 0.15
 
 
 @pytest.mark.usefixtures("short_sampler")
@@ -340,9 +362,12 @@ def test_restore_refuses_what_does_not_fit(model_file, images, tmp_path):
     def restore(*options):
         return run("restore", model_file, images[0], "--out", tmp_path / "out", *options)
 
-    assert_rejected(restore("--task=superresolve:2"), "0.png", "of 4 x 4 pixels, got 8 x 8")
+    knows = "The model knows only images of 8 x 8 pixels. Restore a crop of 4 x 4 pixels: python"
+    size = "0.png", "of 4 x 4 pixels, got 8 x 8", knows, "add --simulate"
+    assert_rejected(restore("--task=superresolve:2"), *size)
     assert_rejected(restore("--task=sense:40"), "--task=sense:40: expected --simulate")
-    assert_rejected(restore("--task=blur:1"), "task=blur:1", "Did you mean deblur?")
+    assert_rejected(restore("--task=blur:1"), "--task=blur:1", "Did you mean deblur?")
     assert_rejected(restore("--task=denoise:1", "--dim=999"), "dim: expected 1 to 192")
-    assert_rejected(restore("--task=denoise:1", "--noise=0"), "noise: expected a number above 0")
+    assert_rejected(restore("--task=denoise:1", "--noise=0"), "--noise: expected 1 as in task")
+    assert_rejected(restore("--task=inpaint:3", "--noise=0"), "noise: expected a number above 0")
     assert not (tmp_path / "out").exists()

@@ -36,7 +36,8 @@ def test_observations_have_the_noise_of_the_task(x):
     noise = y - Superresolve(2)(x).repeat(500, 1, 1, 1)
     assert noise.std() == pytest.approx(0.3, rel=0.02)
     assert parse("denoise:0.2", SHAPE).noise == 0.2
-    assert parse("denoise:0.2", SHAPE, noise=0.1).noise == 0.1
+    with pytest.raises(UserError, match=r"noise: expected 0\.2 as in task=.*, got 0\.1"):
+        parse("denoise:0.2", SHAPE, noise=0.1)
 
 
 def test_masks_are_pictures(x, tmp_path):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from submanifold.common.errors import UserError, printable
+from submanifold.common.errors import UserError, printable, unexpected
 from submanifold.inference.outputs import FOLDER, TABLES, check_output, output, unused
 from submanifold.inference.records import model_path
 
@@ -25,24 +25,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MAX_SHEET = 32
-"""Number of most and of least anomalous images on a sheet."""
-MAX_PNG = 10_000
-"""Number of images in a PNG file."""
-MAX_STEM = 50
-"""Characters of an image's name in the name of the file of its projection."""
+MAX_SHEET = 32  #: Number of most and of least anomalous images, and of restorations, on a sheet.
+MAX_PNG = 10_000  #: Number of images in a PNG file.
+MAX_STEM = 50  #: Characters of an image's name in the name of the file of its projection.
 
 
 def _rate(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
-    """Parse a false-positive rate such as 1% or 0.01."""
     if text is None:
         return None
     match = re.fullmatch(r"(\d*\.?\d+)\s*(%?)", text.strip(), re.ASCII)
     value = float(match[1]) / (100 if match[2] else 1) if match else 0.0
     if not 0 < value < 1:
-        raise click.BadParameter(
-            f"expected a rate between 0 and 1, such as 1% or 0.01, got {text}."
-        )
+        expected = "a rate between 0 and 1, such as 1% or 0.01"
+        raise click.BadParameter(f"expected {expected}, got {text}.")
     return value
 
 
@@ -51,10 +46,13 @@ device_option = click.option("--device", default="auto", show_default=True,
                              help="auto, cpu, cuda or cuda:<n>.")  # fmt: skip
 label_option = click.option("--label", type=int, metavar="LABEL", help="Label of all inputs or "
                             "samples, for a model that is conditional on it.")  # fmt: skip
+id_option = click.option("--id", "identifier", metavar="COLUMN", help="Column of a table that "
+                         "identifies its rows: no input of the model, but the first column of the "
+                         "scores.")  # fmt: skip
 dim_option = click.option("--dim", type=int, metavar="N", help="Use only the first N coordinates.")
 
 
-def out_option(default: str | None, text: str) -> Callable[[Any], Any]:
+def out_option(text: str, default: str | None = None) -> Callable[[Any], Any]:
     """Add the option of the path of an output."""
     return click.option("--out", type=click.Path(path_type=Path), default=default, help=text,
                         show_default=True)  # fmt: skip
@@ -75,14 +73,15 @@ def input_options(command: Any) -> Any:
 
 @click.command()
 @input_options
-@out_option("scores.csv", "CSV or Parquet file of the scores.")
+@id_option
+@out_option("CSV or Parquet file of the scores.", "scores.csv")
 @click.option("--sheet", type=click.Path(path_type=Path),
               help="PNG file of the most and the least anomalous images.")  # fmt: skip
 @click.option("--alpha", callback=_rate, metavar="RATE", help="False-positive rate: images or rows "
               "with a p-value of at most RATE, such as 1%, are out-of-distribution.")  # fmt: skip
 def score(
     model: str, inputs: tuple[str, ...], out: Path, sheet: Path | None, alpha: float | None,
-    nearest: bool, label: int | None, device: str,
+    nearest: bool, label: int | None, device: str, identifier: str | None,
 ) -> None:  # fmt: skip
     """Write the densities, distances from the manifold, and p-values of INPUTS.
 
@@ -93,13 +92,18 @@ def score(
     _check("--out", out, TABLES, predictor, model, inputs)
     if sheet is not None:
         _check("--sheet", sheet, (".png",), predictor, model, inputs)
+    import numpy as np
+
     from submanifold.evaluation.intervals import false_alarm_range
     from submanifold.inference.training_events import MAX_EVENTS, hash_events, training_share
 
     calibration = predictor.calibrated(alpha)
     if sheet is not None and predictor.is_table:
         raise UserError("--sheet: expected none for a model of a table. Omit it.")
-    read, unit = _read(predictor, inputs), "rows" if predictor.is_table else "images"
+    unit = "rows" if predictor.is_table else "images"
+    if identifier is not None and not predictor.is_table:
+        raise UserError("--id: expected none for a model of images. Omit it.")
+    read = _read(predictor, inputs, identifier)
     scores = predictor.score(read.events, nearest, alpha=alpha, label=label)
     table = scores.sort_values("anomaly_score", ascending=False, kind="stable")
     _write_rows(out, scores.drop(columns="anomaly_score"), read)
@@ -120,15 +124,19 @@ def score(
             "would be in 95% of cases."
         )
     if sheet is not None:
-        _write_sheet(sheet, read.events[table.index.to_numpy()])
+        images = read.events[table.index.to_numpy()]
+        shown = max(1, min(MAX_SHEET, len(images) // 2))
+        blank = np.full((-shown % 8 + 8, *images.shape[1:]), 255, np.uint8)
+        pictures = np.concatenate([images[:shown], blank, images[::-1][:shown]])
+        with output("--sheet", sheet) as partial:
+            partial.write_bytes(_png(pictures, columns=8))
 
 
 @click.command()
 @input_options
 @out_option(
-    None,
     "File of the arrays names, u and v, or CSV or Parquet file of the columns u0, ..., v0, ...  "
-    "[default: codes.npz; for rows codes.csv]",
+    "[default: codes.npz; for rows codes.csv]"
 )
 def encode(
     model: str, inputs: tuple[str, ...], out: Path | None, nearest: bool, label: int | None,
@@ -154,9 +162,8 @@ def encode(
 @input_options
 @dim_option
 @out_option(
-    None,
     "Folder of PNG files, or .npz file of originals and projections; for rows, CSV or Parquet file "
-    "of projections.  [default: projections; for rows projections.csv]",
+    "of projections.  [default: projections; for rows projections.csv]"
 )
 def project(
     model: str, inputs: tuple[str, ...], out: Path | None, nearest: bool, dim: int | None,
@@ -202,9 +209,8 @@ def project(
 @dim_option
 @label_option
 @out_option(
-    None,
     "PNG file of all samples, or .npz file of the array samples; for rows, CSV or Parquet file.  "
-    "[default: samples.png; for rows samples.csv]",
+    "[default: samples.png; for rows samples.csv]"
 )
 @device_option
 def sample(
@@ -218,20 +224,17 @@ def sample(
     """
     predictor = _load(model, device, dim)
     if table and predictor.condition is None:
-        raise UserError(
-            "TABLE: expected none for a model that is not conditional on columns, got "
-            f"{table[0]}. Omit it."
-        )
+        expected = "none for a model that is not conditional on columns"
+        raise unexpected("TABLE", expected, table[0], "Omit it")
     count = (64 if predictor.condition is None else 1) if count is None else count
     out = out or Path("samples.csv" if predictor.is_table else "samples.png")
     suffixes = TABLES if predictor.is_table else (".png", ".npz")
     _check("--out", out, suffixes, predictor, model, table)
     is_png = out.suffix.lower() == ".png"
     if is_png and (count > MAX_PNG or not predictor.is_image):
-        raise UserError(
-            f"--out={out}: expected at most {MAX_PNG:,} images in a PNG file, got "
-            f"{count:,} samples of shape {predictor.model.event_shape}. Use an .npz file."
-        )
+        expected = f"at most {MAX_PNG:,} images in a PNG file"
+        got = f"{count:,} samples of shape {predictor.model.event_shape}"
+        raise unexpected(f"--out={out}", expected, got, "Use an .npz file")
     read = None
     if table:
         from submanifold.inference.inputs import read_rows
@@ -264,7 +267,7 @@ def sample(
               "[default: 30]")  # fmt: skip
 @dim_option
 @label_option
-@out_option("restorations", "Folder of PNG files and restorations.csv.")
+@out_option("Folder of PNG files and restorations.csv.", "restorations")
 @device_option
 def restore(
     model: str, pictures: tuple[str, ...], task: str, noise: float | None, simulate: bool,
@@ -275,11 +278,12 @@ def restore(
     PICTURES are the observations, in the size of the model's images, or smaller by the factor of
     superresolve. With --simulate they are clean images of any size.
 
-    Writes the restorations (posterior means), and maps of their errors (four times the posterior
-    standard deviations).
+    Writes the restorations (posterior means), maps of their errors (four times the posterior
+    standard deviations), and sheet.png: observation, restoration and map of the first 32 in rows.
     """
     predictor = _load(model, device)
     _check("--out", out, (FOLDER,), predictor, model)
+    import numpy as np
     import pandas as pd
     import torch
     from PIL import Image
@@ -293,19 +297,27 @@ def restore(
 
     if not predictor.is_image or "size" not in predictor.model.data:
         raise UserError("MODEL: expected a model of images, got another one. Use another model.")
-    problem = parse(task, predictor.model.event_shape, noise)
+    try:
+        problem = parse(task, predictor.model.event_shape, noise)
+    except UserError as error:
+        raise UserError(f"--{error}") from error
     iterations = iterations or ITERATIONS
     if not simulate and isinstance(problem.operator, Sense):
-        raise UserError(
-            f"--task={task}: expected --simulate, because random measurements are not pictures. "
-            "Add --simulate."
-        )
-    form = predictor.model.data
+        expected = "--simulate, because random measurements are not pictures. Add --simulate"
+        raise UserError(f"--task={task}: expected {expected}.")
+    form, hint = predictor.model.data, None
     if not simulate:  # pictures in the size of the observations
         channels, side, _ = predictor.model.event_shape
         factor = problem.operator.factor if isinstance(problem.operator, Superresolve) else 1
-        form = {"size": side // factor, "channels": channels, "crop": "square"}
-    read = read_images(pictures, form, simulate)
+        size = side // factor
+        form = {"size": size, "channels": channels, "crop": "square"}
+        hint = (
+            f"The model knows only images of {side} x {side} pixels. Restore a crop of "
+            f'{size} x {size} pixels: python -c "from PIL import Image; '
+            f"Image.open({pictures[0]!r}).crop((0, 0, {size}, {size})).save('crop.png')\". "
+            "Or add --simulate: it makes observations from clean pictures of any size."
+        )
+    read = read_images(pictures, form, hint)
     size = 4 * (CHAINS * iterations + 4) * predictor.model.event_dim
     check_memory("PICTURES", len(read.names), size)
     x = (torch.from_numpy(read.events).float() + 0.5) / 256
@@ -327,13 +339,16 @@ def restore(
     if simulate:
         errors = (restored.image - x).square().flatten(1).mean(1).double().numpy()
         table = table.assign(psnr=psnr(errors), coverage=coverage(restored, x))
+    drawn = (problem.draw(y, restored.image), restored.image, 4 * restored.std)
+    shown = [stored(images - 0.5) for images in drawn if images is not None]
+    sheet = np.stack([images[:MAX_SHEET] for images in shown], 1)
     with output("--out", out) as folder:
-        for end, images in (("", restored.image), ("-std", 4 * restored.std)):
-            for number, (name, image) in enumerate(
-                zip(read.names, stored(images - 0.5), strict=True)
-            ):
+        for end, images in zip(("", "-std"), shown[-2:], strict=True):
+            for number, (name, image) in enumerate(zip(read.names, images, strict=True)):
                 picture = Image.fromarray(image.transpose(1, 2, 0).squeeze())
                 picture.save(folder / _picture(number, name, end))
+        content = _png(sheet.reshape(-1, *sheet.shape[2:]), sheet.shape[1])
+        (folder / "sheet.png").write_bytes(content)
         table.to_csv(folder / "restorations.csv", index=False)
     if simulate:
         click.echo(f"PSNR {table['psnr'].mean():.2f} dB; {table['coverage'].mean():.1%} of the "
@@ -372,24 +387,21 @@ def _check(
     option: str, path: Path, suffixes: tuple[str, ...], predictor: "Predictor", model: str,
     inputs: Sequence[str] = (),
 ) -> None:  # fmt: skip
-    """Check that an output can be written, and replaces neither the model nor an input."""
     from submanifold.data.images import SUFFIXES
 
     replaces = predictor.is_table or path.suffix.lower() in SUFFIXES
     check_output(option, path, suffixes, [model_path(model), *(inputs if replaces else ())])
 
 
-def _read(predictor: "Predictor", paths: Sequence[str]) -> "Inputs":
+def _read(predictor: "Predictor", paths: Sequence[str], identifier: str | None = None) -> "Inputs":
     from submanifold.inference.inputs import read_images, read_rows
 
     if predictor.is_table:
-        return read_rows(paths, predictor)
+        return read_rows(paths, predictor, identifier=identifier)
     if "size" in predictor.model.data:
         return read_images(paths, predictor.model.data)
-    raise UserError(
-        "model: expected a model of images or of a table, got one of points. Use the "
-        "hierarchy.safetensors of a run on images or on a table."
-    )
+    fix = "Use the hierarchy.safetensors of a run on images or on a table"
+    raise unexpected("MODEL", "a model of images or of a table", "one of points", fix)
 
 
 def _write_rows(path: Path, frame: "pd.DataFrame", read: "Inputs | None") -> None:
@@ -408,17 +420,6 @@ def _write_arrays(path: Path, arrays: "dict[str, np.ndarray]") -> None:
     with output("--out", path) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
     _echo(path)
-
-
-def _write_sheet(path: Path, images: "np.ndarray") -> None:
-    """Draw the first and the last images."""
-    import numpy as np
-
-    count = max(1, min(MAX_SHEET, len(images) // 2))
-    blank = np.full((-count % 8 + 8, *images.shape[1:]), 255, np.uint8)
-    with output("--sheet", path) as partial:
-        sheet = np.concatenate([images[:count], blank, images[::-1][:count]])
-        partial.write_bytes(_png(sheet, columns=8))
 
 
 def _png(images: "np.ndarray", columns: int) -> bytes:

@@ -1,61 +1,48 @@
 """Read images and rows of tables from files, as inputs of a trained model."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from submanifold.common.errors import UserError
+from submanifold.common.errors import UserError, unexpected
 from submanifold.common.files import printable, table_name
 from submanifold.common.processes import check_memory, map_in_threads
 from submanifold.common.progress import ProgressBar
 from submanifold.data.images import SUFFIXES, decode, image_size
 from submanifold.data.sources.stores import DATABASE, open_store
+from submanifold.data.tables.columns import matching
 from submanifold.data.tables.files import read_table
-
-if TYPE_CHECKING:
-    from submanifold.inference.predictor import Predictor
+from submanifold.inference.predictor import Predictor
 
 log = logging.getLogger(__name__)
 
-BYTES_PER_PIXEL = 9
-"""Of an image, and of its coordinates in float32 while they are concatenated."""
+BYTES_PER_PIXEL = 9  #: Of an image, and of its coordinates in float32 while they are concatenated.
+OTHER_SIZE = "expected an observation of"
 
 
 class Inputs(NamedTuple):
-    """Images or rows, and their names.
+    """Images or rows, and their names."""
 
-    Attributes:
-        events: Images, uint8 (N, channels, size, size), or rows, a DataFrame.
-        names: Their names, escaped for messages and tables.
-        label: Name of the column of names in tables, such as ``picture``.
-    """
-
-    events: Any
-    names: Any
-    label: str
+    events: Any  # images, uint8 (N, channels, size, size), or rows, a DataFrame
+    names: Any  # escaped for messages and tables
+    label: str  # name of the column of names in tables, such as ``picture``
 
 
 def read_images(
-    paths: Sequence[str | Path], data: Mapping[str, Any], resize: bool = True
+    paths: Sequence[str | Path], data: Mapping[str, Any], other_size: str | None = None
 ) -> Inputs:
     """Read images, which are decoded in threads; unreadable ones are skipped with a warning.
 
-    Args:
-        paths: Image files, folders (searched recursively), zips, or LMDB folders.
-        data: Format of the images, :attr:`submanifold.models.Model.data`.
-        resize: Whether images of any size are cropped and resized; otherwise they are skipped.
-
-    Raises:
-        UserError: A path contains no images, none can be read, or they and results of their size do
-            not fit in memory.
+    Paths are image files, folders (searched recursively), zips, or LMDB folders; ``data`` is the
+    format of the images (:attr:`.Model.data`). With ``other_size``, a hint for the user, images of
+    another size are skipped, instead of cropped and resized. A path without images, no readable
+    one, or too many for the memory raise a UserError.
     """
     form = {key: data[key] for key in ("size", "channels", "crop", "margin") if key in data}
     side = form["size"]
@@ -69,9 +56,9 @@ def read_images(
     def read(image: tuple[str, Callable[[], Any]]) -> np.ndarray | Exception:
         try:
             content = image[1]()
-            if not resize and (size := image_size(content)) != (side, side):
+            if other_size and (size := image_size(content)) != (side, side):
                 got = "{} x {}".format(*size)
-                raise ValueError(f"expected an observation of {side} x {side} pixels, got {got}")
+                raise ValueError(f"{OTHER_SIZE} {side} x {side} pixels, got {got}")
             return decode(content, **form)
         except Exception as error:  # Pillow raises nearly anything
             return error
@@ -89,7 +76,8 @@ def read_images(
                 names.append(name)
     if not names:
         first = skipped[0] if skipped else "no paths"
-        raise UserError(f"No image could be read: {first}.")
+        hint = f" {other_size}" if any(OTHER_SIZE in text for text in skipped) else ""
+        raise UserError(f"No image could be read: {first}.{hint}")
     if skipped:
         log.warning("Skipped %d unreadable images.", len(skipped))
     return Inputs(images[: len(names)], names, "picture")
@@ -98,21 +86,16 @@ def read_images(
 def _find_images(
     path: Path, skip: Callable[[str, str], None]
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Yield the name and the reader of each image at a path."""
     if path.is_file() and path.suffix.lower() in SUFFIXES:
         yield table_name(str(path)), path.read_bytes
         return
     if path.is_file() and path.suffix.lower() != ".zip":
-        raise UserError(
-            f"{path}: expected a folder, a zip, or a file with one of {', '.join(SUFFIXES)}, got "
-            "another file."
-        )
+        expected = f"a folder, a zip, or a file with one of {', '.join(SUFFIXES)}"
+        raise unexpected(path, expected, "another file")
     store = open_store(path)
     if not store.names:
-        raise UserError(
-            f"{path}: expected files with one of {', '.join(SUFFIXES)}, got none. Hidden files "
-            "and folders are ignored."
-        )
+        expected = f"files with one of {', '.join(SUFFIXES)}"
+        raise unexpected(path, expected, "none", "Hidden files and folders are ignored")
     in_files = path.is_dir() and not (path / DATABASE).is_file()
     prefix = str(path) + ("/" if in_files else ":")
     for name, reason in store.skipped.items():
@@ -122,21 +105,23 @@ def _find_images(
 
 
 def read_rows(
-    paths: Sequence[str | Path], predictor: Predictor, only_condition: bool = False
-) -> Inputs:
-    """Read rows in the columns that a model knows; several files are named in the names.
+    paths: Sequence[str | Path], predictor: Predictor, only_condition: bool = False,
+    identifier: str | None = None,
+) -> Inputs:  # fmt: skip
+    """Read rows of tables in the columns that a model knows, or only those of its condition.
 
-    Args:
-        paths: CSV, Parquet, Feather, NPY or NPZ files, or folders of them.
-        predictor: The predictor of a model of a table.
-        only_condition: Whether to read only the columns of a model's condition.
-
-    Raises:
-        UserError: A file cannot be read, has no rows, or lacks columns of the model.
+    The ``identifier`` is the column of the names, by default that of the training table, if files
+    have it; several files are named in the names. A file that cannot be read, has no rows, or lacks
+    columns of the model raises a UserError.
     """
     frame = read_table(list(paths))
     if not len(frame):
         raise UserError(f"{paths[0]}: expected rows, got none.")
+    usual = predictor.model.data.get("id")
+    identifier = identifier or (usual if usual in frame else None)
+    if identifier is not None:
+        name = matching("--id", [identifier], frame)[0]
+        frame = frame.set_index(name, drop=name not in predictor.columns.inputs)
     index = frame.index
     label = "row" if index.nlevels > 1 else table_name(str(index.name or "row"))
     columns, condition = predictor.columns, predictor.condition

@@ -6,27 +6,20 @@ from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from submanifold.common.errors import UserError
+from submanifold.common.errors import UserError, unexpected
 from submanifold.common.files import atomic_write
 
-FOLDER = ""
-"""Suffix of a path that is a folder."""
+FOLDER = ""  #: Suffix of a path that is a folder.
 TABLES = (".csv", ".parquet")
 
 
 def check_output(
     option: str, path: Path, suffixes: tuple[str, ...], inputs: Iterable[str | Path] = ()
 ) -> None:
-    """Check that an output can be written, and replaces no input.
+    """Raise a UserError unless the output of an option can be written, and replaces no input.
 
-    Args:
-        option: Command-line option of the path, such as ``--out``.
-        path: A file, or a folder, which must be new or contain only hidden files.
-        suffixes: Allowed suffixes, such as ``.npz``; :data:`FOLDER` for a folder.
-        inputs: Paths of files, and of folders, of which no file may be the output.
-
-    Raises:
-        UserError: The output cannot be written.
+    The path is a file, or a folder (suffix :data:`FOLDER`), which must be new or contain only
+    hidden files. Inputs are files, and folders, of which no file may be the output.
     """
     name, is_folder = f"{option}={path}", path.suffix == FOLDER
     if path.suffix.lower() not in suffixes:
@@ -42,24 +35,17 @@ def check_output(
         places = [path, *path.absolute().parents] if path.is_file() else []
         for file in filter(os.path.exists, inputs):
             if any(place.samefile(file) for place in places):
-                raise UserError(
-                    f"{name}: expected a path other than the inputs, got {file}. Use another path."
-                )
+                raise unexpected(name, "a path other than the inputs", file, "Use another path")
         parents = [path.absolute(), *path.absolute().parents][0 if is_folder else 1 :]
         tempfile.TemporaryFile(dir=next(filter(os.path.lexists, parents))).close()
     except OSError as error:
-        raise UserError(
-            f"{name} cannot be written ({error.strerror}). Use another path."
-        ) from error
+        problem = f"cannot be written ({error.strerror})"
+        raise UserError(f"{name} {problem}. Use another path.") from error
 
 
 @contextmanager
 def output(option: str, path: Path) -> Iterator[Path]:
-    """Yield a path for a file, or a folder for files; they appear at ``path`` on success.
-
-    Raises:
-        UserError: The output cannot be written; nothing is left behind.
-    """
+    """Yield a path for a file, or a folder for files; they appear at ``path`` on success only."""
     if path.suffix != FOLDER:
         with atomic_write(path) as partial:
             yield partial

@@ -1,7 +1,5 @@
 """One predictor: a trained model, the preprocessing of its inputs, and its calibration."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from submanifold.common.errors import UserError
+from submanifold.common.errors import UserError, unexpected
 from submanifold.common.processes import check_memory
 from submanifold.common.progress import ProgressBar, track
 from submanifold.common.threads import tuned
@@ -26,7 +24,7 @@ from submanifold.data.tables.preprocessor import as_frame
 from submanifold.evaluation.calibration import COMBINATION, HUGE, Calibration
 from submanifold.evaluation.likelihood import to_bits_per_dim
 from submanifold.evaluation.samples import stored
-from submanifold.evaluation.scores import QUICK, SMOOTHED_DENSITY, log_prob_at, score_batch
+from submanifold.evaluation.scores import QUICK, log_prob_at, score_batch
 from submanifold.flows import context_of
 from submanifold.inverse.restoration import ITERATIONS, Restoration, restore
 from submanifold.models import Model
@@ -35,8 +33,7 @@ from submanifold.models.model import ProjectionKind
 MAX_TEMPERATURE = 10.0
 IMAGE_BATCH, ROW_BATCH, SAMPLE_BATCH = 128, 4096, 64
 
-Label = int | np.ndarray | None
-"""A label from 0 for all events, or one for each (N,)."""
+Label = int | np.ndarray | None  #: A label from 0 for all events, or one for each (N,).
 
 
 @dataclass(frozen=True)
@@ -102,7 +99,7 @@ class Predictor:
             kind = "images" if "size" in self.model.data else "points"
             raise UserError(f"model: expected a model of a table, got one of {kind}.")
         condition = () if self.condition is None else self.condition.columns
-        return Preprocessor(self.preprocessor.columns + condition)
+        return Preprocessor(self.preprocessor.columns + condition, self.preprocessor.ignored)
 
     @cached_property
     def calibration(self) -> Calibration | None:
@@ -129,10 +126,10 @@ class Predictor:
         """Return the calibration; raise a UserError without one that supports ``alpha``."""
         if self.calibration is None:
             reason = self.model.calibration.get("why") or (
-                "Its file was written by an earlier version or by a single phase. Run the "
-                "experiment again."
+                "Set model.calibration to that of submanifold.evaluation.calibration.calibrate, or "
+                "use the model at the end of a run."
             )
-            raise UserError(f"The model has no calibration of p-values. {reason}")
+            raise UserError(f"model: expected a calibration of p-values, got none. {reason}")
         least = self.calibration.smallest_p_value
         if alpha is not None and alpha < least:
             raise UserError(
@@ -215,33 +212,13 @@ class Predictor:
 
         return np.concatenate(self._apply(log_prob_of, x, label, "scoring"))
 
-    def threshold(self, alpha: float) -> float | None:
-        """Return the :meth:`log_prob`, at the best noise scale, of the p-value ``alpha``.
-
-        None without a calibration of the density.
-        """
-        calibration = self.calibration
-        if calibration is None:
-            return None
-        name = "density" if calibration.noise_scale is None else SMOOTHED_DENSITY
-        if name not in calibration.quantiles:
-            return None
-        return -calibration.threshold(name, alpha) + float(self._log_det(None))
-
     def _log_det(self, rows: Any) -> Any:
-        """Log-determinants of the preprocessing, of each row, or where it is constant of any."""
         if self.preprocessor is None:
             return -self.model.event_dim * np.log(256) if self.is_image else 0.0
-        if rows is None:
-            return self.preprocessor.log_det_at(np.zeros((1, self.model.event_dim)))[0]
         return self.preprocessor.log_det(_select(rows, self.preprocessor))
 
     def encode(
-        self,
-        x: Any,
-        projection: ProjectionKind = "encoder",
-        *,
-        label: Label = None,
+        self, x: Any, projection: ProjectionKind = "encoder", *, label: Label = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Compute the coordinates on the manifold, u (N, d), and off it, v (N, D - d).
 
@@ -267,9 +244,8 @@ class Predictor:
     ) -> tuple[Any, np.ndarray]:
         """Project onto the manifold: by a few gradients, or to the nearest point.
 
-        Returns:
-            Projections in the type and units of x, without a condition, and their mean squared
-            errors (N,), of pixels in [0, 1] or standardized columns.
+        Returns projections in the type and units of x, without a condition, and their mean squared
+        errors (N,), of pixels in [0, 1] or standardized columns.
         """
 
         def project(x: Tensor, context: Tensor | None, *_: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -380,15 +356,13 @@ class Predictor:
                 raise UserError("table: expected at least one row, got none.")
             return rows
         shape, dtype = self.model.event_shape, np.dtype(np.uint8 if self.is_image else np.float32)
-        events, fix = np.asanyarray(x), "Convert vectors with astype(numpy.float32)."
+        events, fix = np.asanyarray(x), "Convert vectors with astype(numpy.float32)"
         if self.is_image:
             events = self._images(events)
-            fix = "Or pass images (N, height, width, channels), uint8 or floats in [0, 1]."
+            fix = "Or pass images (N, height, width, channels), uint8 or floats in [0, 1]"
         if events.dtype != dtype or events.shape[1:] != shape or not len(events):
-            raise UserError(
-                f"events: expected {dtype} of shape (N, {', '.join(map(str, shape))}) with N at "
-                f"least 1, got {events.dtype} of shape {events.shape}. {fix}"
-            )
+            expected = f"{dtype} of shape (N, {', '.join(map(str, shape))}) with N at least 1"
+            raise unexpected("events", expected, f"{events.dtype} of shape {events.shape}", fix)
         if label is None and context_of_array(events) is not None:
             return events
         return with_context(events, self._labels(label, len(events)))
@@ -430,18 +404,14 @@ class Predictor:
         if classes is None:
             if label is None:
                 return None
-            raise UserError(
-                "label: expected none for a model that is not conditional on a label, got "
-                f"{label}. Omit it."
-            )
+            expected = "none for a model that is not conditional on a label"
+            raise unexpected("label", expected, label, "Omit it")
         labels = np.asarray(label)
         fits = labels.dtype.kind in "iu" and labels.shape in ((), (count,))
         if not fits or labels.min(initial=0) < 0 or labels.max(initial=0) >= classes:
             got = "none" if label is None else label
-            raise UserError(
-                f"label: expected a label from 0 to {classes - 1}, on which the density is "
-                f"conditional, got {got}. Set it."
-            )
+            expected = f"a label from 0 to {classes - 1}, on which the density is conditional"
+            raise unexpected("label", expected, got, "Set it")
         return np.full(count, labels, np.int64)
 
     def _context(self, label: Label, condition: Any) -> tuple[np.ndarray | None, Any]:
@@ -453,11 +423,8 @@ class Predictor:
         self._labels(label, 1)
         if condition is None:
             names = named(dict.fromkeys(column.name for column in self.condition.varying))
-            raise UserError(
-                f"condition: expected a table with the columns that the density is conditional on "
-                f"({names}), got none. Pass one, or on the command line: submanifold sample MODEL "
-                "table.csv."
-            )
+            expected = f"a table with the columns that the density is conditional on ({names})"
+            raise unexpected("condition", expected, "none", "Pass this table")
         rows = as_frame(condition, self.condition.inputs)
         rows = rows.drop(columns=[*self.preprocessor.inputs], errors="ignore")
         return self.condition.transform(rows), _select(rows, self.condition)
@@ -470,5 +437,4 @@ def code_frame(u: np.ndarray, v: np.ndarray) -> pd.DataFrame:
 
 
 def _select(table: pd.DataFrame, preprocessor: Preprocessor) -> pd.DataFrame:
-    """Return the columns of a table that a preprocessor knows."""
     return table.loc[:, table.columns.map(str).isin(preprocessor.inputs)]

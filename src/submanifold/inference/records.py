@@ -8,7 +8,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from submanifold.common.errors import UserError, did_you_mean
+from submanifold.common.errors import UserError, did_you_mean, unexpected
 from submanifold.common.files import is_alive, read_json, write_json
 
 FOLDER = Path("data/runs")
@@ -17,23 +17,17 @@ MODEL_FILE = "hierarchy.safetensors"
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run and where its outputs are; paths are relative to the project.
-
-    Attributes:
-        key: Cache key of its model: runs with equal settings have equal keys.
-        started: Local time of the first start, in ISO format.
-        params: The parameters that the user set.
-    """
+    """A run and where its outputs are; paths are relative to the project."""
 
     name: str
-    key: str
+    key: str  # cache key of its model: runs with equal settings have equal keys
     dataset: str
     method: str
-    started: str
+    started: str  # local time of the first start, in ISO format
     model: str
     metrics: str
     report: str
-    params: dict[str, Any] = field(default_factory=dict)
+    params: dict[str, Any] = field(default_factory=dict)  # those that the user set
     host: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)
 
@@ -58,16 +52,13 @@ def read_records(project: Path) -> list[RunRecord]:
 def choose_name(project: Path, chosen: str | None, key: str, method: str) -> str:
     """Return the name of a run: the chosen one, that of an equal run, or date and method.
 
-    Raises:
-        UserError: A run with other settings has the chosen name.
+    A chosen name that a run with other settings has raises a UserError.
     """
     keys = {record.name: record.key for record in read_records(project)}
     if chosen is not None:
         if keys.get(chosen, key) != key:
-            raise UserError(
-                f"name: expected a name that no run with other settings has, got {chosen}. Choose "
-                f"another name, or delete {FOLDER / chosen}.json."
-            )
+            fix = f"Choose another name, or delete {FOLDER / chosen}.json"
+            raise unexpected("name", "a name that no run with other settings has", chosen, fix)
         return chosen
     if equal := [name for name in keys if keys[name] == key]:
         return equal[-1]
@@ -88,11 +79,7 @@ def write_record(project: Path, record: RunRecord) -> None:
 def find_record(
     project: Path, name: str, expected: str = "NAME: expected the name of a run"
 ) -> RunRecord:
-    """Return the record of a run.
-
-    Raises:
-        UserError: There is no run of this name; the message begins with what is expected.
-    """
+    """Return the record of a run; a UserError begins with what is expected if there is none."""
     records = {record.name: record for record in read_records(project)}
     if name not in records:
         hint = did_you_mean(name, records)
@@ -107,15 +94,7 @@ def records_folder() -> Path:
 
 
 def model_path(name: str) -> Path:
-    """Find the model file that a user means by a path or by the name of a run.
-
-    Args:
-        name: A model file, a folder with one, or the name of a run of the project that contains
-            the current folder.
-
-    Raises:
-        UserError: There is none.
-    """
+    """Find a model file by its path, its folder, or the name of a run of the current project."""
     for path in (Path(name), Path(name, MODEL_FILE)):
         if path.is_file():
             return path
@@ -124,8 +103,7 @@ def model_path(name: str) -> Path:
     record = find_record(project, name, expected)
     path = project / record.model
     if not path.is_file():
-        raise UserError(
-            f"MODEL: expected a run whose training is finished, got {name}, which is "
-            f"{record.state(project)}. Start the run again: it continues."
-        )
+        got = f"{name}, which is {record.state(project)}"
+        fix = "Start the run again: it continues"
+        raise unexpected("MODEL", "a run whose training is finished", got, fix)
     return path

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from submanifold.common.errors import UserError, did_you_mean
+from submanifold.common.errors import UserError, did_you_mean, unexpected
 from submanifold.common.files import printable
 
 Operator: TypeAlias = Callable[[Tensor], Tensor]
@@ -109,11 +109,17 @@ class Task(NamedTuple):
         y = self.operator(x)
         return y + self.noise * torch.randn(y.shape, generator=generator).to(y)
 
+    def draw(self, y: Tensor, x: Tensor) -> Tensor | None:
+        """Draw observations in the shape of images x, missing pixels black; None of products."""
+        if isinstance(self.operator, Inpaint):
+            return torch.zeros_like(x).masked_scatter(self.operator.mask.bool().expand_as(x), y)
+        return F.interpolate(y, x.shape[2:]) if y.ndim == x.ndim else None
+
 
 def parse(text: str, shape: tuple[int, ...], noise: float | None = None) -> Task:
     """Read a task such as :data:`TASKS` for images of a shape (channels, height, width).
 
-    The noise is by default that in the text of a denoising task, or 0.01.
+    The noise is by default 0.01; that of a denoising task is in the text.
     """
     kind, _, value = text.partition(":")
     shown = f"task={printable(text)}"
@@ -123,7 +129,8 @@ def parse(text: str, shape: tuple[int, ...], noise: float | None = None) -> Task
             f"{did_you_mean(kind, TASKS)} Use such as {'; '.join(TASKS.values())}."
         )
     number = float(value) if value.replace(".", "", 1).isdecimal() else 0.0
-    noise = noise if noise is not None else number if kind == "denoise" else NOISE
+    usual = number if kind == "denoise" else NOISE
+    noise = usual if noise is None else noise
     if kind == "inpaint" and not value.isdecimal():
         return Task(text, Inpaint(_read_mask(Path(value), shape)), noise)
     sides, side, pixels = shape[1:], min(shape[1:]), math.prod(shape)
@@ -143,15 +150,15 @@ def parse(text: str, shape: tuple[int, ...], noise: float | None = None) -> Task
     }  # fmt: skip
     expected, fits, build = rules[kind]
     if not fits:
-        raise UserError(
-            f"{shown}: expected {expected}, got {printable(value) or 'nothing'}. Use such as "
-            f"{TASKS[kind]}."
-        )
+        got = printable(value) or "nothing"
+        raise unexpected(shown, expected, got, f"Use such as {TASKS[kind]}")
+    if kind == "denoise" and noise != number:
+        fix = f"Leave it out, or use denoise:{noise:g}"
+        raise unexpected("noise", f"{number:g} as in {shown}, or none", f"{noise:g}", fix)
     return Task(text, build(), noise)
 
 
 def _square_hole(side: int, sides: tuple[int, ...]) -> Tensor:
-    """Build a mask that is 0 in a square in the centre."""
     mask = torch.ones(sides)
     top, left = ((length - side) // 2 for length in sides)
     mask[top : top + side, left : left + side] = 0
@@ -165,10 +172,9 @@ def _read_mask(path: Path, shape: tuple[int, ...]) -> Tensor:
         with Image.open(path) as image:
             mask = torch.from_numpy(np.array(image.convert("L")) >= 128)
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{name}: expected a picture whose black pixels are missing, got "
-            f"{printable(str(error))}. Use {TASKS['inpaint']}."
-        ) from error
+        got = printable(str(error))
+        fix = f"Use {TASKS['inpaint']}"
+        raise unexpected(name, "a picture whose black pixels are missing", got, fix) from error
     if mask.shape != shape[1:] or not mask.any():
         expected, size = (f"{w} x {h}" for h, w in (shape[1:], mask.shape))
         raise UserError(

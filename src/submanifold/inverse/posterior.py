@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from submanifold.common.errors import UserError
+from submanifold.common.errors import UserError, unexpected
 from submanifold.evaluation.gaussian import Gaussian
 from submanifold.geometry.linearization import Linearization, jvp
 from submanifold.inverse.operators import Operator
@@ -62,10 +62,8 @@ def latents_of(model: Model, dim: int | None = None, context: Tensor | None = No
             lambda x: at.encode(x - shift, context=rows(x))[0][:, :dim],
         )
     if not model.has_density:
-        raise UserError(
-            "dim: expected the dimension of the manifold for a model without a density on all of "
-            f"space, got None. Use dim={model.dim}."
-        )
+        expected = "the dimension of the manifold for a model without a density on all of space"
+        raise unexpected("dim", expected, "None", f"Use dim={model.dim}")
     gaussian = None
     if model.gaussian:
         gaussian = Gaussian.from_tensors(model.gaussian)

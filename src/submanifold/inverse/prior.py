@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from submanifold.common.extras import import_extra
+from submanifold.common.errors import import_extra
 from submanifold.inverse.operators import Denoise
 from submanifold.inverse.restoration import restore
 from submanifold.models import Model

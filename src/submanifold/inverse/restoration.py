@@ -7,7 +7,7 @@ import scipy  # submodules load on first use
 import torch
 from torch import Tensor
 
-from submanifold.common.errors import UserError
+from submanifold.common.errors import UserError, unexpected
 from submanifold.common.progress import ProgressBar
 from submanifold.inverse.linear import LARGEST_OBSERVATION, Ensemble, GaussianPosterior
 from submanifold.inverse.operators import Operator
@@ -76,8 +76,7 @@ def restore(
             image depend slightly on the others of its batch.
         context: The context (1, ...) of all images, for a conditional model.
 
-    Raises:
-        UserError: An argument does not fit the model.
+    An argument that does not fit the model raises a UserError.
     """
     latents = latents_of(model, dim, context)
     operator, noise = _resolve(operator, noise)
@@ -87,11 +86,10 @@ def restore(
     x = latents.decode(weight.new_zeros(1, latents.dim))
     shape = operator(x).shape[1:]
     if y.shape[1:] != shape or not len(y) or y.dtype != weight.dtype:
-        expected = ", ".join(map(str, ["batch", *shape]))
-        raise UserError(
-            f"y: expected {weight.dtype} of shape ({expected}), that of operator(x), got {y.dtype} "
-            f"of shape {tuple(y.shape)}. Pass observations of this operator."
-        )
+        sizes = ", ".join(map(str, ["batch", *shape]))
+        expected = f"{weight.dtype} of shape ({sizes}), that of operator(x)"
+        got = f"{y.dtype} of shape {tuple(y.shape)}"
+        raise unexpected("y", expected, got, "Pass observations of this operator")
     bounds = (0.0, 1.0) if len(model.event_shape) == 3 else (-torch.inf, torch.inf)
     has_mode = noise < COARSE_NOISE and has_forward_mode(operator, x)
     is_small = noise < COARSE_NOISE and y[0].numel() <= LARGEST_OBSERVATION
@@ -142,10 +140,8 @@ def _resolve(operator: Any, noise: Any) -> tuple[Operator, float]:
         noise = getattr(operator.noise_model, "sigma", None) if noise is None else noise
         operator = operator.A
     if not callable(operator):
-        raise UserError(
-            f"operator: expected a function of images, got {type(operator).__name__}. Use one of "
-            "submanifold.inverse.operators."
-        )
+        fix = "Use one of submanifold.inverse.operators"
+        raise unexpected("operator", "a function of images", type(operator).__name__, fix)
     if noise is None or not 0 < float(noise) < float("inf"):
         raise UserError(f"noise: expected a number above 0, got {noise}. Use such as 0.01.")
     return operator, float(noise)

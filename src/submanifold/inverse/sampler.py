@@ -31,11 +31,8 @@ def sample(
     exact.
 
     The starts x are an even number of copies of a batch, (chains * batch, ...). ``progress`` is
-    called with 1 after each iteration.
-
-    Returns:
-        Decoded samples after the burn-in, (samples, chains, batch, ...), and acceptance rates
-        (batch,).
+    called with 1 after each iteration. Returns decoded samples after the burn-in, (samples, chains,
+    batch, ...), and acceptance rates (batch,).
     """
     half, burn_in = len(x) // 2, math.ceil(BURN_IN * iterations)
     metric = target.metric(x)
