@@ -10,18 +10,20 @@ import pytest
 from kedro.framework.cli.project import run as kedro_run
 from PIL import Image
 
+from pages import cells, pictures
 from submanifold import Hierarchy
 from submanifold.data.batches import Batches
 from submanifold.evaluation.intervals import mean_interval
 from submanifold.evaluation.likelihood import dequantized_log_probs, to_bits_per_dim
 from submanifold.evaluation.reconstruction import squared_errors
+from submanifold.pipelines.reporting.nodes import report_images
+from submanifold.plots.strips import strips
 
 pytestmark = pytest.mark.pipeline
 
 FIGURES = ("samples_figure", "samples_t07_figure", "rejection_figure", "curves_figure")
 STEPS = 12
 BOTH, NONE = {"stage_1": STEPS, "stage_2": STEPS}, {"stage_1": 0, "stage_2": 0}
-ONLY_2 = {"stage_1": 0, "stage_2": STEPS}
 
 
 @pytest.fixture(scope="module")
@@ -108,13 +110,57 @@ def test_report_is_self_contained_and_shows_all_results(run):
     assert not re.search(r"https?:|url\(|@import|<script ", page)
     assert len(page) < 5e6
     text = run.text()
-    for cell in run.load("metrics_table").to_numpy().ravel():
-        assert cell in text
     assert f"MLflow run {run.mlflow.info.run_id}" in text
     assert f"submanifold project {run.mlflow.info.run_name} new.jpg" in text
     assert "None" not in text
+    parts = "Projections", "Samples", "Residuals", "Use this model", "Metrics on the test images"
+    places = [page.index(f">{part}</h2>") for part in parts]
+    assert places == sorted(places)
+    assert "MSE, encoder projection squared pixels in [0, 1]" in text
+    assert text.count("mean squared error of default projections; encoder 0.") == 1
     for name in FIGURES:
         assert Image.open(run.path(name)).format == "PNG"
+
+
+def test_the_report_has_numbers_and_images_under_their_names(run):
+    names = ("samples", "samples_t07", "projections", "illustrations", "split_scores", "metrics",
+             "hierarchy", "manifest")  # fmt: skip
+    loaded = {name: run.load(name) for name in names}
+    histories = {
+        f"stage_{n}": {**run.load(f"stage_{n}.history"), "steps": 20 + n, "best_step": 10 + n,
+                       "seconds": 30.0 + n, "rollbacks": 40 + n}
+        for n in (1, 2)
+    }  # fmt: skip
+    table, images = run.load("metrics_table"), loaded["illustrations"]
+    page = report_images(
+        test=run.load("x_test"), table=table, dataset="photos", method="H-MM", seed=0,
+        device="cpu", model_file=run.path("hierarchy"), **loaded, **histories,
+    )["report"]  # fmt: skip
+    by_name = {row[0]: row[1:] for row in cells(page)}
+    assert by_name["phase"][2:] == ["steps", "best step", "seconds", "rollbacks"]
+    for n in (1, 2):
+        assert by_name[f"stage_{n}"][0] == str(n)
+        assert by_name[f"stage_{n}"][2:] == [str(10 * k + n) for k in (2, 1, 3, 4)]
+    for name in table.columns[1:]:
+        assert by_name[name] == [text.partition(" [")[0] for text in table[name]]
+    kinds = {f"{name} projection": name for name in ("default", "encoder", "nearest")}
+    kinds |= {"original": "originals", "PCA": "pca"}
+    expected = {label: images[name] for label, name in kinds.items()}
+    expected |= {"Temperature 1": loaded["samples"][:64], "Interpolation": images["interpolation"],
+                 "Temperature 0.7": loaded["samples_t07"][:64]}  # fmt: skip
+    nearest, last = images["sample_neighbors"], slice(-8, None)  # of two rows
+    expected |= {"samples": loaded["samples"][: len(nearest)][last],
+                 "nearest training images": nearest[last]}  # fmt: skip
+    drawn = {label: (remark, picture) for label, remark, picture in pictures(page)}
+    for label, of_row in expected.items():
+        remark, picture = drawn[label]
+        columns = 16 if label.startswith("Temperature") else len(of_row)
+        shown = strips(of_row, columns)
+        for strip, part in zip(picture[-len(shown) :], shown, strict=True):
+            np.testing.assert_array_equal(strip, part, label)
+        if label in kinds and label != "original":
+            difference = (of_row.astype(float) - images["originals"]) / 256
+            assert remark.startswith(f"MSE {np.square(difference).mean():.2g}, PSNR")
 
 
 def test_mlflow_run_has_parameters_metrics_curves_and_artifacts(run, project):
@@ -172,21 +218,6 @@ def test_kedro_run_computes_missing_outputs_and_named_nodes(
     code, output = project.invoke("run", "--env=test", *arguments)
     assert code == 0, output
     assert given["only_missing_outputs"] is only_missing
-
-
-def huber(delta):
-    return {"stage_1": {"reconstruction": {"penalty": "huber", "delta": delta}}}
-
-
-@pytest.mark.parametrize(("params", "steps"), [
-    ({"stage_2": {"dim": 10}}, ONLY_2),
-    (huber(0.1), BOTH),
-    (huber(0.1), NONE),
-])  # fmt: skip
-def test_only_phases_that_a_setting_changes_are_trained_again(project, run, params, steps):
-    other = project.run(until="hierarchy", **params)
-    assert other.steps == steps
-    assert other.path("x_train") == run.path("x_train")
 
 
 def write_images(folder, numbers):

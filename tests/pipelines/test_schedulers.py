@@ -7,7 +7,7 @@ from kedro.io import MemoryDataset
 
 pytestmark = pytest.mark.pipeline
 
-AROUND = {"data", "schedule_steps", "calibrate", "evaluation", "report"}
+AROUND = {"data", "estimate_steps", "calibrate", "evaluation", "report"}
 
 
 @pytest.mark.parametrize(("params", "phases"), [

@@ -6,19 +6,26 @@ import pytest
 from PIL import Image
 
 from calibrated import calibrated_model, conditional_rows, conditional_table_model
+from pages import cells
+from pages import pictures as rows_of_images
+from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.calibration import Calibration
 from submanifold.evaluation.intervals import plus_minus
-from submanifold.evaluation.ood import ANOMALY, LINEAR, LINEAR_COMBINATION, MEASURES
+from submanifold.evaluation.ood import ANOMALY, LINEAR, LINEAR_COMBINATION, MEASURES, NORMAL, OOD
 from submanifold.flows import RealNVP
 from submanifold.models import Hierarchy, Stage
-from submanifold.pipelines.ood.sections import warnings
+from submanifold.pipelines.ood.nodes import write_page
+from submanifold.pipelines.ood.sections import thresholds, warnings
 from submanifold.pipelines.reporting.sections import (
     against_pca,
     alarms,
     anomalies,
+    column_table,
     describe_gap,
+    extremes,
     python_code,
 )
+from submanifold.plots.strips import strips
 
 RNG = np.random.default_rng(0)
 SCORES = {"density": RNG.standard_normal(400)}
@@ -42,6 +49,18 @@ def scored(shift=0.0, count=400, p_values=None):
 ])  # fmt: skip
 def test_overfitting_is_concluded_from_the_interval(shift, count, conclusion):
     assert conclusion in describe_gap(scored(shift, count))
+
+
+def test_extreme_images_are_the_most_and_the_least_likely_ones():
+    table = pd.DataFrame({"split": "test", "number": [0, 1, 2, 3], "bits_per_dim": [4.0, 2, 3, 5]})
+    test = RNG.integers(0, 256, (4, 3, 8, 8), dtype=np.uint8)
+    most, least = extremes(table, test)
+    for entry, *expected, numbers in (
+        (most, "Most likely test images", "2.00 to 3.00 bits per dimension", [1, 2]),
+        (least, "Least likely test images", "4.00 to 5.00 bits per dimension", [3, 0]),
+    ):
+        assert [entry["name"], entry["text"]] == expected
+        assert entry["strips"] == strips(test[numbers], 8)
 
 
 def test_anomalous_rows_are_listed_with_their_columns():
@@ -73,6 +92,9 @@ def test_false_alarms_are_compared_with_those_of_normal_images(power, sentence):
     assert sentence in found["sentence"]
     assert found["table"]["range if normal"][1] == "2.2% to 8.2%"
     assert list(found["table"]["promised rate"]) == ["10%", "5%", "1%"]
+    at_most = alarms(scored(p_values=np.arange(1, 401) / 400), CALIBRATION)["table"]
+    assert list(at_most["flagged"]) == ["40 of 400", "20 of 400", "4 of 400"]
+    assert list(at_most["observed rate"]) == ["10.0%", "5.0%", "1.0%"]
     assert "400 images for validation" in found["sentence"]
     assert alarms(scored(), {"why": "too few"}) is None
     assert alarms(scored().drop(columns="p_value"), CALIBRATION) is None
@@ -95,16 +117,28 @@ def test_the_code_of_the_report_runs(tmp_path, monkeypatch, kind, make):
     assert len(scope["samples"]) == (20 if kind == "table" else 64)
 
 
-@pytest.mark.parametrize(("encoder", "nearest", "warns"), [
-    (0.5, 0.4, False),
-    (3.0, 0.9, False),
-    (3.0, 1.5, True),
+def test_columns_are_described_by_plain_numbers():
+    income = [50_000, 1_250_000, 50_100]
+    found = column_table(
+        Preprocessor.fit(pd.DataFrame({"income": income, "year": [1984, 1985, 7]}))
+    )
+    assert found["values"].tolist() == [
+        "50,000 to 1,250,000 in steps of 100",
+        "7 to 1985 in steps of 1",
+    ]
+
+
+@pytest.mark.parametrize(("encoder", "nearest", "warns", "size"), [
+    (0.5, 0.4, False, "0.5 times that"),
+    (0.996, 0.98, False, "about as large as that"),
+    (3.0, 0.9, False, "3 times that"),
+    (300, 1.5, True, "300 times that"),
 ])  # fmt: skip
-def test_errors_above_those_of_pca_are_a_warning(encoder, nearest, warns):
+def test_errors_above_those_of_pca_are_a_warning(encoder, nearest, warns, size):
     metrics = {"encoder_mse": {"value": encoder, "n": 512}, "nearest_mse": {"value": nearest},
                "baselines": {"pca_subset": {"mse": {"value": 1.0}}}}  # fmt: skip
     sentence, warning = against_pca({**metrics, "counts": {"test": 512}})
-    assert f"{encoder:.2g} times that of PCA (encoder projections)" in sentence
+    assert f"{size} of PCA (encoder projections)" in sentence
     assert f"{nearest:.2g} times that of PCA (nearest projections)" in sentence
     assert (warning is not None) == warns
     assert "512" not in sentence
@@ -138,3 +172,46 @@ def test_warnings_follow_from_the_intervals(given, expected):
     found = warnings(given, "mnist", "noise")
     assert len(found) == len(expected)
     assert all(text in warning for text, warning in zip(expected, found, strict=True))
+
+
+def test_the_ood_page_has_numbers_and_images_under_their_names(tmp_path):
+    """All numbers and images are distinct."""
+    pictures = {part: RNG.integers(0, 256, (20, 3, 8, 8), dtype=np.uint8) for part in (NORMAL, OOD)}
+    about = measured(0.9, false_alarms=0.08, detected=0.7)
+    about["counts"] = {NORMAL: 20, OOD: 20}
+    about["alarms"][1]["detected"] = plus_minus(0.6, 0.03)
+    about["scores"]["encoder_distance"] = {}
+    for number, values in enumerate(about["scores"].values()):
+        values |= {key: plus_minus(0.1 * (n + 1) + 0.01 * number, 0.005)
+                   for n, key in enumerate(MEASURES)}  # fmt: skip
+    order = {part: RNG.permutation(20) for part in pictures}  # the most anomalous first
+    tables = []
+    for part, shift in ((NORMAL, 0), (OOD, 5)):
+        anomaly = np.zeros(20)
+        anomaly[order[part]] = np.arange(20, 0, -1) + shift
+        table = pd.DataFrame(dict.fromkeys(about["scores"], anomaly))
+        tables.append(table.assign(part=part, **{f"p_{ANOMALY}": (21 + shift - anomaly) / 100}))
+    scored = pd.concat(tables, ignore_index=True)
+    assert thresholds(scored, about) == {"10%": 11.0, "5%": 16.0}
+    page = write_page(scored, about, pictures[NORMAL], pictures[OOD], {}, "in", "out",
+                      calibrated_model(), tmp_path / "model")["page"]  # fmt: skip
+    rates = [row for row in cells(page) if len(row) == 3]
+    assert rates == [
+        ["promised rate", "false alarms", "detected"], ["10%", "8.0%", "70.0%"],
+        ["5%", "8.0%", "60.0%"],
+    ]  # fmt: skip
+    head, *table = [row for row in cells(page) if len(row) == 4]
+    assert head == ["score", *MEASURES.values()]
+    assert [name.split()[0] for name, *_ in table] == [*about["scores"]][::-1]
+    for name, *numbers in table:
+        values = [value["value"] for value in about["scores"][name.split()[0]].values()]
+        assert [float(number) for number in numbers] == pytest.approx(values)
+    first, last = "0.01 to 0.16; 5", "0.05 to 0.2; 15"
+    expected = [
+        ("“in”, most anomalous", first, "false alarms", pictures[NORMAL][order[NORMAL]]),
+        ("“out”, least anomalous", last, "missed", pictures[OOD][order[OOD][::-1]]),
+        ("“out”, most anomalous", first, "detected", pictures[OOD][order[OOD]]),
+    ]
+    for row, (label, numbers, word, images) in zip(rows_of_images(page), expected, strict=True):
+        assert row[:2] == (label, f"p-values {numbers} of these 16 are {word} at 5%")
+        assert all(map(np.array_equal, row[2], strips(images[:16], 8)))

@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from submanifold.plots.curves import training_curves
+from submanifold.plots.curves import dimension_curves, training_curves
 from submanifold.plots.images import as_png, tile
 from submanifold.plots.manifolds import manifold_figure
+from submanifold.plots.strips import strips
 from submanifold.plots.tables import marginals, pairs
 
 RNG = np.random.default_rng(0)
@@ -43,6 +44,19 @@ def test_tiles_contain_the_images_in_order(count, columns, channels, size):
     assert grid.shape[1] == min(count, columns) * step - (step - size)
 
 
+@pytest.mark.parametrize(("count", "columns"), [(1, 16), (3, 8), (9, 9), (32, 16)])
+def test_strips_have_at_most_four_images_in_a_row(count, columns):
+    images, step = noise(count, 3, 32), 34
+    shown = strips(images, columns)
+    assert len(shown) == -(-min(count, columns) // 4)
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        strip, left, top = np.asarray(shown[column // 4]), column % 4 * step, row * step
+        assert strip.shape[1] <= 4 * step
+        part = strip[top : top + 32, left : left + 32]
+        np.testing.assert_array_equal(part, image.transpose(1, 2, 0))
+
+
 # ---- training
 
 
@@ -55,7 +69,20 @@ def history(steps, keys=("loss", "bits_per_dim", "mse"), value=lambda step: 1 / 
 @pytest.mark.parametrize("value", [0.0, -1.0, math.inf, math.nan])
 def test_training_curves_accept_any_value(keys, value):
     values = {10: 1.0, 20: value, 30: 0.5}
-    rendered(training_curves({"stage_1": history([*values], keys, values.get)}))
+    curves = training_curves({"stage_1": {**history([*values], keys, values.get), "best_step": 20}})
+    assert {*curves.axes[0].lines[-1].get_xdata()} == {20}
+    rendered(curves)
+
+
+def test_panels_of_one_point_are_hidden():
+    histories = {"short": history([5]), "long": history([5, 10, 15])}
+    titles = [axes.get_title() for axes in training_curves(histories).axes]
+    assert titles
+    assert all("long" in title for title in titles)
+    point = {"dims": [3], "mse": [0.1], "pca_mse": [0.2], "nearest_dims": [3], "nearest_mse": [0.1]}
+    for empty in (training_curves({"short": history([5])}), dimension_curves(point, 3)):
+        rendered(empty)
+        assert not empty.axes
 
 
 # ---- manifolds
@@ -104,6 +131,17 @@ def test_a_diverged_model_does_not_change_the_scales(columns, has_grid):
 
 
 # ---- tables
+
+
+def test_incomes_are_at_their_values_and_plain_numbers():
+    table = pd.DataFrame({"income": [20_000, 50_000, 1_500_000]})
+    (axes,) = marginals({"test rows": table, "samples": table}).axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == [
+        "20,000",
+        "50,000",
+        "1,500,000",
+    ]
+    assert np.diff(axes.get_xticks()) == pytest.approx([30_000, 1_450_000])
 
 
 def test_tables_of_one_constant_or_missing_value_have_figures():

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 from scipy.stats import norm
 
 from submanifold.plots.images import panel_grid
@@ -23,8 +24,9 @@ def training_curves(histories: Mapping[str, Mapping[str, Any]]) -> Figure:
 
     Bits per dimension are also shown against the seconds of the training, on the axis at the top,
     and a loss of several terms with each weighted term. A panel is left out if it would repeat
-    another one (the loss of a single term) or if all projections are exact. All values refer to the
-    input of the training: images, or the coordinates u of the previous stage.
+    another one (the loss of a single term), if it has a single point, or if all projections are
+    exact. All values refer to the input of the training: images, or the coordinates u of the
+    previous stage.
     """
     panels = [(name, key) for name, history in histories.items() for key in _panels(history)]
     figure, grid = panel_grid(len(panels), COLUMNS, (9.5 / COLUMNS, 2.5))
@@ -59,9 +61,14 @@ def _add_seconds(axes: Axes, history: Mapping[str, Any]) -> None:
 
 
 def _panels(history: Mapping[str, Any]) -> list[str]:
-    """Return the panels of a training, without repeated curves and exact projections."""
+    """Return the panels of a training, without repeated curves, points and exact projections."""
     errors = [entry.get("mse", math.inf) for entry in history["valid"]]
-    keys = [key for key in PANELS if any(key in entry for entry in history["valid"])]
+    keys = [
+        key
+        for key in PANELS
+        if any(key in entry for entry in history["valid"])
+        and any(sum(key in entry for entry in history[part]) > 1 for part in STYLES)
+    ]
     if "mse" in keys and max(errors) < EXACT:
         keys.remove("mse")
     same = history.get("terms") == ["likelihood"] and "bits_per_dim" in keys
@@ -71,7 +78,6 @@ def _panels(history: Mapping[str, Any]) -> list[str]:
 
 
 def _is_multiple(history: Mapping[str, Any], key: str) -> bool:
-    """Return whether the loss is a constant multiple of another curve."""
     entries = [entry for part in STYLES for entry in history[part]]
     if not all({key, "loss"} <= entry.keys() for entry in entries):
         return False
@@ -102,7 +108,10 @@ def dimension_curves(
     curve: Mapping[str, Any], dim: int, first_order: Mapping[str, Any] | None = None,
     advised: int | None = None, unit: str = "pixels in [0, 1]",
 ) -> Figure:  # fmt: skip
-    """Draw errors over the dimension; mark the dimension of the model and the advised one."""
+    """Draw errors over the dimension; mark the dimension of the model and the advised one.
+
+    A curve of a single point is left out; the figure has no axes if there is no other.
+    """
     figure, (axes,) = panel_grid(1, 1, (8, 4.5))
     lines: list[tuple[str, Any, Any, dict[str, Any]]] = [
         ("encoder projection", curve["dims"], curve["mse"], {"marker": "."}),
@@ -114,8 +123,11 @@ def dimension_curves(
         lines.append(("first-order estimate", first_order["dims"], first_order["mse"], look))
     for label, dims, errors, look in lines:
         points = [(d, e) for d, e in zip(dims, errors, strict=True) if e is not None and e > 0]
-        if points:
+        if len(points) > 1:
             axes.plot(*np.transpose(points), label=label, **look)
+    if not axes.lines:  # of a model of one dimension
+        axes.remove()
+        return figure
     axes.axvline(dim, color="0.6", linestyle=":", linewidth=1)
     if advised is not None:
         axes.axvline(advised, color="C3", linewidth=1, label=f"recommended: d = {advised}")
@@ -123,6 +135,8 @@ def dimension_curves(
     axes.set(xscale="log", yscale="log", xlabel="dimension of the manifold",
              ylabel=f"mean squared error, {unit}")  # fmt: skip
     axes.set_ylim(bottom=max(smallest / 10, 1e-7))
+    axes.xaxis.set_major_formatter(LogFormatter())  # 200, not 2 x 10^2
+    axes.xaxis.set_minor_formatter(LogFormatter())
     axes.grid(alpha=0.25, which="both")
     axes.legend()
     return figure

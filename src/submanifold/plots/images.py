@@ -28,7 +28,7 @@ def panel_grid(
     count: int, columns: int, size: tuple[float, float], layout: Any = "constrained"
 ) -> tuple[Figure, list[Any]]:
     """Return a figure and the axes of panels with a width and a height in inches."""
-    rows = -(-count // columns)
+    rows = max(-(-count // columns), 1)
     figure = Figure(figsize=(columns * size[0], rows * size[1]), layout=layout)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid[count:]:

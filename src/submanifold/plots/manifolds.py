@@ -110,7 +110,6 @@ def _surface(axes: Any, points: Array, colors: Any, label: str | None = None) ->
 
 
 def _finite(count: int, *columns: Array) -> list[Array]:
-    """Return the first entries without those where a point is not finite."""
     first = [np.asarray(column[:count], dtype=float) for column in columns]
     keep = np.all([np.isfinite(column).all(1) for column in first if column.ndim == 2], axis=0)
     return [column[keep] for column in first]

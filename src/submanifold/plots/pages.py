@@ -18,11 +18,8 @@ def render(template: str, **values: Any) -> str:
     The filter ``picture`` converts a figure, an image or the bytes of a PNG file to a data URL;
     ``contents`` fills an empty ``<nav class="contents"></nav>`` with links to ``<h2>`` headings.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("submanifold.plots", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
+    loader, strict = jinja2.PackageLoader("submanifold.plots", "templates"), jinja2.StrictUndefined
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=strict)
     environment.filters["picture"] = _data_url
     environment.filters["contents"] = _with_contents
     return environment.get_template(template).render(values)

@@ -45,8 +45,8 @@ def delta_rows(originals: Array, by_delta: Mapping[float, tuple[Array, Array]]) 
     return figure
 
 
-def rejection_blocks(original: Array, projection: Array, per_row: int = 2) -> Figure:
-    """Draw Figure 7: images, their projections, the differences, and edges of the differences.
+def rejections(original: Array, projection: Array) -> dict[str, Array]:
+    """Compare images (n, ...) with their projections, as arrays (n, 3, ...) by name.
 
     The difference is the absolute error, averaged over channels; the edges are its absolute
     Laplacian. Both are scaled so that their 99.5th percentile over all images is white.
@@ -56,9 +56,15 @@ def rejection_blocks(original: Array, projection: Array, per_row: int = 2) -> Fi
     maps = {"original": original, "projection": projection,
             "difference": _scaled(difference), "edges": _scaled(edges)}  # fmt: skip
     n, _, height, width = original.shape
-    columns, per_row = 4 * min(per_row, n), min(per_row, n)
-    colors = [np.broadcast_to(images, (n, 3, height, width)) for images in maps.values()]
-    image = tile(np.stack(colors, axis=1).reshape(-1, 3, height, width), columns)
+    return {name: np.broadcast_to(x, (n, 3, height, width)) for name, x in maps.items()}
+
+
+def rejection_blocks(original: Array, projection: Array, per_row: int = 2) -> Figure:
+    """Draw Figure 7: images, their projections, the differences, and edges of the differences."""
+    maps, width = rejections(original, projection), original.shape[3]
+    per_row = min(per_row, len(original))
+    columns = 4 * per_row
+    image = tile(interleave(maps), columns)
     inches = max(WIDTH, 0.7 * columns)
     size = inches, inches * len(image) / image.shape[1] + 0.25
     figure, (axes,) = panel_grid(1, 1, size, "compressed")
@@ -67,6 +73,12 @@ def rejection_blocks(original: Array, projection: Array, per_row: int = 2) -> Fi
     axes.set_xticks(width / 2 + step * np.arange(columns), [*maps] * per_row, fontsize=7.5)
     axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
     return figure
+
+
+def interleave(by_name: Mapping[str, Array]) -> Array:
+    """Return all images of the first number, then of the second, ..."""
+    images = np.stack([*by_name.values()], axis=1)
+    return images.reshape(-1, *images.shape[2:])
 
 
 def _scaled(values: Array) -> Array:

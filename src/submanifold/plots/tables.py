@@ -5,9 +5,11 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from submanifold.evaluation.metrics import format_value
 from submanifold.plots.images import panel_grid
 
 MAX_COLUMNS, PER_ROW = 24, 6  # columns of a figure of marginals, and panels in one of its rows
@@ -51,8 +53,8 @@ def pairs(data: pd.DataFrame, samples: pd.DataFrame) -> Figure:
                 axes.scatter(*points.T, s=4, alpha=0.35, lw=0, color=color)
                 axes.set(xlim=ranges[x], ylim=ranges[y])
             axes.tick_params(labelsize=6, labelbottom=row == size - 1, labelleft=column == 0)
-            axes.xaxis.set_major_locator(MaxNLocator(3))
-            axes.yaxis.set_major_locator(MaxNLocator(3))
+            _set_ticks(axes.xaxis)
+            _set_ticks(axes.yaxis)
             if row == size - 1:
                 axes.set_xlabel(_short(x), fontsize=8)
             if column == 0:
@@ -74,18 +76,25 @@ def _marginal(axes: Axes, columns: Mapping[str, pd.Series]) -> None:
     first = next(iter(columns.values()))
     if pd.concat(columns.values()).nunique() > MAX_VALUES and pd.api.types.is_numeric_dtype(first):
         _histogram(axes, columns)
-        axes.xaxis.set_major_locator(MaxNLocator(3))
+        _set_ticks(axes.xaxis)
         return
     axes.tick_params(labelsize=6)
     axes.set_yticks([])
     values = sorted(first.value_counts().index[:MAX_VALUES])
-    places, width = np.arange(len(values)), 0.8 / len(columns)
+    is_number = pd.api.types.is_numeric_dtype(first)
+    places = np.array(values, float) if is_number else np.arange(len(values))
+    width = 0.8 * min(np.diff(places), default=1) / len(columns)
     for number, (label, column) in enumerate(columns.items()):
         share = column.value_counts(normalize=True).reindex(values).fillna(0)
         axes.bar(places + number * width, share, width, label=label, color=f"C{number}")
-    step = -(-len(values) // 6)
+    step = -(-len(values) // (4 if is_number else 6))
     middle = (places[::step] + (len(columns) - 1) * width / 2).tolist()
-    axes.set_xticks(middle, [_short(value, 8) for value in values[::step]])
+    axes.set_xticks(middle, [_short(value, 12 if is_number else 8) for value in values[::step]])
+
+
+def _set_ticks(axis: Axis) -> None:
+    axis.set_major_locator(MaxNLocator(3))
+    axis.set_major_formatter(lambda x, _: format_value(x))
 
 
 def _histogram(axes: Axes, columns: Mapping[str, pd.Series]) -> None:
@@ -109,5 +118,5 @@ def _range(column: pd.Series) -> tuple[float, float]:
 
 
 def _short(value: object, length: int = 22) -> str:
-    text = f"{value:g}" if isinstance(value, int | float | np.number) else str(value)
+    text = format_value(value)
     return text if len(text) <= length else f"{text[: length - 1]}…"

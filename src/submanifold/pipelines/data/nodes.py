@@ -29,7 +29,5 @@ def prepare_data(data: Any, folder: Path, raw_folder: Path) -> dict[str, Any]:
             prepared = prepare_table(data, folder, raw_folder)
         if note := prepared[3].get("split_note"):
             log.warning("%s", note)
-        return {
-            **dict(zip(OUTPUTS, prepared, strict=True)),
-            **{name: read_sidecar(folder, name) for name in SIDECARS},
-        }
+        sidecars = {name: read_sidecar(folder, name) for name in SIDECARS}
+        return dict(zip(OUTPUTS, prepared, strict=True)) | sidecars

@@ -18,6 +18,7 @@ from submanifold.data.tables import Preprocessor
 from submanifold.evaluation import baselines, illustrations
 from submanifold.evaluation import samples as sampling
 from submanifold.evaluation.attribution import explain_rows
+from submanifold.evaluation.baselines import COMPARED_EVENTS, evenly_spaced
 from submanifold.evaluation.measure import measure, warnings
 from submanifold.evaluation.sample_quality import sample_quality
 from submanifold.evaluation.split_scores import NLL, score_splits
@@ -51,19 +52,23 @@ def draw_samples(
 def evaluate(
     hierarchy: Model, train: np.ndarray, test: np.ndarray, samples: np.ndarray,
     baselines: dict[str, Any], input_noise: float, evaluation: EvaluationSettings, groups: Groups,
-    device: str, **histories: dict[str, Any],
+    device: str, schedule: dict[str, Any], **histories: dict[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """Evaluate the model and its samples, and project the first test images or vectors."""
     started, on = time.monotonic(), choose_device(device)
-    test_groups = groups_of(groups, "test")
+    measured, test_groups, draws = test, groups_of(groups, "test"), evaluation.dequantizations or 1
+    if is_brief := schedule["brief"]:
+        rows, draws = evenly_spaced(np.arange(len(test)), COMPARED_EVENTS), 1
+        measured, test_groups = test[rows], None if test_groups is None else test_groups[rows]
+        baselines = baselines | baselines["subsets"][str(COMPARED_EVENTS)]
     metrics = measure(
-        hierarchy, test, baselines, input_noise, evaluation.dequantizations or 1, on, test_groups,
-        _log_det(hierarchy, test),
+        hierarchy, measured, baselines, input_noise, draws, on, test_groups,
+        _log_det(hierarchy, measured), is_brief,
     )  # fmt: skip
     if test.dtype == np.uint8:
         weights = evaluation.inception_weights or "auto"
         metrics |= sample_quality(train, test, samples, weights, on, groups)
-    metrics["counts"] = {"train": len(train), "test": len(test), "samples": len(samples)}
+    metrics["counts"] = {"train": len(train), "test": len(measured), "samples": len(samples)}
     if test_groups is not None:
         metrics["counts"]["test_groups"] = len(np.unique(test_groups))
     metrics["warnings"] = warnings(metrics, histories)
@@ -93,7 +98,6 @@ def score_events(
 
 
 def _log_det(model: Model, x: np.ndarray) -> np.ndarray | None:
-    """Compute the log-determinants of the preprocessing of a table's rows, given as vectors x."""
     if "table" not in model.data:
         return None
     preprocessor = Preprocessor.from_dict(model.data["table"])

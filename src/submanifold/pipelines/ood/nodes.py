@@ -76,7 +76,7 @@ def write_page(
         score_histograms,
         threshold_histogram,
     )
-    from submanifold.plots.strips import strip
+    from submanifold.plots.strips import strips
 
     parts = {part: scored[scored["part"] == part] for part in (NORMAL, OOD)}
     by_score = {
@@ -92,10 +92,9 @@ def write_page(
     main, run = sections.main_score(measured), information(model_file)
     curves = {name: roc(**by_score[name]) for name in sections.CURVES if name in by_score}
     conclusion = sections.conclusion(measured, dataset, ood_name)
+    flagged = sections.thresholds(scored, measured)
     figures = {
-        "scores": threshold_histogram(
-            **by_score[main], thresholds=sections.thresholds(scored, measured)
-        ),
+        "scores": threshold_histogram(**by_score[main], thresholds=flagged),
         "roc": roc_curves(curves),
         "histograms": score_histograms(by_score),
         "scatter": density_and_distance(points, label),
@@ -105,7 +104,7 @@ def write_page(
 
     def show(part: str, chosen: np.ndarray, p_values: np.ndarray) -> dict[str, Any]:
         if of_images:
-            return {"strip": strip(np.asarray(events[part])[chosen], sections.COLUMNS)}
+            return {"strips": strips(np.asarray(events[part])[chosen], sections.COLUMNS)}
         preprocessor = Preprocessor.from_dict(model.data["table"])
         table = preprocessor.inverse_transform(events[part][chosen])
         table.index = pd.Index(np.array(rows["test"])[chosen] if part == NORMAL else chosen)

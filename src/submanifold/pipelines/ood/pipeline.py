@@ -3,13 +3,7 @@
 from kedro.pipeline import Node, Pipeline
 
 from submanifold.config.schema import Experiment
-from submanifold.pipelines.ood.nodes import (
-    gather_images,
-    gather_rows,
-    measure,
-    score_ood,
-    write_page,
-)
+from submanifold.pipelines.ood import nodes
 
 IMAGES = {"data": "params:ood_data", "folder": "ood_folder", "raw_folder": "raw_folder"}
 ROWS = {"data": "params:ood_data", "model": "hierarchy"}
@@ -25,12 +19,17 @@ FIGURES = {name: f"ood_{name}_figure" for name in ("scores", "roc", "histograms"
 
 def create_pipeline(experiment: Experiment) -> Pipeline:
     """Build the pipeline that follows the training of a model of images or of a table."""
-    gather, inputs = (gather_rows, ROWS) if experiment.kind == "table" else (gather_images, IMAGES)
+    gather, inputs = (
+        (nodes.gather_rows, ROWS) if experiment.kind == "table" else (nodes.gather_images, IMAGES)
+    )
     gathered = {"events": "x_ood", "groups": "ood_groups"}
-    nodes = [
-        Node(gather, inputs, gathered, name="gather_ood"),
-        Node(score_ood, SCORED, "ood_scores", name="score_ood"),
-        Node(measure, MEASURED, "ood_metrics", name="measure_ood"),
-        Node(write_page, SHOWN, {"page": "ood_report", **FIGURES}, name="report_ood"),
-    ]
-    return Pipeline(nodes, namespace="ood", prefix_datasets_with_namespace=False)
+    return Pipeline(
+        [
+            Node(gather, inputs, gathered, name="gather_ood"),
+            Node(nodes.score_ood, SCORED, "ood_scores", name="score_ood"),
+            Node(nodes.measure, MEASURED, "ood_metrics", name="measure_ood"),
+            Node(nodes.write_page, SHOWN, {"page": "ood_report", **FIGURES}, name="report_ood"),
+        ],
+        namespace="ood",
+        prefix_datasets_with_namespace=False,
+    )

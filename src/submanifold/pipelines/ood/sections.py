@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from submanifold.evaluation.calibration import COMBINATION
-from submanifold.evaluation.metrics import format_interval, format_percent
+from submanifold.evaluation.metrics import format_interval, format_percent, format_value
 from submanifold.evaluation.ood import (
     ANOMALY,
     LINEAR,
@@ -66,10 +66,8 @@ def warnings(measured: Measured, dataset: str, ood: str) -> list[str]:
     linear = {name: scores[name]["auroc"] for name in (*LINEAR, LINEAR_COMBINATION)}
     best = max(linear, key=lambda name: linear[name]["value"])
     if None not in (auroc["high"], low := linear[best]["low"]) and low > max(0.5, auroc["high"]):
-        texts.append(
-            f"A linear score is better: {best} has an AUROC of "
-            f"{format_interval(linear[best], '.3f')}."
-        )
+        better = format_interval(linear[best], ".3f")
+        texts.append(f"A linear score is better: {best} has an AUROC of {better}.")
     broken = [row for row in measured.get("alarms", [])
               if row["false_alarms"]["value"] > row["expected"]["high"]]  # fmt: skip
     if broken:
@@ -111,7 +109,7 @@ def score_rows(measured: Measured) -> list[dict[str, Any]]:
 
 
 def _rounded(interval: Measured) -> dict[str, Any]:
-    """Round the ends, which may differ by a rounding error where a score is perfect."""
+    # the ends may differ by a rounding error where a score is perfect
     return {end: value if value is None else round(value, 6) for end, value in interval.items()}
 
 
@@ -152,7 +150,7 @@ def confused_events(
 
 def show_rows(table: pd.DataFrame, p_values: np.ndarray) -> pd.DataFrame:
     """Return up to 8 columns of rows as text, after their numbers (the index) and p-values."""
-    texts = table.iloc[:, :COLUMNS].map(lambda x: f"{x:.4g}" if isinstance(x, float) else x)
+    texts = table.iloc[:, :COLUMNS].map(format_value)
     texts.insert(0, "row", table.index.astype(str))
     texts.insert(1, "p-value", [f"{value:.4f}" for value in p_values])
     return texts

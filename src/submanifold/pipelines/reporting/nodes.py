@@ -39,9 +39,8 @@ def make_table(
 ) -> pd.DataFrame:
     """Format the metrics of the model, the truth and the baselines as a table."""
     dims, baselines = metrics["dims"], metrics["baselines"]
-    pca, of_subset = (
-        errors.get("mse", errors) for errors in (baselines["pca"], baselines["pca_subset"])
-    )
+    of_pca = baselines["pca"], baselines["pca_subset"]
+    pca, of_subset = (errors.get("mse", errors) for errors in of_pca)
     model = f"{method}, {' → '.join(map(str, dims))}"
     measured: dict[str, Any] = {model: metrics}
     if truth is not None:
@@ -78,21 +77,21 @@ def report_images(
     from submanifold.pipelines.reporting import sections
     from submanifold.plots.curves import dimension_curves
     from submanifold.plots.images import image_grid
-    from submanifold.plots.paper import rejection_blocks
-    from submanifold.plots.strips import dimension_slider, side_by_side, strip
+    from submanifold.plots.paper import interleave, rejection_blocks, rejections
+    from submanifold.plots.strips import dimension_slider, side_by_side, strips
 
     first_order, dim = _first_order(about), metrics["dims"][-1]
-    figures = {
-        "rejection": rejection_blocks(np.asarray(test[: len(projections)]), projections, 4),
-        "dimensions": dimension_curves(metrics["curve"], dim, first_order),
-    }
+    projected = np.asarray(test[: len(projections)])
+    figures = {"rejection": rejection_blocks(projected, projections, 4)}
+    figures["dimensions"] = dimension_curves(metrics["curve"], dim, first_order)
     drawn = {"samples_t07": samples_t07, "samples": samples}
     for name, images in drawn.items():
         title = f"Samples at temperature {TEMPERATURES[name]:g}"
         figures[name] = image_grid(images[:64], columns=16, title=title)
     by_dim = {name.removeprefix("by_dim_"): images for name, images in illustrations.items()
               if name.startswith("by_dim_")}  # fmt: skip
-    slider, path, changed = None, illustrations["interpolation"], illustrations["traversal"]
+    # at -3, -1, 1 and 3 standard deviations, because phones show four images in a row
+    slider, path, changed = None, illustrations["interpolation"], illustrations["traversal"][:, ::2]
     if by_dim:
         slider = dimension_slider(test[: by_dim["encoder"].shape[1]], by_dim, dim)
     content = {
@@ -101,16 +100,17 @@ def report_images(
         "nearest_dims": by_dim["nearest_dims"].tolist() if by_dim else [],
         "extremes": sections.extremes(split_scores, test),
         "samples": [
-            {"name": f"Temperature {TEMPERATURES[name]:g}", "strip": strip(images[:64], 16)}
+            {"name": f"Temperature {TEMPERATURES[name]:g}", "strips": strips(images[:64], 16)}
             for name, images in drawn.items()
         ],
         "neighbors": sections.neighbors(samples, test, illustrations),
         "by_class": [
-            {"name": f"Label {label}", "strip": strip(row, len(row))}
+            {"name": f"Label {label}", "strips": strips(row, len(row))}
             for label, row in enumerate(illustrations.get("by_class", ()))
         ],
-        "interpolation": strip(path, len(path)),
-        "traversal": strip(changed.reshape(-1, *changed.shape[2:]), changed.shape[1]),
+        "interpolation": strips(path, len(path)),
+        "traversal": strips(changed.reshape(-1, *changed.shape[2:]), changed.shape[1]),
+        "residuals": strips(interleave(rejections(projected, projections)), 16),
         "traversed": len(changed),
         "is_rotated": first_order is not None,
     }
@@ -129,19 +129,16 @@ def report_table(
 
     preprocessor = Preprocessor.from_dict(hierarchy.data["table"])
     names = list(dict.fromkeys(column.name for column in preprocessor.varying))
+    first_order, dim, unit = _first_order(about), metrics["dims"][-1], "standardized columns"
     data, drawn = (preprocessor.inverse_transform(x[:MAX_POINTS])[names] for x in (test, samples))
     figures = {
         "marginals": marginals({"test rows": data, "samples": drawn}),
         "pairs": pairs(data, drawn),
-        "dimensions": dimension_curves(
-            metrics["curve"], metrics["dims"][-1], _first_order(about), unit="standardized columns"
-        ),
+        "dimensions": dimension_curves(metrics["curve"], dim, first_order, unit=unit),
     }
-    content = {
-        "columns": sections.column_table(preprocessor),
-        "anomalies": sections.anomalies(anomalies),
-    }
-    content |= sections.of_model(metrics, split_scores, hierarchy)
+    content = sections.of_model(metrics, split_scores, hierarchy)
+    content["columns"] = sections.column_table(preprocessor)
+    content["anomalies"] = sections.anomalies(anomalies)
     return _report("table", figures, content, metrics=metrics, hierarchy=hierarchy, **about)
 
 
@@ -176,6 +173,7 @@ def _report(
 
     run = information(model_file)
     trainings = {name: history for name, history in histories.items() if history["train"]}
+    minutes = [history["minutes"] for history in histories.values() if "minutes" in history]
     figures = {"curves": training_curves(trainings), **figures}
     labels = _labels(metrics)
     notes = {name: training_images_reach(metrics, name) for name in COMPARED_WITH_TEST}
@@ -189,7 +187,10 @@ def _report(
         metrics=metrics,
         table=table,
         help={labels[n]: word(METRICS[n].help) for n in labels if labels[n] in table},
-        notes={labels[name]: note for name, note in notes.items() if note and name in labels},
+        notes={
+            labels[n]: ". ".join(filter(None, (METRICS[n].unit_of(kind), notes.get(n))))
+            for n in labels
+        },
         manifest=manifest,
         stages=getattr(hierarchy, "charts", [hierarchy])[0].describe()["stages"],
         has_density=hierarchy.has_density,
@@ -198,9 +199,7 @@ def _report(
         device=str(choose_device(device)),
         usage=usage_commands(hierarchy, run["name"] or str(Path(run["model"]).parent)),
         python=sections.python_code(run["model"], hierarchy, kind),
-        minutes=next(
-            (history["minutes"] for history in histories.values() if "minutes" in history), None
-        ),
+        minutes=next(iter(minutes), None),
         phases=[*histories.values()],
         pictures=figures,
         **content,
@@ -213,10 +212,8 @@ def _has_subset(metrics: Metrics) -> bool:
 
 
 def _labels(metrics: Metrics) -> dict[str, str]:
-    """Return the column headings of metrics by name; those of a subset have its size."""
-    size = (
-        f" ({metrics['encoder_mse']['n']:,} {events_of(metrics)})" if _has_subset(metrics) else ""
-    )
+    count = f" ({metrics['encoder_mse']['n']:,} {events_of(metrics)})"
+    size = count if _has_subset(metrics) else ""
     labels = {name: metric.label.replace(SUBSET, size) for name, metric in METRICS.items()}
     if "features" in metrics:
         on = "Inception" if metrics["features"] == "inception" else "pixels"

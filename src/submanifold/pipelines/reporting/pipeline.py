@@ -5,12 +5,7 @@ from typing import Any
 from kedro.pipeline import Node, Pipeline
 
 from submanifold.config.schema import Experiment
-from submanifold.pipelines.reporting.nodes import (
-    make_table,
-    report_images,
-    report_synthetic,
-    report_table,
-)
+from submanifold.pipelines.reporting import nodes
 
 SHARED = {"metrics": "metrics", "hierarchy": "hierarchy", "method": "params:method"}
 CONTENT = {"table": "metrics_table", "manifest": "manifest", "samples": "samples", "test": "x_test",
@@ -19,16 +14,16 @@ CONTENT = {"table": "metrics_table", "manifest": "manifest", "samples": "samples
 # the report's node, its further inputs and its figures
 BY_KIND: dict[str, tuple[Any, tuple[str, ...], tuple[str, ...]]] = {
     "images": (
-        report_images,
+        nodes.report_images,
         ("samples_t07", "projections", "illustrations", "split_scores"),
         ("curves", "samples", "samples_t07", "rejection", "dimensions"),
     ),
     "table": (
-        report_table,
+        nodes.report_table,
         ("split_scores", "anomalies"),
         ("curves", "marginals", "pairs", "dimensions"),
     ),
-    "synthetic": (report_synthetic, ("truth",), ("curves", "manifold")),
+    "synthetic": (nodes.report_synthetic, ("truth",), ("curves", "manifold")),
 }
 
 
@@ -40,8 +35,6 @@ def create_pipeline(experiment: Experiment) -> Pipeline:
     if experiment.kind == "synthetic":
         shared["truth"], content["data"] = "truth", "params:data"
     written = {"report": "report"} | {name: f"{name}_figure" for name in figures}
-    nodes = [
-        Node(make_table, shared, "metrics_table", name="make_table"),
-        Node(report, shared | content, written, name="write_report"),
-    ]
-    return Pipeline(nodes, namespace="report", prefix_datasets_with_namespace=False)
+    table = Node(nodes.make_table, shared, "metrics_table", name="make_table")
+    page = Node(report, shared | content, written, name="write_report")
+    return Pipeline([table, page], namespace="report", prefix_datasets_with_namespace=False)

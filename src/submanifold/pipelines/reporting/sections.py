@@ -16,6 +16,7 @@ from submanifold.evaluation.metrics import (
     PROJECTION_ERRORS,
     events_of,
     format_interval,
+    format_value,
 )
 from submanifold.evaluation.split_scores import (
     NLL,
@@ -27,7 +28,7 @@ from submanifold.evaluation.split_scores import (
 from submanifold.flows import context_of
 from submanifold.models import Model
 from submanifold.plots.ood import density_histogram
-from submanifold.plots.strips import strip
+from submanifold.plots.strips import strips
 
 COLUMNS, EXTREMES = 8, 16
 TOO_LARGE = 2.0  # times PCA's error: the report warns of an encoder projection's
@@ -67,21 +68,19 @@ def tiles(metrics: Metrics) -> list[Tile]:
     density = written(name, metrics[name]), text
     pca = metrics["baselines"]["pca_subset"].get("mse")
     errors = {kind: name for kind, name in PROJECTION_ERRORS.items() if name in metrics}
-    error_tiles = []
-    for kind, name in errors.items():
-        text = f"mean squared error of {kind} projections"
-        text += " (upper bound)" if kind == "nearest" else ""
-        text += f"; PCA: {written('mse', pca)}" if pca else ""
-        error_tiles.append((written(name, metrics[name]), text))
     kind, name = next(iter(errors.items()))
+    others = {other: metrics[errors[other]] for other in errors if other != kind} | {"PCA": pca}
+    texts = [f"{other} {written('mse', error)}" for other, error in others.items() if error]
+    text = f"mean squared error of {kind} projections; {', '.join(texts)}"
+    error = written(name, metrics[name]), text.replace("nearest", "nearest (upper bound)")
     if variance is None:
         psnr = name.replace("mse", "psnr")
         quality = f"{written(psnr, metrics[psnr])} dB", f"PSNR of {kind} projections"
     else:
-        error = metrics[name]["value"]
-        share = "–" if error is None or not variance else f"{1 - error / variance:.1%}"
+        mse = metrics[name]["value"]
+        share = "–" if mse is None or not variance else f"{1 - mse / variance:.1%}"
         quality = share, f"of the variance is explained by {kind} projections"
-    return [density, *error_tiles, quality, _size_tile(metrics)]
+    return [density, error, quality, _size_tile(metrics)]
 
 
 def against_pca(metrics: Metrics) -> tuple[str | None, str | None]:
@@ -91,15 +90,16 @@ def against_pca(metrics: Metrics) -> tuple[str | None, str | None]:
         return None, None
     ratios = {kind: metrics[name]["value"] / pca["value"]
               for kind, name in PROJECTION_ERRORS.items() if name in metrics}  # fmt: skip
+    sizes = {kind: f"{format_value(ratio, 2)} times" for kind, ratio in ratios.items()}
     parts = [
-        f"{ratio:.2g} times that of PCA ({kind} projections)" for kind, ratio in ratios.items()
+        f"{'about as large as' if size == '1 times' else size} that of PCA ({kind} projections)"
+        for kind, size in sizes.items()
     ]
     count = metrics["encoder_mse"]["n"]
     sentence = f"The mean squared error is {', '.join(parts)}."
     if count < metrics["counts"]["test"]:
-        sentence += (
-            f" These errors and those above are of {count} evenly spaced test {events_of(metrics)}."
-        )
+        of_test = f"{count} evenly spaced test {events_of(metrics)}"
+        sentence += f" These errors and those above are of {of_test}."
     if ratios["encoder"] > TOO_LARGE and min(ratios.values()) > 1:
         return sentence, "The errors are larger than PCA's: train for more steps"
     return sentence, None
@@ -112,9 +112,8 @@ def point_tiles(metrics: Metrics, truth: Metrics) -> list[Tile]:
         divergence = written("divergence", truth["divergence"])
     if "true_nll" in truth:
         text += f"; the true NLL is {written('nll', truth['true_nll'])}"
-    projection, sample = (
-        written(name, truth[name]) for name in ("projection_distance", "sample_distance")
-    )
+    names = "projection_distance", "sample_distance"
+    projection, sample = (written(name, truth[name]) for name in names)
     return [
         (divergence, text),
         (projection, f"distance between encoder and true projections; the noise is "
@@ -128,11 +127,12 @@ def column_table(preprocessor: Preprocessor) -> pd.DataFrame:
     """Return the columns of a table with their kinds and ranges, as text."""
     rows = []
     for column in preprocessor.columns:
-        ends = f"{column.low:.5g} to {column.high:.5g}"
+        low, high, step = (format_value(x or 0, 5) for x in (column.low, column.high, column.step))
+        ends = f"{low} to {high}"
         text = {
             "continuous": ends,
-            "quantized": f"{ends} in steps of {column.step or 0:.5g}",
-            "constant": f"{column.names[0] if column.names else f'{column.low:.5g}'}, not used",
+            "quantized": f"{ends} in steps of {step}",
+            "constant": f"{column.names[0] if column.names else low}, not used",
             "categorical": ", ".join(column.names),
         }[column.kind]
         rows.append({
@@ -201,14 +201,12 @@ def extremes(scored: pd.DataFrame, test: np.ndarray) -> list[dict[str, Any]]:
     order = of_test.sort_values(column, kind="stable")
     if not (count := min(EXTREMES, len(order) // 2)):
         return []
-    return [
-        {
-            "name": f"{name} test images",
-            "strip": strip(test[rows["number"].to_numpy()], COLUMNS),
-            "text": text.format(rows[column].min(), rows[column].max()),
-        }
-        for name, rows in zip(names, (order[:count], order[::-1][:count]), strict=True)
-    ]
+    entries = []
+    for name, rows in zip(names, (order[:count], order[::-1][:count]), strict=True):
+        ends = text.format(rows[column].min(), rows[column].max())
+        pictures = strips(test[rows["number"].to_numpy()], COLUMNS)
+        entries.append({"name": f"{name} test images", "strips": pictures, "text": ends})
+    return entries
 
 
 def describe_gap(scored: pd.DataFrame) -> str:
@@ -304,7 +302,7 @@ def neighbors(samples: np.ndarray, test: np.ndarray, found: Arrays) -> dict[str,
     for start in range(0, count, COLUMNS):
         part = slice(start, start + COLUMNS)
         named = {"samples": samples[part], "nearest training images": nearest[part]}
-        blocks.append([{"name": k, "strip": strip(v, COLUMNS)} for k, v in named.items()])
+        blocks.append([{"name": k, "strips": strips(v, COLUMNS)} for k, v in named.items()])
     errors = {
         "samples": pixel_errors(nearest, np.asarray(samples[:count])),
         "test images": pixel_errors(of_test, np.asarray(test[: len(of_test)])),

@@ -2,6 +2,8 @@
 
 import copy
 import logging
+import time
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -9,48 +11,78 @@ from typing import Any
 import numpy as np
 
 from submanifold.common.device import choose_device
+from submanifold.config.schema import EvaluationSettings
 from submanifold.data.splits import Groups, groups_of
 from submanifold.evaluation.calibration import calibrate
 from submanifold.evaluation.gaussian import Gaussian
+from submanifold.evaluation.measure import evaluation_work
 from submanifold.inference.training_events import training_hashes
 from submanifold.models import Hierarchy, Model, ModelSettings
 from submanifold.runs.tracking import log_callback
-from submanifold.training.cost import fit_budget, with_steps
+from submanifold.training.cost import fit_budget, phase_costs, training_seconds, with_steps
 from submanifold.training.phases import PhaseSettings, encode_rows, rotate_phase, train_phase
 from submanifold.training.rotation import RotationSettings
 
 log = logging.getLogger(__name__)
 
 MAX_NORMAL = 10_000  # validation events that calibrate anomaly scores
+TOLERANCE = 0.25  # part of a time budget that a run may take longer
+START, REPORT = 12.0, 25.0  # seconds of the start, and of baselines and reports
 SHORT = 0.5  # fraction of the usual steps below which a time budget is called short
 
 
-def schedule_steps(
-    minutes: float | None, model: ModelSettings, data: Any, device: str, **phases: Any
-) -> dict[str, Any]:
-    """Return the steps of all phases, scaled to a time of training if there is one.
+def estimate_steps(
+    minutes: float | None, model: ModelSettings, data: Any, device: str,
+    evaluation: EvaluationSettings, manifest: dict[str, Any], **phases: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Return the steps of all phases, scaled to a time if there is one, and log their duration.
 
-    ``data`` are any :data:`.DataSettings`; Kedro warns about unions. ``first`` are the first steps
-    of trainings in the curves of the run.
+    With a time budget the run takes a quarter longer at most, or the evaluation is ``brief`` and
+    training gets the rest, but not less than half of the budget. ``data`` are any
+    :data:`.DataSettings`; Kedro warns about unions. ``first`` are the first steps of trainings in
+    the curves of the run.
     """
+    started, shape, on = time.monotonic(), data.event_shape, choose_device(device)
+    log.info("Timing a few steps of each phase")
+    costs = phase_costs(model, phases, shape, on)
     usual = {name: phase.training.steps for name, phase in phases.items()
              if isinstance(phase, PhaseSettings)}  # fmt: skip
-    steps: dict[str, int | None] = {
-        name: usual.get(name, getattr(phase, "probes", None)) for name, phase in phases.items()
-    }
+    steps: dict[str, Any] = {name: getattr(phase, "probes", None) for name, phase in phases.items()}
+    steps |= usual
+    first = next(iter(usual))
+    per_event = costs[first].per_step / phases[first].training.batch_size
+
+    def evaluating(is_brief: bool) -> float:
+        draws = evaluation.dequantizations or 1
+        return REPORT + per_event * evaluation_work(manifest["counts"], draws, is_brief)
+
+    brief = minutes is not None and evaluating(False) > 60 * TOLERANCE * minutes
     if minutes is not None:
-        log.info("Timing a few steps of each phase")
-        shape, on = data.event_shape, choose_device(device)
-        steps = {**fit_budget(60 * minutes, model, phases, shape, on)}
+        spent = START + manifest["seconds"] + time.monotonic() - started
+        rest = 60 * (1 + TOLERANCE) * minutes - spent - evaluating(brief)
+        steps = {**fit_budget(min(60 * minutes, max(rest, 30 * minutes)), costs)}
         shown = ", ".join(f"{name} {count:,}" for name, count in steps.items())
-        log.info("Training for %g min: %s. The evaluation follows", minutes, shown)
-        if all((steps[name] or 0) < SHORT * count for name, count in usual.items()):
+        log.info("Steps in %g min: %s", minutes, shown)
+        if all(steps[name] < SHORT * count for name, count in usual.items()):
             log.warning(
                 "The steps are less than %.0f%% of the default. Such a model shows that everything "
                 "works; for good projections and samples use more minutes", 100 * SHORT
             )  # fmt: skip
-    ends = accumulate((steps[name] or 0 for name in usual), initial=0)
-    return {"minutes": minutes, "steps": steps, "first": dict(zip(usual, ends, strict=False))}
+    training = training_seconds({k: replace(cost, steps=steps[k] or cost.steps)
+                                 for k, cost in costs.items()})  # fmt: skip
+    parts = {"data": manifest["seconds"], "training": training, "evaluation": evaluating(brief)}
+    shown = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in parts.items())
+    total = _duration(sum(parts.values()))
+    log.info("About %s: %s (measured now; other programs make it longer)", total, shown)
+    ends = accumulate((steps[name] for name in usual), initial=0)
+    starts = dict(zip(usual, ends, strict=False))
+    return {"minutes": minutes, "steps": steps, "first": starts, "brief": brief}
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def encode(

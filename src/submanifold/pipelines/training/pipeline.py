@@ -12,9 +12,10 @@ RUN = {"seed": "params:seed", "device": "params:device"}
 
 def create_pipeline(experiment: Experiment) -> Pipeline:
     """Build the phases of an experiment, each in its namespace, and the finished model."""
-    scheduled = {name: f"params:{name}" for name in ("minutes", "model", "data", "device")}
-    scheduled |= {name: f"params:{name}" for name in experiment.phases}
-    pipeline = Pipeline([Node(nodes.schedule_steps, scheduled, "schedule", name="schedule_steps")])
+    settings = ("minutes", "model", "data", "device", "evaluation", *experiment.phases)
+    scheduled = {name: f"params:{name}" for name in settings} | {"manifest": "manifest"}
+    # Kedro runs nodes in alphabetical order: this one is before the baselines are fitted
+    pipeline = Pipeline([Node(nodes.estimate_steps, scheduled, "schedule", name="estimate_steps")])
     arrays: dict[Source | None, str] = {None: "x"}
     before = ""
     for name, source in experiment.sources.items():
@@ -25,10 +26,8 @@ def create_pipeline(experiment: Experiment) -> Pipeline:
         before = f"{name}.model"
     inputs = {"model": before, "data": "params:data", "train": "x_train", "valid": "x_valid",
               "groups": "groups", "device": "params:device"}  # fmt: skip
-    calibration = Node(
-        nodes.calibrate_model, inputs, "hierarchy", name="calibrate", tags="distributed"
-    )
-    return pipeline + Pipeline([calibration])
+    node = Node(nodes.calibrate_model, inputs, "hierarchy", name="calibrate", tags="distributed")
+    return pipeline + Pipeline([node])
 
 
 def phase(name: str, arrays: str, before: str, trains: bool) -> Pipeline:
