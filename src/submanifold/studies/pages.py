@@ -28,7 +28,7 @@ class Content:
     data: pd.DataFrame | None = None  # behind them
     notes: list[str] = field(default_factory=list)
     conclusions: list[str] = field(default_factory=list)
-    measured: str = ""  # when, with which settings, and how to make the page again
+    measured: str = ""  # when the models were trained
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Target:
         else:
             content = self.make(runs)
         times = [run.finished_at for seeds in runs.values() for run in seeds]
-        if times and not content.measured:
+        if times:
             days = dict.fromkeys(f"{date.fromtimestamp(end(times)):%d %B %Y}" for end in (min, max))
             content.measured = f"The models are from {' to '.join(days)}."
         return content
@@ -70,7 +70,6 @@ def write(name: str, title: str, content: Content, folder: Path) -> Path:
     lines = [f"# {name.replace('-', ' ').capitalize()}. {title}" if numbered else f"# {title}"]
     lines += ["\n".join(f"- {line}" for line in content.conclusions)]
     again = f"Regenerate this page with `submanifold reproduce {name}`."
-    again = "" if "reproduce" in content.measured else again
     lines += [f"{content.measured} {again}".strip()]
     for caption, table in content.tables.items():
         lines += [f"## {caption}", table.to_markdown(index=False, disable_numparse=True)]

@@ -112,19 +112,17 @@ def comparison(
 ) -> Content:  # fmt: skip
     """Make the content of a comparison from the page's YAML file and results of `with_record`.
 
-    If recorded results are used, conclusions and dates are those of the record. Results of other
-    publications follow the tables. Missing ones of the ``wanted`` data sets and systems are noted.
+    Results of other publications follow the tables. Missing ones of the ``wanted`` data sets and
+    systems are noted.
     """
     measured = set(zip(data["data"], data["row"], strict=True))
     missing: defaultdict[str, list[str]] = defaultdict(list)
     for data_name, system in dict.fromkeys(wanted):
         if (data_name, system) not in measured:
             missing[data_name].append(system)
-    count = data.attrs["recorded"]
-    about: Mapping[str, Any] = page["recorded"] if count else {"notes": []}
-    notes = [*page["notes"], *about["notes"]]
+    notes = [*page["notes"]]
     notes += [f"Not run on {key}: {'; '.join(systems)}." for key, systems in missing.items()]
-    if count:
+    if count := data.attrs["recorded"]:
         record = f"docs/evidence/{name}.csv"
         notes.append(f"{count:,} results were measured earlier and are read from {record}.")
     with (files(__package__) / "comparisons/published.csv").open(encoding="utf-8") as file:
@@ -132,5 +130,4 @@ def comparison(
     for caption, part in rows[rows["page"] == name].groupby("table", sort=False):
         part = part.drop(columns=["page", "table"]).reset_index(drop=True)
         tables = {**tables, f"Published: {caption}": part}
-    conclusions, measured_at = about.get("conclusions", []), about.get("measured", "")
-    return Content(dict(tables), dict(figures), data, notes, conclusions, measured_at)
+    return Content(dict(tables), dict(figures), data, notes)

@@ -20,7 +20,6 @@ PAIRS: dict[str, Params] = PAGE["pairs"]  # parameters by normal and out-of-dist
 BASELINES = (*detection.LINEAR, detection.LINEAR_COMBINATION)
 NAMES = *SCORES, COMBINATION, detection.ANOMALY, *BASELINES
 ORDER = list(detection.describe_scores(dict.fromkeys(NAMES)))
-COLUMNS = {label: f"{measure} .4f" for measure, label in detection.MEASURES.items()}
 
 
 def make(runs: Runs, record: pd.DataFrame | None = None) -> Content:
@@ -30,35 +29,27 @@ def make(runs: Runs, record: pd.DataFrame | None = None) -> Content:
         for score, measured in run.load("ood_metrics")["scores"].items():
             rows += results.as_rows(measured, data=pair, row=score, seed=seed)
     data = results.with_record(rows, record, ORDER)
-    tables, figures, goals = {}, {}, []
     summary = results.summarize(data, PAIRS)
-    for pair, scores in summary.items():
-        scores.update({name: _clipped(row) for name, row in scores.items()})
-        of_pair = data[data["data"] == pair]
-        count = int(of_pair["n"].max())
-        caption = f"{pair} (AUROC, {count:,} images, seeds: {of_pair['seed'].nunique()})"
-        described = {
-            (name, text): scores[name] for name, text in detection.describe_scores(scores).items()
-        }
-        tables[caption] = results.table(described, ("score", "what it is"), COLUMNS)
-        goals.append(_compare(pair, {name: row["auroc"] for name, row in scores.items()}))
-    if goals:
-        tables = {"Goals": pd.DataFrame(goals), **tables}
-        aurocs = {pair: {name: row["auroc"]["value"] for name, row in scores.items()}
-                  for pair, scores in summary.items()}  # fmt: skip
+    aurocs = {pair: {name: _clipped(row["auroc"]) for name, row in scores.items()}
+              for pair, scores in summary.items()}  # fmt: skip
+    tables, figures = {}, {}
+    if aurocs:
+        tables["Goals"] = pd.DataFrame([_compare(pair, of) for pair, of in aurocs.items()])
+        names = [name for name in ORDER if any(name in of for of in aurocs.values())]
+        cells = {pair: {name: format_interval(of.get(name), ".4f") for name in names}
+                 for pair, of in aurocs.items()}  # fmt: skip
+        tables["AUROC of each score"] = pd.DataFrame(cells).rename_axis("score").reset_index()
         caption = "AUROC of each score on each pair; linear scores are grey"
-        figures[caption] = auroc_dots(aurocs, BASELINES)
+        values = {pair: {name: auroc["value"] for name, auroc in of.items()}
+                  for pair, of in aurocs.items()}  # fmt: skip
+        figures[caption] = auroc_dots(values, BASELINES)
     wanted = ((pair, COMBINATION) for pair in PAIRS)
     return results.comparison("ood", PAGE, data, tables, figures, wanted)
 
 
-def _clipped(row: Measured) -> Measured:
-    """Clip intervals by Student's t to [0, 1], the range of all measures."""
-    return {
-        name: {end: None if (v := row[name].get(end)) is None else min(max(v, 0.0), 1.0)
-               for end in ENDS}
-        for name in detection.MEASURES
-    }  # fmt: skip
+def _clipped(auroc: Mapping[str, Any]) -> dict[str, Any]:
+    """Clip an interval by Student's t to [0, 1]."""
+    return {end: None if (v := auroc.get(end)) is None else min(max(v, 0.0), 1.0) for end in ENDS}
 
 
 def _compare(pair: str, aurocs: Measured) -> dict[str, str]:

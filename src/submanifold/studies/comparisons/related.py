@@ -118,12 +118,10 @@ def make(runs: Runs, record: pd.DataFrame | None = None) -> Content:
             "distance from the points to the true manifold. Right: divergence from the true "
             "density, in nats"
         ] = number_grids({"manifold: share of the noise": shares, "density: nats": nats})
-    tables["Which system to use"] = pd.DataFrame(PAGE["guide"])
-    for name, rows in means.items():
-        tables[name] = results.table(rows, ("system",), PAGE["columns"])
-        if name in IMAGES:
-            caption = f"{name}: bits per dimension against squared error"
-            figures[caption] = frontier(results.tradeoff(rows))
+    for name in [name for name in IMAGES if name in means]:
+        tables[name] = results.table(means[name], ("system",), PAGE["columns"])
+        caption = f"{name}: bits per dimension against squared error"
+        figures[caption] = frontier(results.tradeoff(means[name]))
     wanted = [(name, system) for name, _, system in (label.partition(": ") for label in needs())]
     return results.comparison("related", PAGE, data, tables, figures, wanted)
 
@@ -139,24 +137,24 @@ def _grid(points: Mapping[str, Mapping[str, Measured]], measure: str) -> pd.Data
 def _summary(
     shares: pd.DataFrame, nats: pd.DataFrame, points: Mapping[str, Mapping[str, Measured]]
 ) -> pd.DataFrame:
-    """Count the manifolds and densities that each system finds, and its time relative to ours."""
+    """Mark what each system finds on each manifold, and count it; its time relative to ours."""
     rows = []
     for name in shares.index:
         system = SYSTEMS[name]
-        tried = {data: rows for data, rows in points.items() if name in rows}
-        counted = {"system": name}
-        for kind, suffix, exists, grid, most in (
-            ("manifolds", "", system.has_manifold, shares, LARGEST_SHARE),
-            ("densities", " ", system.has_density, nats, LARGEST_DIVERGENCE),
-        ):
-            missed = [data for data in tried if not grid.loc[name, data] <= most]
-            count = f"{len(tried) - len(missed)} of {len(tried)}" if exists else "not available"
-            counted[f"{kind} found"] = count
-            counted[f"not found{suffix}"] = ", ".join(missed) if exists else ""
+        tried = {data: of for data, of in points.items() if name in of}
+        kinds = {"M": ("manifolds", system.has_manifold, shares <= LARGEST_SHARE),
+                 "D": ("densities", system.has_density, nats <= LARGEST_DIVERGENCE)}  # fmt: skip
+        row = {"system": name}
+        for column, exists, finds in kinds.values():
+            count = f"{finds.loc[name, [*tried]].sum()} of {len(tried)}"
+            row[column] = count if exists else "not available"
         times = [value(of[name], "seconds") / value(of[OURS], "seconds")
                  for of in tried.values() if OURS in of]  # fmt: skip
-        mean = f"{sum(times) / len(times):.1f}" if times else NONE
-        rows.append({**counted, "seconds, ours = 1": mean})
+        row["seconds, nested = 1"] = f"{sum(times) / len(times):.1f}" if times else NONE
+        for data in points:
+            marks = "".join(mark for mark, (*_, finds) in kinds.items() if finds.loc[name, data])
+            row[data.replace("_", " ")] = marks if data in tried else NONE
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
