@@ -12,8 +12,7 @@ from typing import Any
 
 import click
 
-from submanifold.common.errors import UserError, did_you_mean, printable
-from submanifold.common.extras import import_extra
+from submanifold.common.errors import UserError, did_you_mean, import_extra, printable
 from submanifold.config.project import conf_source, configure, project_folder, set_kedro_defaults
 from submanifold.inference.command import COMMANDS as MODEL_COMMANDS
 from submanifold.runs.command import COMMANDS as RUN_COMMANDS
@@ -116,9 +115,8 @@ def _split_params(ctx: click.Context, param: click.Parameter, value: str) -> dic
     return split(ctx, param, value)
 
 
-env_option = click.option(
-    "--env", "-e", envvar="KEDRO_ENV", help="Kedro's environment, as in kedro run."
-)
+env_help = "Kedro's environment, as in kedro run."
+env_option = click.option("--env", "-e", envvar="KEDRO_ENV", help=env_help)
 
 
 @cli.command()

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from submanifold.common.errors import UserError
+from submanifold.common.errors import unexpected
 
 
 def choose_device(name: str) -> torch.device:
@@ -18,10 +18,8 @@ def choose_device(name: str) -> torch.device:
             raise RuntimeError("The meta device stores no values.")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"device: expected auto, cpu, cuda or cuda:<n>, got {name} "
-            f"({str(error).splitlines()[0]}). Set device=auto."
-        ) from error
+        got = f"{name} ({str(error).splitlines()[0]})"
+        raise unexpected("device", "auto, cpu, cuda or cuda:<n>", got, "Set device=auto") from error
     return device
 
 
@@ -31,11 +29,11 @@ def choose_precision(name: str, weight: Tensor) -> torch.dtype:
     These are GPUs, and CPUs with AMX or AVX-512 BF16, for float32 weights.
     """
     if name == "auto":
-        device = weight.device.type
-        fast = (device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)) or (
-            device == "cpu"
-            and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
-        )
+        fast = False
+        if weight.device.type == "cuda":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        elif weight.device.type == "cpu":
+            fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
         name = "bfloat16" if fast and weight.dtype == torch.float32 else "float32"
     return torch.bfloat16 if name == "bfloat16" else weight.dtype
 

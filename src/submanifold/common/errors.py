@@ -1,8 +1,10 @@
 """The exception for mistakes that a user can fix."""
 
 import difflib
+import importlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
 from click import ClickException
 
@@ -40,6 +42,17 @@ def error_prefix(prefix: str) -> Iterator[None]:
         raise UserError(f"{prefix}.{error}") from error
 
 
-def unexpected(name: str, expected: str, got: object, fix: str) -> UserError:
+def unexpected(
+    name: object, expected: str, got: object, fix: str = "", hint: str = ""
+) -> UserError:
     """Return the error of a setting, an argument or a file, in the form of all messages."""
-    return UserError(f"{name}: expected {expected}, got {got}. {fix}.")
+    return UserError(f"{name}: expected {expected}, got {got}.{hint}{fix and f' {fix}.'}")
+
+
+def import_extra(name: str, extra: str) -> ModuleType:
+    """Import a package, such as ``optuna``, of an extra, such as ``search``."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        fix = f"Install it with pip install 'submanifold[{extra}]'"
+        raise UserError(f"{name}: expected this package, which is not installed. {fix}.") from error

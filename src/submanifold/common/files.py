@@ -94,7 +94,6 @@ def checksum_path(path: Path) -> Path:
 
 @lru_cache
 def _checksum(path: Path, changed: int) -> str:
-    """Compute the SHA-256 of a file, once until it changes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -114,7 +113,7 @@ def read_json(path: Path) -> Any:
 
 
 @contextmanager
-def locked(folder: Path, what: str) -> Iterator[None]:
+def locked(folder: str | Path, what: str) -> Iterator[None]:
     """Lock a folder against other processes and threads; wait while another one holds the lock.
 
     The lock is reentrant within a thread, and ends with its process. A read-only folder is not

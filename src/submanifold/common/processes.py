@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from submanifold.common.errors import UserError
+from submanifold.common.errors import unexpected
 
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 
@@ -40,16 +40,11 @@ def _read_numbers(file: Path) -> dict[str, int]:
 
 
 def check_memory(name: str, count: int, size: int) -> None:
-    """Check that ``count`` objects of ``size`` bytes fit in the free memory.
-
-    ``name`` is the setting or argument that sets the count, for the :class:`.UserError`.
-    """
+    """Raise a UserError about the count unless objects of ``size`` bytes fit in free memory."""
     free = free_memory()
     if count * size > free:
-        raise UserError(
-            f"{name}: expected at most {free // size:,}, got {count:,}: each takes {size:,} bytes, "
-            f"and {free / 1e9:.1f} GB of memory are free. Request fewer at a time."
-        )
+        got = f"{count:,}: each takes {size:,} bytes, and {free / 1e9:.1f} GB of memory are free"
+        raise unexpected(name, f"at most {free // size:,}", got, "Request fewer at a time")
 
 
 def map_in_threads(

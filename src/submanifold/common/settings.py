@@ -56,8 +56,7 @@ def read_settings(
 ) -> Model:
     """Validate a group of settings, such as ``stage_1`` (``where``; empty at the top level).
 
-    Raises:
-        UserError: One message for all invalid settings, with the allowed values and the ``fix``.
+    A UserError has one message for all invalid settings, with the allowed values and the ``fix``.
     """
     known: dict[str, list[str]] = {}
     try:
@@ -66,10 +65,8 @@ def read_settings(
         problems = [_explain(problem, mapping, where, known) for problem in error.errors()]
         text = "; ".join(problems)
         group = f"{where}." if where else ""
-        fix = fix or (
-            f"Change it with --params={group}<name>=<value>, or in conf/local/parameters.yml."
-        )
-        raise UserError(f"{text}{'' if text.endswith('?') else '.'} {fix}") from None
+        usual = f"Change it with --params={group}<name>=<value>, or in conf/local/parameters.yml."
+        raise UserError(f"{text}{'' if text.endswith('?') else '.'} {fix or usual}") from None
 
 
 def _explain(problem: Any, mapping: Any, where: str, known: Mapping[str, list[str]]) -> str:

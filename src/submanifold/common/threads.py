@@ -6,7 +6,7 @@ faster; where other processes use the cores, fewer are.
 
 import math
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, Literal, TypeVar
@@ -44,6 +44,18 @@ def use_threads(setting: Threads | None) -> Iterator[None]:
     finally:
         _setting = before
         torch.set_num_threads(present)
+
+
+def choose_one_or_all(work: Callable[[], Any]) -> None:
+    """Change to one thread if work takes less time with it; only with ``auto`` threads."""
+    present, seconds = torch.get_num_threads(), dict[int, float]()
+    if _setting == "auto" and present > 1:
+        for count in (1, present):
+            torch.set_num_threads(count)
+            started = time.perf_counter()
+            work()
+            seconds[count] = time.perf_counter() - started
+        torch.set_num_threads(min(seconds, key=lambda count: seconds[count]))
 
 
 class ThreadTuner:

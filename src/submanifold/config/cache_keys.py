@@ -33,16 +33,12 @@ def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
     dataset, data, model = experiment.dataset, experiment.data, experiment.model
     with error_prefix("data"):
         digest = _digest(*_sources(DATA), data.fingerprint(project / RAW_FOLDER), data.content)
-    keys = {
-        "data": f"{dataset}-{digest}",
-        "baselines": f"{dataset}-{_digest(*_sources(MEASURES), digest)}",
-    }
+    keys = {"data": f"{dataset}-{digest}"}
+    keys["baselines"] = f"{dataset}-{_digest(*_sources(MEASURES), digest)}"
     training = _sources(TRAINING)
     stages = [stage.model_dump(mode="json") for stage in model.stages]
     phases = {name: effective(phase) for name, phase in experiment.phases.items()}
-    schedule = _digest(
-        *training, experiment.minutes, data.event_shape, model.charts, stages, phases
-    )
+    schedule = _digest(*training, experiment.minutes, digest, model.charts, stages, phases)
     keys["schedule"] = f"{dataset}-schedule-{schedule}"
     budget = [] if experiment.minutes is None else [schedule]
     digest = _digest(*training, digest, experiment.seed, model.charts, *budget)

@@ -3,7 +3,9 @@
 import copy
 import json
 import os
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +34,14 @@ LOADER_ARGS: dict[str, Any] = {
 }
 
 
+@contextmanager
+def _without_deprecations() -> Iterator[None]:
+    """Hide the warnings of omegaconf 2.4 about a function that Kedro calls."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "register_new_resolver", UserWarning)
+        yield
+
+
 class ExperimentConfigLoader(OmegaConfigLoader):
     """Kedro's loader whose parameters are one experiment and whose paths contain its cache keys.
 
@@ -52,11 +62,11 @@ class ExperimentConfigLoader(OmegaConfigLoader):
     def __init__(self, conf_source: str, *args: Any, **options: Any) -> None:
         if Path(conf_source) == PACKAGED_CONF:  # may be a checkout, whose conf/local is its own
             options["default_run_env"] = options["base_env"]
-        super().__init__(conf_source, *args, **options)
+        with _without_deprecations():
+            super().__init__(conf_source, *args, **options)
         ExperimentConfigLoader.latest = self
 
     def __getitem__(self, key: str) -> dict[str, Any]:
-        """Load one kind of configuration."""
         if key in self or key == "globals":
             return super().__getitem__(key)
         if key == "parameters":
@@ -128,7 +138,6 @@ class ExperimentConfigLoader(OmegaConfigLoader):
         return Path.cwd() if source == PACKAGED_CONF else source.resolve().parent
 
     def _read(self, key: str) -> dict[str, Any]:
-        """Read one kind of configuration."""
         keys = {} if key == "parameters" else self.artifact_keys
         on_server = (TRACKING_URI or "").startswith("http")
         resolvers: dict[str, Callable[..., Any]] = {
@@ -137,10 +146,11 @@ class ExperimentConfigLoader(OmegaConfigLoader):
             "tracking_uri": lambda default: TRACKING_URI or default,
             "artifact_location": lambda path: None if on_server else path,
         }
-        for name, resolver in resolvers.items():  # OmegaConf's are those of a process
-            OmegaConf.register_new_resolver(name, resolver, replace=True)
         try:
-            return super().__getitem__(key)
+            with _without_deprecations():
+                for name, resolver in resolvers.items():  # OmegaConf's are those of a process
+                    OmegaConf.register_new_resolver(name, resolver, replace=True)
+                return super().__getitem__(key)
         except MissingConfigException as error:
             if Path(self.conf_source, self.env or self.default_run_env).is_dir():
                 raise  # Kedro does not need every kind

@@ -76,10 +76,8 @@ def resolve(parameters: Mapping[str, Any], raw_folder: Path | None = None) -> Ex
             "or with --params=<name>=<value>."
         )
     choices = read_settings(Choices, user, "")
-    model = {
-        "stages": tuple(read_settings(StageSettings, stages[name], name) for name in stages),
-        "charts": choices.charts or method.get("charts", 1),
-    }
+    of_stages = tuple(read_settings(StageSettings, stages[name], name) for name in stages)
+    model = {"stages": of_stages, "charts": choices.charts or method.get("charts", 1)}
     experiment = Experiment(
         **dict(choices),
         data=data,
@@ -94,13 +92,11 @@ def resolve(parameters: Mapping[str, Any], raw_folder: Path | None = None) -> Ex
 
 
 def _data_entry(dataset: Tree) -> Tree:
-    """Return the settings of the data in a dataset's entry."""
     return {name: value for name, value in dataset.items()
             if name not in ("method", "phases") and not name.startswith("stage_")}  # fmt: skip
 
 
 def _minutes(minutes: Any, user: Tree) -> float | None:
-    """Return the time budget of all trainings; refuse steps together with it."""
     if minutes is None:
         return None
     for name in flatten(user):
@@ -218,7 +214,6 @@ def _phases(
 
 
 def _typed(phases: dict[str, Tree]) -> dict[str, Any]:
-    """Return typed phases; those that continue another one have spans of its schedule."""
     continued = {name: phase.pop("continues", name) for name, phase in phases.items()}
     typed: dict[str, Any] = {
         name: read_settings(RotationSettings if "rotate" in phase else PhaseSettings, phase, name)

@@ -15,8 +15,7 @@ from submanifold.training.rotation import RotationSettings
 
 Phase: TypeAlias = PhaseSettings | RotationSettings
 
-OWN_FILES = ("folder", "table")
-"""Datasets that are the user's files."""
+OWN_FILES = ("folder", "table")  #: Datasets that are the user's files.
 
 
 class EvaluationSettings(Settings):
@@ -37,7 +36,7 @@ class TimeBudget(Settings):
     """The part of ``training`` that concerns all phases together.
 
     Attributes:
-        minutes: Time of all phases.
+        minutes: Time of start, data and all phases; the evaluation may take a quarter more.
     """
 
     minutes: float = Field(gt=0)
@@ -135,10 +134,8 @@ class Experiment(Choices):
     def parameters(self) -> dict[str, Any]:
         """Nested JSON-able parameters, under the names by which a user sets them."""
         single = self.model_dump(mode="json", include=set(Choices.model_fields))
-        groups = {
-            "data": self.data.model_dump(mode="json"),
-            "evaluation": self.evaluation.model_dump(mode="json", exclude_none=True),
-        }
+        groups = {"data": self.data.model_dump(mode="json")}
+        groups["evaluation"] = self.evaluation.model_dump(mode="json", exclude_none=True)
         if self.ood_data is not None:
             groups["ood_data"] = self.ood_data.model_dump(mode="json")
         for number, stage in enumerate(self.model.stages, start=1):

@@ -47,7 +47,6 @@ def validate(experiment: Experiment) -> None:
 
 
 def _refuse(group: str, rules: Iterable[Rule]) -> None:
-    """Raise a UserError for the first violated rule."""
     for setting, is_violated, expected, got, fix in rules:
         if is_violated:
             raise unexpected(f"{group}{setting}", expected, got, fix)
@@ -81,7 +80,6 @@ def _check_charts(experiment: Experiment) -> None:
 def _check_training(
     name: str, phase: PhaseSettings, stages: Sequence[Stage], trained: int, rotated: set[int]
 ) -> None:
-    """Refuse a phase whose batch, order, terms, noise or penalty cannot work."""
     first, last = phase.stages[0], phase.stages[-1]
     weight, low, high = phase.likelihood.weight, phase.input_noise_min, phase.input_noise
     last_stage, space = phase.reconstruction.last_stage, phase.reconstruction.space

@@ -1,13 +1,19 @@
 """Commands ``train`` and ``runs``: one experiment from a few options, and the list of all runs."""
 
+import json
+import re
+import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
+from submanifold.common.errors import UserError
 from submanifold.common.files import read_json
 from submanifold.config.project import project_folder, set_kedro_defaults
+from submanifold.inference.command import id_option
 from submanifold.inference.records import RunRecord, find_record, read_records, records_folder
 
 FIGURES = ("bits_per_dim", "nll", "projection_mse", "encoder_mse", "nearest_mse")  # of a run
@@ -21,7 +27,8 @@ FIGURES = ("bits_per_dim", "nll", "projection_mse", "encoder_mse", "nearest_mse"
 @click.option("--size", type=click.IntRange(min=1), metavar="PIXELS",
               help="Side of the images after cropping and resizing.  [default: 32]")  # fmt: skip
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True),
-              help="Time of training: scales all steps (training.minutes).")  # fmt: skip
+              help="Time of the run; the evaluation may take a quarter more.")  # fmt: skip
+@id_option
 @click.option("--name", help="Name of the run.  [default: date and method]")
 @click.option("--seed", type=int, help="Seed of the training.  [default: 0]")
 @click.option("--device", help="auto, cpu, cuda or cuda:<n>.  [default: auto]")
@@ -29,7 +36,7 @@ FIGURES = ("bits_per_dim", "nll", "projection_mse", "encoder_mse", "nearest_mse"
               help="Any other setting, such as stage_1.flow.width=128; repeatable.")  # fmt: skip
 def train(
     data: str, dim: int | None, size: int | None, minutes: float | None,
-    settings: tuple[str, ...], **options: Any,
+    identifier: str | None, settings: tuple[str, ...], **options: Any,
 ) -> None:  # fmt: skip
     """Train a model on DATA: a folder or zip of images, a table, or a dataset such as mnist.
 
@@ -42,8 +49,11 @@ def train(
     set_kedro_defaults()
     from submanifold.runs.selection import select
 
-    options |= {"data.size": size, "training.minutes": minutes}
-    record = select(project, data, options, dim, settings)
+    options |= {"data.size": size, "training.minutes": minutes, "data.id": identifier}
+    try:
+        record = select(project, data, options, dim, settings)
+    except UserError as error:
+        raise _with_command(error) from error
     if record.state(project) != "finished":
         click.echo(f"Run {record.name}. If it is interrupted, the same command continues it.")
     from submanifold.runs.runner import run_pipeline  # imports MLflow
@@ -80,6 +90,20 @@ def runs(name: str | None) -> None:
 
     table = pd.DataFrame([_row(record, project) for record in records]).fillna("")
     click.echo(table.to_markdown(index=False, tablefmt="simple", disable_numparse=True))
+
+
+def _with_command(error: UserError) -> UserError:
+    if not (settings := getattr(error.__cause__, "settings", None)):
+        return error
+    options = []
+    for name, value in settings.items():
+        if not isinstance(value, str):  # as text, unless YAML or the separator changes it
+            is_simple = all(re.fullmatch(r"[^\W\d][\w .-]*", column) for column in value)
+            value = ",".join(value) if is_simple and len(value) > 1 else json.dumps(value)
+        options += [f"--id={value}"] if name == "id" else ["--set", f"data.{name}={value}"]
+    command = shlex.join(["submanifold", *sys.argv[1:], *options])
+    text = error.message.rpartition(", or set ")[0]
+    return UserError(f"{text}, or run: {command}")
 
 
 def _row(record: RunRecord, project: Path) -> dict[str, str]:

@@ -45,7 +45,6 @@ class PathDataset(LocalDataset[NoReturn, Path]):
         return self._filepath
 
     def save(self, data: NoReturn) -> None:
-        """Raise an error."""
         raise DatasetError(f"{self._filepath} cannot be an output.")
 
     def _exists(self) -> bool:
@@ -56,18 +55,15 @@ class ArrayDataset(LocalDataset[np.ndarray, np.ndarray]):
     """A ``.npy`` file, loaded as a copy-on-write memory map and written atomically."""
 
     def load(self) -> np.ndarray:
-        """Map the file; changes stay in memory."""
         return load_npy(self._filepath)
 
     def save(self, data: np.ndarray) -> None:
-        """Write the array."""
         with atomic_write(self._filepath) as partial, partial.open("wb") as file:
             np.save(file, data)
         if (context := context_of_array(data)) is not None:
             save_context(self._filepath, context)
 
     def preview(self) -> ImagePreview:
-        """Draw the first images, or a histogram of latents."""
         from submanifold.plots.curves import latent_histogram
         from submanifold.plots.images import as_png, image_grid
 
@@ -83,12 +79,10 @@ class ArraysDataset(LocalDataset[dict[str, np.ndarray], dict[str, np.ndarray]]):
     """Named arrays in a compressed ``.npz`` file, written atomically."""
 
     def load(self) -> dict[str, np.ndarray]:
-        """Read all arrays."""
         with np.load(self._filepath) as arrays:
             return dict(arrays)
 
     def save(self, data: dict[str, np.ndarray]) -> None:
-        """Write the arrays."""
         with atomic_write(self._filepath) as partial, partial.open("wb") as file:
             np.savez_compressed(file, **data)  # type: ignore[arg-type]
 
@@ -107,10 +101,9 @@ class PreparedDataset(ArrayDataset):
     def load(self) -> np.ndarray:
         """Map the file; raise a :class:`UserError` if it has changed on disk."""
         if not self._exists():
-            raise UserError(
-                f"The array {self._filepath} is missing or does not have its checksum. Prepare it "
-                "again: kedro run --pipeline=data with the same parameters."
-            )
+            problem = f"The array {self._filepath} is missing or does not have its checksum"
+            fix = "Prepare it again: kedro run --pipeline=data with the same parameters"
+            raise UserError(f"{problem}. {fix}.")
         return super().load()
 
 
@@ -120,7 +113,6 @@ class ModelDataset(LocalDataset[Model, Model]):
     CHECKS_FILE = True
 
     def load(self) -> Model:
-        """Load the model to the CPU."""
         return Model.load(self._filepath)
 
     def save(self, data: Model) -> None:
@@ -129,7 +121,6 @@ class ModelDataset(LocalDataset[Model, Model]):
         data.save(self._filepath)
 
     def preview(self) -> JSONPreview:
-        """Return the architecture and the notes."""
         return JSONPreview(json.dumps(self.load().describe()))
 
     def _exists(self) -> bool:

@@ -44,12 +44,10 @@ class FileHooks:
 
     @hook_impl
     def after_catalog_created(self, catalog: CatalogProtocol) -> None:
-        """Store the catalog."""
         self._catalog = catalog
 
     @hook_impl(tryfirst=True)
     def before_pipeline_run(self, pipeline: Pipeline) -> None:
-        """Delete files that are incomplete or have changed."""
         for path in filter(None, map(self._path, pipeline.all_outputs())):
             if path.exists() and not is_unchanged(path):
                 note = checksum_path(path).read_text()
@@ -59,26 +57,21 @@ class FileHooks:
 
     @hook_impl
     def before_dataset_saved(self, dataset_name: str) -> None:
-        """Note the process that writes a file."""
         if path := self._path(dataset_name):
             path.parent.mkdir(parents=True, exist_ok=True)
             checksum_path(path).write_text(str(os.getpid()))
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str) -> None:
-        """Write the checksum of a file."""
         if path := self._path(dataset_name):
             write_checksum(path)
 
     @hook_impl
     def before_dataset_loaded(self, dataset_name: str) -> None:
-        """Refuse a file that has changed."""
         path = self._path(dataset_name)
         if path and path.exists() and not is_unchanged(path):
-            raise UserError(
-                f"{path}: expected the content that was written, got another. Delete the file "
-                "and repeat the command, which computes it again."
-            )
+            fix = "Delete the file and repeat the command, which computes it again"
+            raise unexpected(path, "the content that was written", "another", fix)
 
     def _path(self, name: str) -> Path | None:
         dataset = None if name.startswith("params:") else self._catalog.get(name)
@@ -99,7 +92,6 @@ class RunHooks(MlflowHook):
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
-        """Check the parameters, and connect the first rank to MLflow."""
         self._loader = cast(ExperimentConfigLoader, context.config_loader)
         _ = self._loader.run_name
         self._is_first_rank = int(os.environ.get("RANK", 0)) == 0
@@ -112,7 +104,6 @@ class RunHooks(MlflowHook):
     def before_pipeline_run(
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol
     ) -> None:
-        """Check the data and this machine, and start the MLflow run."""
         loader, outputs = self._loader, pipeline.all_outputs()
         _check(loader.experiment, run_params["pipeline_names"] or [])
         for output, part in (("x_train", "data"), ("x_ood", "ood")):
@@ -123,15 +114,17 @@ class RunHooks(MlflowHook):
             with suppress(OSError) if is_finished else nullcontext():  # may be read-only
                 write_record(loader.project, loader.record())
         is_skipped = is_finished and run_params["only_missing_outputs"]
-        self._is_mlflow_enabled = self._is_first_rank and (
-            not is_skipped or loader.experiment.register_as is not None
-        )
+        is_registered = loader.experiment.register_as is not None
+        self._is_mlflow_enabled = self._is_first_rank and (not is_skipped or is_registered)
         if self._is_mlflow_enabled:
             self._start_run(run_params, pipeline, catalog)
 
     def _start_run(
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol
     ) -> None:
+        from mlflow.data.code_dataset_source import CodeDatasetSource
+        from mlflow.data.meta_dataset import MetaDataset
+
         from submanifold.config.schema import flatten
         from submanifold.runs.tracking import observer
 
@@ -144,7 +137,11 @@ class RunHooks(MlflowHook):
             mlflow.set_tags({**tags, "seed": str(experiment.seed), **observer.get().tags})
         params = experiment.parameters() | {"keys": self._loader.artifact_keys}
         mlflow.log_params({name: str(value)[:500] for name, value in flatten(params).items()})
-        _log_dataset(experiment, self._loader.artifact_keys["data"])
+        key = self._loader.artifact_keys["data"]
+        source = CodeDatasetSource({"dataset": experiment.dataset, "key": key})
+        digest = key.rpartition("-")[2]
+        data = MetaDataset(source, experiment.data_name, digest)  # type: ignore[abstract]
+        mlflow.log_input(data, context="training")
         observer.get().on_run(self.run_id)
         # at the exit no interrupted call of MLflow locks its database any more
         atexit.register(mlflow.end_run, "KILLED")
@@ -157,7 +154,6 @@ class RunHooks(MlflowHook):
 
     @hook_impl
     def after_node_run(self, node: Node) -> None:
-        """Store the names of the computed outputs; the others existed."""
         if self._is_mlflow_enabled:
             self._computed.update(node.outputs)
 
@@ -165,7 +161,6 @@ class RunHooks(MlflowHook):
     def after_pipeline_run(
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol
     ) -> None:
-        """Log what Kedro skipped, the metrics and the model; end the run, and name its pages."""
         if self._is_mlflow_enabled:
             self._log_results(pipeline.all_outputs(), catalog)
             atexit.unregister(mlflow.end_run)
@@ -211,20 +206,8 @@ class RunHooks(MlflowHook):
             cause = cause.__cause__
 
 
-def _log_dataset(experiment: "Experiment", key: str) -> None:
-    """Log the name and the hash of the data as an input of the run."""
-    from mlflow.data.code_dataset_source import CodeDatasetSource
-    from mlflow.data.meta_dataset import MetaDataset
-
-    source = CodeDatasetSource({"dataset": experiment.dataset, "key": key})
-    digest = key.rpartition("-")[2]
-    dataset = MetaDataset(source, experiment.data_name, digest)  # type: ignore[abstract]
-    mlflow.log_input(dataset, context="training")
-
-
 @contextmanager
 def _required(loader: ExperimentConfigLoader) -> Iterator[None]:
-    """Report in one line that MLflow cannot be used."""
     try:
         yield
     except Exception as error:
@@ -238,7 +221,6 @@ def _required(loader: ExperimentConfigLoader) -> Iterator[None]:
 
 
 def _check(experiment: "Experiment", pipelines: list[str]) -> None:
-    """Refuse pipelines, ranks, devices and weights that the experiment cannot use."""
     from submanifold.common.device import choose_device
 
     ranks = int(os.environ.get("WORLD_SIZE", 1))

@@ -103,7 +103,6 @@ def log_model(path: Path, register: str | None = None) -> None:
 
 
 def _defaults(predictor: Predictor) -> dict[str, Any]:
-    """Return the parameters of a model that have a default."""
     return PARAMS | ({"count": 1} if predictor.condition else {})
 
 
@@ -123,7 +122,6 @@ def _signature(predictor: Predictor) -> ModelSignature:
 
 
 def _row(preprocessor: Preprocessor) -> pd.DataFrame:
-    """Return a row of the table, without its constant columns, in the types of MLflow."""
     row = preprocessor.inverse_transform(np.zeros((1, len(preprocessor.varying))))
     row = row[list(dict.fromkeys(column.name for column in preprocessor.varying))]
     wide = {"i": "int64", "u": "int64", "f": "float64"}  # MLflow converts to no narrower type

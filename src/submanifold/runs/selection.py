@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from submanifold.common.errors import UserError, did_you_mean, printable
+from submanifold.common.errors import UserError, did_you_mean, printable, unexpected
 from submanifold.config.loader import load_configuration
 from submanifold.config.merge import entry
 from submanifold.config.project import conf_source
@@ -65,10 +65,7 @@ def _data_settings(data: str, datasets: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _dim_settings(dim: int, params: Mapping[str, Any], tables: Mapping[str, Any]) -> dict[str, Any]:
-    """Set the dimension of the last stage that has one, and of stages that keep it.
-
-    A method with a density on all of space has none.
-    """
+    """Set the dimension of the last stage that has one, and of stages that keep it."""
     dataset = entry(tables["datasets"], params["dataset"], "dataset")
     name = params.get("method", dataset["method"])
     method = entry(tables["methods"], name, "method")
@@ -76,8 +73,7 @@ def _dim_settings(dim: int, params: Mapping[str, Any], tables: Mapping[str, Any]
             for stage in method if stage.startswith("stage_")}  # fmt: skip
     last = [chosen for chosen in dims.values() if chosen is not None][-1:]
     if not last:
-        raise UserError(
-            f"--dim: expected none with method={name}, whose density is on all of space, "
-            f"got {dim}. Omit it, or choose another --method, such as density-first."
-        )
+        expected = f"none with method={name}, whose density is on all of space"
+        fix = "Omit it, or choose another --method, such as density-first"
+        raise unexpected("--dim", expected, dim, fix)
     return {f"{stage}.dim": dim for stage, chosen in dims.items() if [chosen] == last}
