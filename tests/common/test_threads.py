@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from submanifold.common import threads
-from submanifold.common.threads import ThreadTuner, choose_threads, tuned, use_threads
+from submanifold.common.threads import (
+    ThreadTuner,
+    choose_one_or_all,
+    choose_threads,
+    tuned,
+    use_threads,
+)
 
 IDLE, BUSY = {1: 0.034, 2: 0.023}, {1: 0.036, 2: 0.15}
 
@@ -49,6 +55,19 @@ def test_choice_follows_the_load():
 def test_many_cores_are_climbed():
     durations = {count: 1 / count for count in (1, 4, 8, 12, 15, 16)}
     assert simulate(lambda index: durations, 300, [*durations], 1)[1] == 16
+
+
+@pytest.mark.parametrize("durations", [IDLE, BUSY])
+def test_a_measurement_uses_the_faster_number_of_threads(monkeypatch, durations):
+    clock = [0.0]
+    monkeypatch.setattr(threads.time, "perf_counter", lambda: clock[0])
+
+    def work():
+        clock[0] += durations[torch.get_num_threads()]
+
+    with use_threads("auto"):
+        choose_one_or_all(work)
+        assert torch.get_num_threads() == min(durations, key=durations.get)
 
 
 def work(units=50):

@@ -12,9 +12,8 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from calibrated import table_model
 from submanifold import Hierarchy, Stage
-from submanifold.data.tables import Preprocessor
-from submanifold.evaluation.calibration import calibrate
 from submanifold.flows import Glow, RealNVP
 from submanifold.models import Model
 from submanifold.sklearn import ManifoldFlow
@@ -48,11 +47,7 @@ def model_of_a_table():
     """A calibrated model of the columns in docs/how-to/tables.md."""
     rng = np.random.default_rng(0)
     table = pd.DataFrame({"height": rng.normal(170, 9, 100), "children": rng.integers(0, 4, 100)})
-    preprocessor = Preprocessor.fit(table)
-    model = Hierarchy([Stage(RealNVP(2), dim=1)]).eval()
-    model.data = {"table": preprocessor.to_dict(), "label": None}
-    model.calibration = calibrate(model, preprocessor.transform(table), torch.device("cpu"))
-    return model
+    return table_model(RealNVP(2), 1, table, table)
 
 
 def few_steps(fit):

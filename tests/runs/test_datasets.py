@@ -9,28 +9,7 @@ from submanifold.data.prepare import draw
 from submanifold.data.settings import SyntheticSettings
 from submanifold.flows import RealNVP
 from submanifold.models import Hierarchy, Stage
-from submanifold.runs.datasets import ArrayDataset, ModelDataset, PreparedDataset
-
-RNG = np.random.default_rng(0)
-ARRAYS = {
-    "colour": RNG.integers(0, 256, (5, 3, 8, 8), dtype=np.uint8),
-    "grey": RNG.integers(0, 256, (5, 1, 8, 8), dtype=np.uint8),
-    "latents": RNG.standard_normal((40, 6)).astype(np.float32),
-}
-
-
-@pytest.fixture
-def dataset(tmp_path):
-    return ArrayDataset(filepath=str(tmp_path / "deep" / "array.npy"), metadata={"any": 1})
-
-
-def test_changes_of_a_loaded_array_stay_in_memory(dataset):
-    dataset.save(ARRAYS["latents"])
-    loaded = dataset.load()
-    assert isinstance(loaded, np.memmap)
-    torch.from_numpy(loaded)[:] = 0
-    assert (loaded == 0).all()
-    np.testing.assert_array_equal(dataset.load(), ARRAYS["latents"])
+from submanifold.runs.datasets import ModelDataset, PreparedDataset
 
 
 def test_changed_prepared_array_does_not_exist_and_is_not_loaded(tmp_path):

@@ -2,10 +2,13 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 from functools import partial
 
+import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 
@@ -120,14 +123,15 @@ def mistakes(folder):
             "training.minutes: expected no steps with it, got density.training.steps",
         ),
         "set": ((*train, "--set", "seed"), "expected <setting>=<value>, got seed"),
-        "text": (("train", "text.csv"), "data.categorical=intervals accepts text"),
+        "text": (("train", "text.csv"), "or run: submanifold train text.csv --set data.categ"),
         "command": (("trian", "pictures"), "Did you mean train?"),
     }
 
 
 @pytest.mark.parametrize("name", sorted(mistakes(None)))
-def test_a_mistake_ends_in_one_line_before_anything_is_computed(trained, folder, name):
+def test_a_mistake_ends_in_one_line_before_anything_is_computed(trained, folder, name, monkeypatch):
     arguments, message = mistakes(folder)[name]
+    monkeypatch.setattr("sys.argv", ["submanifold", *arguments])
     result = run(folder, *arguments)
     assert result.exit_code in (1, 2)
     last = result.output.splitlines()[-1]
@@ -135,6 +139,25 @@ def test_a_mistake_ends_in_one_line_before_anything_is_computed(trained, folder,
     assert message in last
     assert "Traceback" not in result.output
     assert [each.name for each in read_records(folder)] == ["first"]
+
+
+def test_the_command_in_the_message_of_a_table_trains(folder, monkeypatch, caplog):
+    rng, count = np.random.default_rng(0), 200
+    table = pd.DataFrame({"user id": range(count), "age": rng.normal(40, 9, count), "note": "x",
+                          "city": rng.choice(["Bern", "Rome"], count), "b": rng.normal(size=count),
+                          "day": pd.date_range("2020", periods=count)})  # fmt: skip
+    table["no"], table["1"] = table["user id"], [f"{number}, or so" for number in range(count)]
+    table.loc[[3, 9], ["age", "city"]] = None
+    table.to_csv(folder / "messy.csv", index=False)
+    steps = (f"--set={phase}.training.steps=2" for phase in ("density", "reconstruction"))
+    options = ["train", "messy.csv", "--name=messy", "--set=evaluation.samples=9", *steps]
+    monkeypatch.setattr("sys.argv", ["submanifold", *options])
+    command = run(folder, *options).output.rstrip().rpartition("or run: submanifold ")[2]
+    assert run(folder, *shlex.split(command)).exit_code == 0
+    assert run(folder, "score", "messy", "messy.csv").exit_code == 0
+    assert pd.read_csv(folder / "scores.csv")["user id"].tolist() == [*range(count)]
+    assert "unknown to the model" not in caplog.text
+    (folder / "data/runs/messy.json").unlink()
 
 
 def test_a_time_budget_is_measured_once_and_a_resumed_run_keeps_its_steps(folder, monkeypatch):
@@ -160,8 +183,10 @@ def test_a_time_budget_is_measured_once_and_a_resumed_run_keeps_its_steps(folder
     (timed,) = (each for each in read_records(folder) if each.name == "timed")
     assert timed.params["training"] == {"minutes": 0.1}
     (history,) = (folder / "data/06_models").glob("folder-stage_1-*/history.json")
-    # 85% of the 5 s without the fixed second, for steps of 0.01 s
-    assert json.loads(history.read_text())["steps"] == 425
+    # 85% of half of the time, 3 s, without the fixed second, for steps of 0.01 s
+    assert json.loads(history.read_text())["steps"] == 170
+    metrics = json.loads((folder / timed.metrics).read_text())
+    assert metrics["bits_per_dim_importance"]["draws"] == 1, "of a brief evaluation"
     assert "a time budget of 0.1 minutes" in (folder / timed.report).read_text()
     assert train("--set", "stage_1.training.steps=5").exit_code == 1
     (folder / "data/runs/timed.json").unlink()
