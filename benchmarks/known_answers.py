@@ -75,7 +75,7 @@ def train(
     hierarchy = Hierarchy(stages).to(points.dtype)
     batches = [Batches(rows.numpy(), batch) for rows in (points, valid)]
     with tempfile.TemporaryDirectory() as folder:
-        history = fit(hierarchy, objective, *batches, settings, Path(folder), "known answers")
+        history = fit(hierarchy, objective, *batches, settings, folder, "known answers")
     return hierarchy.double().requires_grad_(False), history
 
 

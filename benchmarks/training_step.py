@@ -3,6 +3,7 @@
     python -m benchmarks.training_step                      # sizes S, M and P on the CPU
     python -m benchmarks.training_step --sizes S --rounds 20
     python -m benchmarks.training_step --device cuda
+    python -m benchmarks.training_step --save               # the new baseline.json
 
 All implementations have the same architecture (benchmarks/glows.py) and are timed in turn in one
 process; samples that another process disturbed are dropped. Packages that are not installed are
@@ -12,9 +13,12 @@ left out: ``pip install normflows FrEIA nflows``.
 import argparse
 import os
 import platform
+import re
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +28,7 @@ from benchmarks.glows import PEERS, SHAPE, SIZES, Model, ours
 from benchmarks.results import markdown
 from benchmarks.timing import interleave
 from submanifold.common.device import autocast
+from submanifold.common.files import read_json, write_json
 from submanifold.flows import set_activation_checkpointing
 from submanifold.losses import Objective, penalized_likelihood
 from submanifold.models import Hierarchy, Stage
@@ -32,6 +37,14 @@ from submanifold.training.trainer import Trainer, TrainingSettings
 DIM = 1000
 RATE = 1e-5
 TASKS = ("NLL step", "PR step", "64 samples", "64 scores")
+BASELINE = Path(__file__).parent / "baseline.json"  # ratios by kind of processor and size
+GFLOP = {"S": (0.147, 0.295), "M": (0.721, 1.445), "P": (24.09, 48.19)}  # of both steps, an image
+GROUPS = {  # of a profile's operators, by parts of their names
+    "coupling networks": "^Steps",
+    "optimizer and average of the weights": "Optimizer|foreach|lerp|bmm|baddbmm|adam",
+    "first convolutions": "convolution",
+    "copies": "copy_|cat|empty|clone|fill_|zero_|pixel_|contiguous",
+}
 OURS = ("submanifold", "submanifold, checkpointing", "submanifold, float32")
 
 
@@ -137,35 +150,96 @@ def measure(
     return found
 
 
-def table(size: str, found: dict[str, dict[str, Any]]) -> str:
-    """Write the timings of one size: milliseconds and quartiles, and ratios."""
-    peers = [name for name in found if name not in OURS] or list(found)
-    best = {task: min(found[name][task].median for name in peers) for task in TASKS}
+def ratios(timings: dict[str, dict[str, Any]], name: str) -> dict[str, float]:
+    """Return how many times as fast as the fastest package a contender is, by task."""
+    peers = [peer for peer in timings if peer not in OURS] or OURS[:1]
+    best = {task: min(timings[peer][task].median for peer in peers) for task in TASKS}
+    return {task: round(best[task] / timings[name][task].median, 2) for task in TASKS}
+
+
+def table(size: str, timings: dict[str, dict[str, Any]], baseline: dict[str, float]) -> str:
+    """Write the timings of one size: milliseconds and quartiles, ratios, and the baseline's."""
     rows = []
-    for name, measured in found.items():
+    for name, measured in timings.items():
         row = {f"size {size}, batch {measured['batch']}": name}
-        for task in TASKS:
+        for task, ratio in ratios(timings, name).items():
             median, low, high = (1e3 * value for value in measured[task][:3])
-            ratio = 1e3 * best[task] / median
             row[f"{task}, ms"] = f"{median:.4g} [{low:.4g}, {high:.4g}], {ratio:.2f}x"
         rows.append(row)
+    if baseline:
+        first = {f"size {size}, batch {timings[OURS[0]]['batch']}": f"{OURS[0]}, baseline"}
+        rows.append(first | {f"{task}, ms": f"{ratio:.2f}x" for task, ratio in baseline.items()})
     return f"{markdown(rows)}\nRatios to the fastest package, if there is one.\n"
+
+
+def profile(size: str, batch: int) -> str:
+    """Write where a step on one thread spends its time, and the arithmetic that it reaches."""
+    torch.set_num_threads(1)
+    tasks = tasks_of(build(OURS[0], size, torch.device("cpu")), batch, torch.device("cpu"))
+    products = torch.randn(2, 1024, 1024)
+    peak = 2 * 1024**3 / min(_process_seconds(lambda: products[0] @ products[1], 20)) / 1e9
+    rows = []
+    for task, gflop in zip(TASKS, GFLOP[size], strict=False):
+        tasks[task]()
+        seconds = min(_process_seconds(tasks[task], 5))
+        with torch.profiler.profile() as profiler:
+            tasks[task]()
+        events = profiler.key_averages()
+        total = sum(event.self_cpu_time_total for event in events)
+        times = dict.fromkeys([*GROUPS, "other"], 0.0)
+        for event in events:
+            groups = (name for name, part in GROUPS.items() if re.search(part, event.key))
+            times[next(groups, "other")] += event.self_cpu_time_total / total
+        shares = {group: f"{share:.0%}" for group, share in times.items()}
+        speed = gflop * batch / seconds
+        rows.append(
+            {
+                f"size {size}, batch {batch}": task,
+                "ms": f"{1e3 * seconds:.0f}",
+                **shares,
+                "GFLOP/s": f"{speed:.0f}",
+                "of a product of matrices": f"{speed / peak:.0%}",
+            }
+        )
+    return markdown(rows)
+
+
+def _process_seconds(task: Callable[[], object], rounds: int) -> list[float]:
+    seconds = []
+    for _ in range(rounds):
+        started = time.process_time()
+        task()
+        seconds.append(time.process_time() - started)
+    return seconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     everyone = [*OURS, *PEERS]
-    parser.add_argument("--only", nargs="+", choices=everyone, default=everyone)
+    parser.add_argument("--only", nargs="+", choices=everyone[1:], default=everyone[1:],
+                        help="compare with these")  # fmt: skip
     parser.add_argument("--batch", type=int, help="instead of 64, and 16 for P on a CPU")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--profile", action="store_true", help="show where our steps' time goes")
+    parser.add_argument("--save", action="store_true", help=f"write {BASELINE.name}")
     options = parser.parse_args()
-    print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}")
+    capability = torch.backends.cpu.get_cpu_capability()
+    machine = capability if options.device.type == "cpu" else torch.cuda.get_device_name()
+    baselines = read_json(BASELINE) or {}
+    baseline = baselines.setdefault(machine, {})
+    print(f"{platform.machine()}, {os.cpu_count()} cores, {capability}, torch {torch.__version__}")
     for size in options.sizes:
         batch = options.batch or (16 if size == "P" and options.device.type == "cpu" else 64)
-        rows = measure(size, options.only, batch, options.rounds, options.device)
-        print(table(size, rows), flush=True)
+        if options.profile:
+            print(profile(size, batch), flush=True)
+            continue
+        timings = measure(size, [OURS[0], *options.only], batch, options.rounds, options.device)
+        print(table(size, timings, baseline.get(size, {})), flush=True)
+        baseline[size] = ratios(timings, OURS[0])
+    if options.save:
+        write_json(BASELINE, baselines)
 
 
 if __name__ == "__main__":
