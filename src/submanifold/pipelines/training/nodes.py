@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 MAX_NORMAL = 10_000  # validation events that calibrate anomaly scores
 TOLERANCE = 0.25  # part of a time budget that a run may take longer
-START, REPORT = 12.0, 25.0  # seconds of the start, and of baselines and reports
+START, REPORT = 16.0, 40.0  # seconds of the start; of baselines, calibration and reports
 SHORT = 0.5  # fraction of the usual steps below which a time budget is called short
 
 
