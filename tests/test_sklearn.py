@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import false_discovery_control
 from sklearn.datasets import load_digits, load_iris
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -168,6 +169,8 @@ def test_images_are_rows(digits, of_digits):
         assert images.shape[1:] == (1, 8, 8)
     p_values = of_digits.p_values(digits)
     assert np.array_equal(of_digits.predict(digits) == -1, p_values <= 0.05)
+    flagged = false_discovery_control(p_values) <= 0.3
+    assert np.array_equal(of_digits.select(digits, fdr=0.3), flagged)
     assert np.array_equal(of_digits.decision_function(digits) < 0, p_values <= 0.05)
     again = pickle.loads(pickle.dumps(of_digits))
     assert np.array_equal(again.transform(digits), of_digits.transform(digits))

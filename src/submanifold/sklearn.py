@@ -200,6 +200,14 @@ class ManifoldFlow(
         """
         return self._predictor.score(self._validated(X))["p_value"].to_numpy()
 
+    def select(self, X: Any, fdr: float) -> np.ndarray:  # noqa: N803
+        """Select anomalous rows, of which at most a fraction ``fdr`` is normal on average, (n,).
+
+        The Benjamini-Hochberg procedure with :meth:`p_values`, for many rows that are screened
+        together; :meth:`predict` bounds the fraction of the normal rows that are outliers.
+        """
+        return self._predictor.select(self.p_values(X), fdr)
+
     def decision_function(self, X: Any) -> np.ndarray:  # noqa: N803
         """Compute how far rows are from being outliers, (n,); it is negative for outliers.
 

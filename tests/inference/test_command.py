@@ -15,6 +15,7 @@ from submanifold import Predictor
 from submanifold.common.errors import UserError
 from submanifold.flows import RealNVP
 from submanifold.inference.outputs import output
+from submanifold.inference.training_events import hash_events
 from submanifold.models import Hierarchy, Model, Stage
 
 
@@ -112,6 +113,49 @@ def test_info_describes_the_model(model_file):
     assert (about["calibrated_on"], about["calibration_groups"]) == (200, 200)
 
 
+def test_a_false_discovery_rate_flags_more_than_the_smallest_p_values(model_file, tmp_path):
+    folder = tmp_path / "new"
+    folder.mkdir()
+    for number, image in enumerate(smooth_images(40, 2)):
+        if number < 10:
+            image[:, ::2, number % 4 :] += 60
+        (folder / f"{number:02d}.png").write_bytes(png(image))
+    out = tmp_path / "scores.csv"
+    result = run("score", model_file, folder, "--fdr=20%", "--out", out)
+    assert result.exit_code == 0, result.output
+    table = pd.read_csv(out)
+    p = np.sort(table["p_value"])
+    last = np.flatnonzero(p <= 0.2 * np.arange(1, 41) / 40).max()  # Benjamini and Hochberg (1995)
+    assert table["ood"].equals(table["p_value"] <= p[last])
+    assert table["ood"].sum() >= 10
+    assert f"{last + 1} of 40 images are flagged; on average at most 0.2 of" in result.output
+    assert "Fewer than 1 of 40 cannot be flagged with a calibration on 200 images" in result.output
+    assert Predictor.load(model_file).select(table["p_value"], 0.2).tolist() == [*table["ood"]]
+
+
+def test_calibrate_makes_p_values_of_other_images_uniform(model_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    brighter, before = smooth_images(100, 5) + 40, model_file.read_bytes()
+    for name, images in {"own": brighter[:60], "new": brighter[60:]}.items():
+        (tmp_path / name).mkdir()
+        for number, image in enumerate(images):
+            (tmp_path / name / f"{number}.png").write_bytes(png(image))
+    model = Model.load(model_file)
+    model.calibration["training"] = [1, 2, 3]  # hashes of other images
+    model.save("model.safetensors")
+    result = run("calibrate", "model.safetensors", "own")
+    assert result.exit_code == 0, result.output
+    assert result.output.endswith("calibrated on 60 images\ncalibrated.safetensors\n")
+    assert Predictor.load(model_file).score(brighter[60:])["p_value"].median() < 0.1
+    assert Predictor.load("calibrated.safetensors").score(brighter[60:])["p_value"].median() > 0.3
+    assert Model.load("calibrated.safetensors").calibration["training"] == [1, 2, 3]
+    assert model_file.read_bytes() == before
+    model.calibration["training"] = hash_events(model, brighter[:60]).tolist()
+    model.save("model.safetensors")
+    result = run("calibrate", "model.safetensors", "own")
+    assert_rejected(result, "was not trained on, got about 100% of these")
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     (["score", "{model}", "nowhere"], "no such file or folder"),
     (["score", "nowhere", "{images}"], "nowhere"),
@@ -121,6 +165,10 @@ def test_info_describes_the_model(model_file):
     (["score", "{model}", "{images}", "--alpha", "150%"], "expected a rate between 0 and 1"),
     (["score", "{model}", "{images}", "--alpha", "0.1%"],
      "expected at least 1/201 (0.498%), the smallest p-value of a calibration on 200 images"),
+    (["score", "{model}", "{images}", "--fdr", "0.1%"], "fdr: expected at least 1/201 (0.498%)"),
+    (["score", "{model}", "{images}", "--fdr=5%", "--alpha=5%"], "--fdr: expected none with"),
+    (["calibrate", "{model}", "{images}"], "INPUTS: expected at least 20 images, got 4. Add more"),
+    (["calibrate", "{model}", "{images}", "--out={model}"], "expected a path other than"),
     (["score", "{uncalibrated}", "nowhere"], "model: expected a calibration of p-values"),
     (["score", "{few}", "nowhere"], "calibration of p-values, got none. There were 3 images."),
     (["score", "{of_dim}", "nowhere"], "The calibration is for dimension 16, not 5"),

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import false_discovery_control
 
 from submanifold.common.errors import UserError, unexpected
 from submanifold.evaluation.intervals import false_alarm_range, proportion_interval
@@ -50,6 +51,15 @@ def calibrate(
     except UserError as error:
         return {NOISE_SCALE: scale, "why": str(error)}
     return replace(fitted, noise_scale=scale).to_dict()
+
+
+def select(p_values: np.ndarray, fdr: float) -> np.ndarray:
+    """Select events (N,) of which at most a fraction ``fdr`` is normal on average: booleans (N,).
+
+    The Benjamini-Hochberg procedure (1995), which is valid for conformal p-values that share a
+    calibration (Bates et al. 2023).
+    """
+    return false_discovery_control(p_values) <= fdr
 
 
 def false_alarms(

@@ -5,6 +5,7 @@ They import NumPy and torch when they run.
 
 import json
 import logging
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 MAX_SHEET = 32  #: Number of most and of least anomalous images, and of restorations, on a sheet.
 MAX_PNG = 10_000  #: Number of images in a PNG file.
+MAX_TRAINING = 0.1  #: Share of training images or rows among inputs without a message.
 MAX_STEM = 50  #: Characters of an image's name in the name of the file of its projection.
 
 
@@ -79,15 +81,22 @@ def input_options(command: Any) -> Any:
               help="PNG file of the most and the least anomalous images.")  # fmt: skip
 @click.option("--alpha", callback=_rate, metavar="RATE", help="False-positive rate: images or rows "
               "with a p-value of at most RATE, such as 1%, are out-of-distribution.")  # fmt: skip
+@click.option("--fdr", callback=_rate, metavar="RATE", help="False discovery rate, instead of "
+              "--alpha: of the images or rows that are out-of-distribution, at most RATE, such as "
+              "10%, are normal on average.")  # fmt: skip
 def score(
     model: str, inputs: tuple[str, ...], out: Path, sheet: Path | None, alpha: float | None,
-    nearest: bool, label: int | None, device: str, identifier: str | None,
+    fdr: float | None, nearest: bool, label: int | None, device: str, identifier: str | None,
 ) -> None:  # fmt: skip
     """Write the densities, distances from the manifold, and p-values of INPUTS.
 
     The p-value is the fraction of held-out training-like images or rows that score at least as
     high. The log-density of rows is in the units of the table.
+
+    --alpha bounds how many normal inputs are flagged, --fdr how many of the flagged are normal.
     """
+    if alpha is not None and fdr is not None:
+        raise UserError("--fdr: expected none with --alpha. Omit either.")
     predictor = _load(model, device)
     _check("--out", out, TABLES, predictor, model, inputs)
     if sheet is not None:
@@ -95,9 +104,8 @@ def score(
     import numpy as np
 
     from submanifold.evaluation.intervals import false_alarm_range
-    from submanifold.inference.training_events import MAX_EVENTS, hash_events, training_share
 
-    calibration = predictor.calibrated(alpha)
+    calibration = predictor.calibrated(alpha) if fdr is None else predictor.calibrated(fdr, "fdr")
     if sheet is not None and predictor.is_table:
         raise UserError("--sheet: expected none for a model of a table. Omit it.")
     unit = "rows" if predictor.is_table else "images"
@@ -105,13 +113,13 @@ def score(
         raise UserError("--id: expected none for a model of images. Omit it.")
     read = _read(predictor, inputs, identifier)
     scores = predictor.score(read.events, nearest, alpha=alpha, label=label)
+    if fdr is not None:
+        scores["ood"] = predictor.select(scores["p_value"].to_numpy(), fdr)
     table = scores.sort_values("anomaly_score", ascending=False, kind="stable")
     _write_rows(out, scores.drop(columns="anomaly_score"), read)
-    if calibration.training:
-        hashes = hash_events(predictor.model, predictor.events(read.events[:MAX_EVENTS], label))
-        if (share := training_share(calibration.training, hashes)) > 0.1:
-            log.warning("INPUTS: expected new %s, got about %.0f%% training %s, whose p-values are "
-                        "too large. Score others.", unit, 100 * share, unit)  # fmt: skip
+    if (share := _training_share(predictor, read, label)) > MAX_TRAINING:
+        log.warning("INPUTS: expected new %s, got about %.0f%% training %s, whose p-values are "
+                    "too large. Score others.", unit, 100 * share, unit)  # fmt: skip
     click.echo(f" p-value  {read.label}, the most anomalous first")
     for number in table.index[:5]:
         click.echo(f"{table['p_value'][number]:8.4f}  {read.names[number]}")
@@ -123,6 +131,14 @@ def score(
             f"if all were like the training {unit}, {count * low:.0f} to {count * high:.0f} "
             "would be in 95% of cases."
         )
+    if fdr is not None:
+        count, flagged = len(table), int(table["ood"].sum())
+        least = math.ceil(count * calibration.smallest_p_value / fdr)
+        click.echo(
+            f"{flagged} of {count} {unit} are flagged; on average at most {fdr:.3g} of the flagged "
+            f"are like the training {unit}. Fewer than {least} of {count} cannot be flagged with "
+            f"a calibration on {calibration.basis}."
+        )
     if sheet is not None:
         images = read.events[table.index.to_numpy()]
         shown = max(1, min(MAX_SHEET, len(images) // 2))
@@ -130,6 +146,39 @@ def score(
         pictures = np.concatenate([images[:shown], blank, images[::-1][:shown]])
         with output("--sheet", sheet) as partial:
             partial.write_bytes(_png(pictures, columns=8))
+
+
+@click.command()
+@model_argument
+@click.argument("inputs", nargs=-1, required=True, type=click.Path())
+@label_option
+@out_option("Model file with the new calibration.", "calibrated.safetensors")
+@device_option
+def calibrate(
+    model: str, inputs: tuple[str, ...], label: int | None, out: Path, device: str
+) -> None:
+    """Calibrate the p-values of MODEL on normal INPUTS that it was not trained on.
+
+    Writes a copy of the model, for the other commands. MODEL keeps its calibration.
+    """
+    predictor = _load(model, device)
+    _check("--out", out, (".safetensors",), predictor, model, inputs)
+    from submanifold.evaluation.calibration import MIN_IMAGES
+    from submanifold.evaluation.calibration import calibrate as fit
+
+    read = _read(predictor, inputs)
+    unit = "rows" if predictor.is_table else "images"
+    if len(read.names) < MIN_IMAGES:
+        raise unexpected("INPUTS", f"at least {MIN_IMAGES} {unit}", len(read.names), "Add more")
+    if (share := _training_share(predictor, read, label)) > MAX_TRAINING:
+        expected = f"{unit} that the model was not trained on"
+        raise unexpected("INPUTS", expected, f"about {share:.0%} of these", "Use others")
+    fitted, before = predictor.model, predictor.model.calibration
+    fitted.calibration = fit(fitted, predictor.events(read.events, label), predictor.device)
+    fitted.calibration["training"] = before.get("training", [])
+    fitted.save(out)
+    click.echo(f"calibrated on {len(read.names):,} {unit}")
+    _echo(out)
 
 
 @click.command()
@@ -366,7 +415,7 @@ def info(model: str) -> None:
     click.echo(json.dumps({**loaded.describe(), **calibration}, indent=2))
 
 
-COMMANDS = [score, encode, project, sample, restore, info]
+COMMANDS = [score, calibrate, encode, project, sample, restore, info]
 
 
 def _load(name: str, device: str, dim: int | None = None) -> "Predictor":
@@ -402,6 +451,17 @@ def _read(predictor: "Predictor", paths: Sequence[str], identifier: str | None =
         return read_images(paths, predictor.model.data)
     fix = "Use the hierarchy.safetensors of a run on images or on a table"
     raise unexpected("MODEL", "a model of images or of a table", "one of points", fix)
+
+
+def _training_share(predictor: "Predictor", read: "Inputs", label: int | None) -> float:
+    """Estimate the share of training images or rows among those that were read."""
+    from submanifold.inference.training_events import MAX_EVENTS, hash_events, training_share
+
+    known = predictor.model.calibration.get("training")
+    if not known:
+        return 0.0
+    events = predictor.events(read.events[:MAX_EVENTS], label)
+    return training_share(known, hash_events(predictor.model, events))
 
 
 def _write_rows(path: Path, frame: "pd.DataFrame", read: "Inputs | None") -> None:

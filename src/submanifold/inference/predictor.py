@@ -21,7 +21,7 @@ from submanifold.data.images import crop_and_resize
 from submanifold.data.tables import Preprocessor
 from submanifold.data.tables.columns import named
 from submanifold.data.tables.preprocessor import as_frame
-from submanifold.evaluation.calibration import COMBINATION, HUGE, Calibration
+from submanifold.evaluation.calibration import COMBINATION, HUGE, Calibration, select
 from submanifold.evaluation.likelihood import to_bits_per_dim
 from submanifold.evaluation.samples import stored
 from submanifold.evaluation.scores import QUICK, log_prob_at, score_batch
@@ -122,8 +122,8 @@ class Predictor:
         """The device of the model."""
         return next(self.model.parameters()).device
 
-    def calibrated(self, alpha: float | None = None) -> Calibration:
-        """Return the calibration; raise a UserError without one that supports ``alpha``."""
+    def calibrated(self, rate: float | None = None, name: str = "alpha") -> Calibration:
+        """Return the calibration; raise a UserError without one that supports a rate."""
         if self.calibration is None:
             reason = self.model.calibration.get("why") or (
                 "Set model.calibration to that of submanifold.evaluation.calibration.calibrate, or "
@@ -131,10 +131,10 @@ class Predictor:
             )
             raise UserError(f"model: expected a calibration of p-values, got none. {reason}")
         least = self.calibration.smallest_p_value
-        if alpha is not None and alpha < least:
+        if rate is not None and rate < least:
             raise UserError(
-                f"alpha: expected at least 1/{self.calibration.groups + 1:,} ({least:.3%}), the "
-                f"smallest p-value of a calibration on {self.calibration.basis}, got {alpha:.3%}. "
+                f"{name}: expected at least 1/{self.calibration.groups + 1:,} ({least:.3%}), the "
+                f"smallest p-value of a calibration on {self.calibration.basis}, got {rate:.3%}. "
                 f"Use a larger value, or train with more validation "
                 f"{'rows' if self.is_table else 'images'} (data.counts.valid)."
             )
@@ -191,6 +191,16 @@ class Predictor:
 
         scores = pd.concat(self._apply(score, x, label, "scoring"), ignore_index=True)
         return scores.set_axis(x.index) if isinstance(x, pd.DataFrame) else scores
+
+    def select(self, p_values: np.ndarray, fdr: float) -> np.ndarray:
+        """Select anomalous events (N,) by their p-values, with a false discovery rate ``fdr``.
+
+        On average at most this fraction of the selected events is normal
+        (:func:`submanifold.evaluation.calibration.select`); a false-alarm rate ``alpha`` is the
+        fraction of the normal events that is flagged.
+        """
+        self.calibrated(fdr, "fdr")
+        return select(p_values, fdr)
 
     def log_prob(
         self, x: Any, noise_scale: float | None = None, *, label: Label = None

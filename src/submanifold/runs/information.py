@@ -49,8 +49,11 @@ def usage_commands(model: Model, name: str) -> list[tuple[str, str]]:
     ]
     if "groups" in model.calibration:
         least = Calibration.from_dict(model.calibration).smallest_p_value
-        options = f"{inputs} --alpha={max(USUAL_ALPHA, math.ceil(100 * least))}%"
-        lines.insert(0, ("score", options, "densities, p-values, anomalies"))
+        alpha, many = max(USUAL_ALPHA, math.ceil(100 * least)), inputs.replace(".jpg", "/")
+        text = f"densities, p-values; flags {alpha}% of those that are normal"
+        lines.insert(0, ("score", f"{inputs} --alpha={alpha}%", text))
+        text = f"for many: on average at most {2 * alpha}% of the flagged are normal"
+        lines.insert(1, ("score", f"{many} --fdr={2 * alpha}%", text))
     if isinstance(model, Hierarchy) and not of_table:
         dim = "" if model.has_density else f" --dim={model.dim}"
         options = f"{inputs} --simulate --task=denoise:0.1{dim}"
