@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 
 from submanifold.common.device import choose_device
+from submanifold.config.resolve import default_method
 from submanifold.data import Batches
 from submanifold.data.prepare import prepare
 from submanifold.data.settings import ImageSettings
 from submanifold.evaluation.likelihood import per_event
 from submanifold.evaluation.reconstruction import squared_errors
-from submanifold.training import image_method, train_phases
+from submanifold.training import train_phases
 
 
 def main(pictures: str, folder: Path, size: int = 32, dim: int = 500) -> dict[str, float]:
@@ -23,7 +24,7 @@ def main(pictures: str, folder: Path, size: int = 32, dim: int = 500) -> dict[st
     data = ImageSettings(source="folder", path=pictures, size=size)
     train, valid, test, _ = prepare(data, folder / "data", folder / "raw")
 
-    model, phases = image_method(dim)  # settings: training/defaults.py
+    model, phases = default_method("folder", dim)  # settings: conf/base/parameters.yml
     hierarchy = train_phases(phases, model, train, valid, 0, device, folder / "checkpoints")
     hierarchy.data = data.facts
     hierarchy.save(folder / "model.safetensors")

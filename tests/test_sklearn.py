@@ -18,9 +18,10 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from submanifold import Predictor, sklearn
 from submanifold.common import threads
 from submanifold.common.errors import UserError
+from submanifold.config.resolve import default_method
 from submanifold.models import Model
 from submanifold.sklearn import ManifoldFlow
-from submanifold.training import RotationSettings, Trainer, defaults
+from submanifold.training import RotationSettings, Trainer
 
 FEW = {"steps": 6, "random_state": 0}
 
@@ -29,14 +30,14 @@ FEW = {"steps": 6, "random_state": 0}
 def few_probes():
     """Rotations of few probes, which otherwise take half of the time of these short trainings."""
 
-    def table_method(dim):
-        model, phases = defaults.table_method(dim)
+    def short_method(dataset, dim):
+        model, phases = default_method(dataset, dim)
         for name in ("rotation", "rotation_2"):
             phases[name] = RotationSettings(rotate=1, probes=100)
         return model, phases
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sklearn, "table_method", table_method)
+        patch.setattr(sklearn, "default_method", short_method)
         yield
 
 

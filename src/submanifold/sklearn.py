@@ -24,6 +24,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from submanifold.common.device import choose_device
 from submanifold.common.errors import UserError, unexpected
 from submanifold.common.progress import hidden_progress
+from submanifold.config.resolve import Method, default_method
 from submanifold.data.settings import ImageSettings, Scale
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.calibration import COMBINATION, MIN_IMAGES, calibrate
@@ -31,9 +32,8 @@ from submanifold.evaluation.scores import NOISE_SCALE, SMOOTHED_DENSITY
 from submanifold.flows import context_of
 from submanifold.inference.predictor import Predictor
 from submanifold.models import Model
-from submanifold.training import PhaseSettings, image_method, table_method, train_phases
+from submanifold.training import PhaseSettings, train_phases
 from submanifold.training.cost import fit_budget, phase_costs, with_steps
-from submanifold.training.defaults import Method
 
 STORED = int | float | str | None  #: Types of parameters in model files.
 HELD_OUT = 0.1
@@ -330,9 +330,9 @@ class ManifoldFlow(
             raise unexpected("n_components", expected, dim, "Decrease it")
         half = max(1, min(size, count) // 2)
         if self.preprocessor_ is None:
-            model, phases = image_method(dim or min(500, half))
+            model, phases = default_method("photos", dim or min(500, half))
         else:
-            model, phases = table_method(dim or half)
+            model, phases = default_method("table", dim or half)
         steps: dict[str, int] = {}
         if self.minutes is not None:
             steps = fit_budget(60 * self.minutes, phase_costs(model, phases, shape, device))

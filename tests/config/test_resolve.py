@@ -13,7 +13,7 @@ from submanifold.common.errors import UserError
 from submanifold.config import cache_keys
 from submanifold.config.cache_keys import artifact_keys
 from submanifold.config.merge import merge
-from submanifold.config.resolve import resolve
+from submanifold.config.resolve import default_method, resolve
 from submanifold.config.schema import flatten, nest
 from submanifold.losses import Terms
 
@@ -428,3 +428,12 @@ def test_a_dataset_has_a_default_method(tables):
     assert experiment.method == "one"
     assert trained(experiment) == [(1,)]
     assert resolve({**tables, "method": "two"}).method == "two"
+
+
+@pytest.mark.parametrize("dataset", ["photos", "table"])
+def test_the_default_method_in_python_is_that_of_the_configuration(dataset, tmp_path):
+    np.savetxt(tmp_path / "rows.csv", np.random.default_rng(0).normal(size=(50, 6)), delimiter=",")
+    data = {"path": str(tmp_path / "rows.csv")} if dataset == "table" else {}
+    experiment = resolve({**BASE, "dataset": dataset, "data": data, "stage_1": {"dim": 3}})
+    model, phases = default_method(dataset, 3)
+    assert (model, phases) == (experiment.model, experiment.phases)

@@ -7,16 +7,17 @@ import pytest
 from PIL import Image
 
 from conftest import REPOSITORY
+from submanifold.config.resolve import default_method
 from submanifold.models import Model
-from submanifold.training import RotationSettings, image_method, rotation
+from submanifold.training import RotationSettings, rotation
 
 pytestmark = pytest.mark.docs
 
 STEPS, PROBES = {"density": 14, "reconstruction": 4, "code_flow": 1}, 20
 
 
-def short_method(dim):
-    model, phases = image_method(dim)
+def short_method(dataset, dim):
+    model, phases = default_method(dataset, dim)
     for name, steps in STEPS.items():
         training = phases[name].training.model_copy(update={"steps": steps})
         phases[name] = phases[name].model_copy(update={"training": training})
@@ -35,7 +36,7 @@ def test_the_minimal_training_has_the_figures_of_the_command(project, tmp_path, 
     specification = importlib.util.spec_from_file_location("train_minimal", path)
     example = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(example)
-    monkeypatch.setattr(example, "image_method", short_method)
+    monkeypatch.setattr(example, "default_method", short_method)
     figures = example.main(str(tmp_path / "pictures"), tmp_path, size=8, dim=50)
     steps = {name: {"training": {"steps": count}} for name, count in STEPS.items()}
     run = project.run(

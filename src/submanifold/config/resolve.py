@@ -1,14 +1,25 @@
 """From the tables in conf/ and the user's settings to one typed experiment."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from submanifold.common.errors import UserError, did_you_mean, error_prefix, unexpected
 from submanifold.common.settings import Settings, read_settings
 from submanifold.config.merge import Tree, add_rotations, entry, group, merge
-from submanifold.config.schema import Choices, EvaluationSettings, Experiment, TimeBudget, flatten
+from submanifold.config.project import PACKAGED_CONF
+from submanifold.config.schema import (
+    Choices,
+    EvaluationSettings,
+    Experiment,
+    Phase,
+    TimeBudget,
+    flatten,
+)
 from submanifold.config.validate import validate
 from submanifold.data.settings import DataSettings, ImageSettings, TableSettings, read_data_settings
 from submanifold.data.synthetic import MANIFOLDS
@@ -23,6 +34,7 @@ IMAGES_ONLY = ("dequantizations", "inception_weights")
 VECTOR_FLOWS = {"soft_glow": "soft_realnvp"}  # for the flow of images with the same property
 GROUPS = ("data", "training", "evaluation")
 PHASE_FIELDS = {*PhaseSettings.model_fields, *RotationSettings.model_fields}
+Method = tuple[ModelSettings, dict[str, Phase]]
 PENALTIES: dict[str, type[Settings]] = {"none": NoPenalty, "mse": Squared, "huber": Huber}
 
 
@@ -47,7 +59,7 @@ def resolve(parameters: Mapping[str, Any], raw_folder: Path | None = None) -> Ex
     if user.get("rotated"):
         method["phases"] = add_rotations(method)
     user_stages, user_phases = _user_groups(user, method)
-    stages, phase_defaults = _stages(dataset, method, user_stages, defaults["stage"])
+    stages, phase_defaults = _stages(dataset, method, user_stages, defaults)
     groups = {name: group(name, user.pop(name, None)) for name in GROUPS}
     training = groups["training"]
     minutes = _minutes(training.pop("minutes", None), {"training": training, **user_phases})
@@ -62,7 +74,6 @@ def resolve(parameters: Mapping[str, Any], raw_folder: Path | None = None) -> Ex
         fix = "Change it with --params=data.size=32"
         raise unexpected("data.size", f"at least {SMALLEST_IMAGE}", data.size, fix)
     ood_data = _ood(tables["datasets"], user, data)
-    phase_defaults = [merge({"training": defaults["training"]}, phase) for phase in phase_defaults]
     phases = _phases(method["phases"], user_phases, training, phase_defaults)
     evaluation = dict(defaults["evaluation"])
     if not isinstance(data, ImageSettings):
@@ -89,6 +100,29 @@ def resolve(parameters: Mapping[str, Any], raw_folder: Path | None = None) -> Ex
     )
     validate(experiment)
     return experiment
+
+
+def default_method(dataset: str, dim: int) -> Method:
+    """Return the model of a dataset's default method, of a dimension, and the phases that train it.
+
+    Example:
+        >>> model, phases = default_method("photos", dim=500)
+        >>> [*phases]
+        ['density', 'rotation', 'reconstruction', 'rotation_2', 'code_flow']
+    """
+    tables = _packaged_tables()
+    chosen = tables["datasets"][dataset]
+    method = entry(tables["methods"], chosen["method"], "method")
+    defaults = {name: tables[f"{name}_defaults"] for name in ("stage", "training")}
+    stages, phase_defaults = _stages(chosen, method, {"stage_1": {"dim": dim}}, defaults)
+    model = ModelSettings.model_validate({"stages": [*stages.values()]})
+    return model, _typed(_phases(method["phases"], {}, {}, phase_defaults))
+
+
+@cache
+def _packaged_tables() -> Tree:
+    tables: Tree = yaml.safe_load((PACKAGED_CONF / "base/parameters.yml").read_text("utf-8"))
+    return tables
 
 
 def _data_entry(dataset: Tree) -> Tree:
@@ -143,11 +177,13 @@ def _stages(
             stage.pop("flow", None)  # the tables' settings are of another flow
         stage = merge(stage, changes, name)
         flows = stage.get("flow", {}) if is_list else [stage.get("flow", {})]
-        by_flow = [_flow_defaults(defaults, group(f"{name}.flow", flow), name) for flow in flows]
+        by_flow = [_flow_defaults(defaults["stage"], group(f"{name}.flow", flow), name)
+                   for flow in flows]  # fmt: skip
         stage["flow"] = [merge(default["flow"], flow)
                          for default, flow in zip(by_flow, flows, strict=True)]  # fmt: skip
         stages[name] = {"default_dim": "dim" not in changes} | stage
-        phase_defaults.append(merge(by_flow[0]["phase"] if by_flow else {}, phase))
+        usual = merge({"training": defaults["training"]}, by_flow[0]["phase"] if by_flow else {})
+        phase_defaults.append(merge(usual, phase))
     return stages, phase_defaults
 
 

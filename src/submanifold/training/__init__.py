@@ -1,6 +1,5 @@
 """Training: one loop with checkpoints that resume bit for bit, and the phases that call it."""
 
-from submanifold.training.defaults import image_method, table_method
 from submanifold.training.loop import fit
 from submanifold.training.phases import (
     PhaseSettings,
@@ -14,5 +13,4 @@ from submanifold.training.settings import TrainingSettings
 from submanifold.training.trainer import Trainer
 
 __all__ = ["PhaseSettings", "RotationSettings", "Trainer", "TrainingSettings", "encode_rows",
-           "fit", "fit_rotation", "image_method", "rotate_phase", "table_method", "train_phase",
-           "train_phases"]  # fmt: skip
+           "fit", "fit_rotation", "rotate_phase", "train_phase", "train_phases"]  # fmt: skip
