@@ -202,20 +202,10 @@ def settings_terms() -> Iterator[str]:
     """Settings of each term of the loss."""
     for term, field in Terms.model_fields.items():
         yield f"### `{term}`\n"
-        kinds = get_args(field.annotation) or (field.annotation,)
-        seen: set[str] = set()
-        if len(kinds) > 1:
-            tags = [code(each.model_fields["penalty"].default) for each in kinds]
-            options = {"type": ", ".join(tags), "default": "`mse`"}
-            yield _entry(f"PHASE.{term}.penalty", options, "Kind of the penalty.")
         defaults = {flow: each["phase"].get(term, {}) for flow, each in STAGES.items()}
-        for kind in kinds:
-            tag = kind.model_fields.get("penalty")
-            start = f"`penalty: {tag.default}`: " if tag else ""
-            yield f"{start}{summary(kind)}\n"
-            skip = (*seen, "penalty")
-            yield from entries(kind, f"PHASE.{term}.", values=defaults, skip=skip)
-            seen |= {*kind.model_fields}
+        kind = field.annotation
+        yield f"{summary(kind)}\n"
+        yield from entries(kind, f"PHASE.{term}.", values=defaults)
 
 
 def settings_training() -> Iterator[str]:

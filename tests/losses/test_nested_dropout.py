@@ -9,7 +9,7 @@ from strategies import perturb
 from submanifold.flows import Affine, RealNVP
 from submanifold.losses import ForwardPass, Objective
 from submanifold.losses.forward_pass import LARGEST_WEIGHT
-from submanifold.losses.terms import Squared
+from submanifold.losses.terms import Reconstruction
 from submanifold.models import Hierarchy, Stage
 
 
@@ -53,7 +53,7 @@ def test_weights_are_finite_if_the_manifold_has_all_dimensions(dim):
 
 def test_validation_reports_the_error_at_the_models_own_dimension():
     model, x = hierarchy(12, 4), torch.randn(20, 12)
-    objective = Objective({"reconstruction": Squared(weight=2.0, random_dim=3.0)})
+    objective = Objective({"reconstruction": Reconstruction(weight=2.0, random_dim=3.0)})
     values = objective(model, x, torch.Generator().manual_seed(0), training=False)
     expected = (x - model.encoder_projection(x)).square().mean()
     assert values["mse"].item() == pytest.approx(expected.item(), rel=1e-5)

@@ -7,7 +7,7 @@ from strategies import assert_close, perturb
 from submanifold.flows import RealNVP, initialize
 from submanifold.losses import ForwardPass, Objective
 from submanifold.losses.forward_pass import LEAST_RESPONSIBILITY
-from submanifold.losses.terms import Likelihood, Squared
+from submanifold.losses.terms import Likelihood, Reconstruction
 from submanifold.models import Hierarchy, Mixture, Stage
 
 
@@ -75,7 +75,8 @@ def test_penalties_are_weighted_by_responsibilities():
     shares = made.encode_on_charts(x).responsibilities
     shares = shares * (shares > LEAST_RESPONSIBILITY)
     errors = torch.stack([(x - c.encoder_projection(x)).square().mean(1) for c in made.charts])
-    assert_close(Squared(weight=1.0)(batch), (shares * errors).sum(0).mean())
-    values = Objective({"likelihood": Likelihood(), "reconstruction": Squared(weight=2.0)})(made, x)
+    assert_close(Reconstruction(weight=1.0)(batch), (shares * errors).sum(0).mean())
+    terms = {"likelihood": Likelihood(), "reconstruction": Reconstruction(weight=2.0)}
+    values = Objective(terms)(made, x)
     assert_close(values["mse"], (shares * errors).sum(0).mean())
     assert_close(values["loss"], made.bits_per_dim(x).mean() + 2 * values["mse"])

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from submanifold.common.errors import UserError, did_you_mean, error_prefix, unexpected
-from submanifold.common.settings import Settings, read_settings
+from submanifold.common.settings import read_settings
 from submanifold.config.merge import Tree, add_rotations, entry, group, merge
 from submanifold.config.project import PACKAGED_CONF
 from submanifold.config.schema import (
@@ -24,7 +24,6 @@ from submanifold.config.validate import validate
 from submanifold.data.settings import DataSettings, ImageSettings, TableSettings, read_data_settings
 from submanifold.data.synthetic import MANIFOLDS
 from submanifold.flows import FLOWS
-from submanifold.losses.terms import Huber, NoPenalty, Squared
 from submanifold.models import ModelSettings, StageSettings
 from submanifold.training.phases import PhaseSettings
 from submanifold.training.rotation import RotationSettings
@@ -35,7 +34,6 @@ VECTOR_FLOWS = {"soft_glow": "soft_realnvp"}  # for the flow of images with the 
 GROUPS = ("data", "training", "evaluation")
 PHASE_FIELDS = {*PhaseSettings.model_fields, *RotationSettings.model_fields}
 Method = tuple[ModelSettings, dict[str, Phase]]
-PENALTIES: dict[str, type[Settings]] = {"none": NoPenalty, "mse": Squared, "huber": Huber}
 
 
 def resolve(parameters: Mapping[str, Any], raw_folder: Path | None = None) -> Experiment:
@@ -44,8 +42,7 @@ def resolve(parameters: Mapping[str, Any], raw_folder: Path | None = None) -> Ex
     Precedence, from low to high: the defaults of a stage (by its flow) and of a phase (by the first
     stage that it trains), the dataset's entry, the method's entry, the user's ``training`` of every
     phase, the user's settings. A stage beyond the method's last one is added together with a phase
-    that trains it. Defaults that do not apply, such as Huber's delta for a squared penalty, are
-    dropped. Scans of tables are recorded in ``raw_folder``.
+    that trains it. Scans of tables are recorded in ``raw_folder``.
     """
     # names with an underscore hold YAML anchors; Kedro drops them from all other configuration
     user = {name: value for name, value in parameters.items() if not name.startswith("_")}
@@ -236,9 +233,8 @@ def _phases(
         for layer in layers:
             phase = merge(phase, layer, name)
         penalty = group(f"{name}.reconstruction", phase.get("reconstruction"))
-        kind = PENALTIES.get(str(penalty.get("penalty")), Huber)
-        for other in Huber.model_fields.keys() - kind.model_fields.keys():
-            penalty.pop(other, None)
+        if penalty.get("penalty") == "none":
+            penalty = {"penalty": "none"}
         phases[name] = phase | {"reconstruction": penalty, "stages": stages}
 
     for name in dict.fromkeys([*method, *user]):

@@ -159,6 +159,8 @@ def effective(phase: Phase) -> dict[str, Any]:
     idle: dict[str, Any] = {name: True for name, term in phase.terms.items() if not term.weight > 0}
     if "likelihood" in idle:
         idle["likelihood"] = {"unit": True, "trim": True}  # its weight is shown: by default it is 1
+    if phase.reconstruction.penalty == "mse":
+        idle.setdefault("reconstruction", {"delta": True})
     idle["training"] = {"grad_accumulation_steps": True}  # changes the results by rounding only
     return phase.model_dump(mode="json", exclude=idle)
 

@@ -102,10 +102,10 @@ class ForwardPass:
     ) -> tuple[Tensor, Tensor | None]:
         """Residuals of the projection, (batch, ...), and their weights; None if all are equal.
 
-        :class:`.Squared` explains the arguments. A mixture has the residuals of all charts, (K
-        batch, ...), weighted by responsibilities of at least :data:`LEAST_RESPONSIBILITY`. In the
-        space ``metric`` they are the latent residuals times
-        the roots of the outer rotation's eigenvalues, scaled to the mean square of the image's.
+        :class:`.Reconstruction` explains the arguments. A mixture has the residuals of all charts,
+        (K batch, ...), weighted by responsibilities of at least :data:`LEAST_RESPONSIBILITY`. In
+        the space ``metric`` they are the latent residuals times the roots of the outer rotation's
+        eigenvalues, scaled to the mean square of the image's.
         """
         key = last_stage, space, random_dim
         if key not in self._residuals:

@@ -10,7 +10,7 @@ from torch import Tensor
 from submanifold.common.distributed import WHOLE_BATCH, Shard
 from submanifold.flows import is_noise_conditional
 from submanifold.losses.forward_pass import ForwardPass
-from submanifold.losses.terms import NoPenalty, Term, Terms
+from submanifold.losses.terms import Reconstruction, Term, Terms
 from submanifold.losses.terms.reconstruction import weighted_mean
 from submanifold.models.hierarchy import Hierarchy
 from submanifold.models.model import Model
@@ -51,7 +51,7 @@ class Objective:
         input_noise_min: float | None = None,
     ):
         self.terms = {name: term for name, term in terms.items() if term.weight > 0}
-        self.reconstruction: Any = terms.get("reconstruction", NoPenalty())
+        self.reconstruction: Any = terms.get("reconstruction", Reconstruction())
         self.input_noise, self.outer, self.input_noise_min = input_noise, outer, input_noise_min
 
     def __call__(

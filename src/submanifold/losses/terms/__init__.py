@@ -3,19 +3,19 @@
 from submanifold.common.settings import Settings
 from submanifold.losses.terms.likelihood import Likelihood
 from submanifold.losses.terms.off_manifold import OffManifold
-from submanifold.losses.terms.reconstruction import Huber, NoPenalty, Reconstruction, Squared
+from submanifold.losses.terms.reconstruction import Reconstruction
 from submanifold.losses.terms.term import Term
 from submanifold.losses.terms.volume import ManifoldLikelihood, NonOrthogonality, OffDiagonal
 
-__all__ = ["Huber", "Likelihood", "ManifoldLikelihood", "NoPenalty", "NonOrthogonality",
-           "OffDiagonal", "OffManifold", "Squared", "Term", "Terms"]  # fmt: skip
+__all__ = ["Likelihood", "ManifoldLikelihood", "NonOrthogonality", "OffDiagonal", "OffManifold",
+           "Reconstruction", "Term", "Terms"]  # fmt: skip
 
 
 class Terms(Settings):
     """The registry: one field per term, with its default settings."""
 
     likelihood: Likelihood = Likelihood()
-    reconstruction: Reconstruction = NoPenalty()
+    reconstruction: Reconstruction = Reconstruction()
     off_manifold: OffManifold = OffManifold()
     manifold_likelihood: ManifoldLikelihood = ManifoldLikelihood()
     non_orthogonality: NonOrthogonality = NonOrthogonality()

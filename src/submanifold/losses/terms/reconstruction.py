@@ -1,6 +1,6 @@
-"""Penalties on the error of the projection."""
+"""Penalty on the error of the projection."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,24 +11,12 @@ from submanifold.losses.forward_pass import ForwardPass
 from submanifold.losses.terms.term import Term
 
 
-class NoPenalty(Term):
-    """No penalty: training by likelihood alone does not compute the projection."""
-
-    penalty: Literal["none"] = "none"
-
-    weight: ClassVar[float] = 0.0  # type: ignore[misc]
-    space: ClassVar[str] = "latent"
-    last_stage: ClassVar[None] = None
-    random_dim: ClassVar[None] = None
-
-    def __call__(self, batch: ForwardPass) -> Tensor:
-        return batch.log_prob.new_zeros(())
-
-
-class Squared(Term):
-    r"""Squared error :math:`\frac1D \sum_i (h_i - \tilde h_i)^2`, :math:`\tilde h = f^{-1}(u, 0)`.
+class Reconstruction(Term):
+    r"""Penalty on :math:`h_i - \tilde h_i`, :math:`\tilde h = f^{-1}(u, 0)`, a mean over i.
 
     Attributes:
+        penalty: ``mse``, the square; ``huber``, Huber's function H_delta (Eq. 2), half the square
+            up to ``delta``, linear beyond; or ``none``, which omits the term and the projection.
         weight: Factor lambda of the penalty.
         space: What is compared: ``latent`` (the paper), h and its projection; ``image``, the images
             that both decode to (:ref:`theory-3-9`); ``metric``, the same to first order behind a
@@ -39,14 +27,15 @@ class Squared(Term):
             (:ref:`theory-3-5`). Reported errors stay on [0, 1].
         random_dim: Each event draws a dimension log-uniformly from d / random_dim to
             d * random_dim, so that one model serves them all; None is the stage's own dimension d.
+        delta: Size of a residual up to which Huber's function is quadratic.
     """
 
-    penalty: Literal["mse"] = "mse"
-    weight: float = Field(gt=0)
+    penalty: Literal["mse", "huber", "none"] = "mse"
     space: Literal["latent", "image", "metric"] = "latent"
     last_stage: int | None = Field(default=None, gt=0)
     pixel_range: float = Field(default=1.0, gt=0)
     random_dim: float | None = Field(default=None, gt=1)
+    delta: float = Field(default=0.1, gt=0)
 
     def __call__(self, batch: ForwardPass) -> Tensor:
         """Mean over the batch and its coordinates, weighted if dimensions are random."""
@@ -55,26 +44,10 @@ class Squared(Term):
 
     def elementwise(self, residual: Tensor) -> Tensor:
         """Penalty of each coordinate of a residual."""
-        return residual.square()
-
-
-class Huber(Squared):
-    """Huber's function H_delta (Eq. 2): half the square up to ``delta``, linear beyond.
-
-    Attributes:
-        delta: Size of a residual up to which the penalty is quadratic.
-    """
-
-    penalty: Literal["huber"] = "huber"  # type: ignore[assignment]
-    delta: float = Field(gt=0)
-
-    def elementwise(self, residual: Tensor) -> Tensor:
-        """H_delta of each coordinate of a residual."""
+        if self.penalty == "mse":
+            return residual.square()
         zeros = torch.zeros_like(residual)
         return F.huber_loss(residual, zeros, reduction="none", delta=self.delta)
-
-
-Reconstruction = Annotated[NoPenalty | Squared | Huber, Field(discriminator="penalty")]
 
 
 def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
