@@ -86,7 +86,7 @@ class ThreadTuner:
             self._count = self._choice.send((float(seconds), items))
 
 
-def tuned(batches: Iterable[Batch]) -> Iterator[Batch]:
+def tuned(batches: Iterable[Batch], device: str | torch.device = "cpu") -> Iterator[Batch]:
     """Yield batches (x, ...); choose the number of threads by how fast the caller processes them.
 
     Processes that divide the batches among them keep their numbers of threads.
@@ -94,7 +94,7 @@ def tuned(batches: Iterable[Batch]) -> Iterator[Batch]:
     if distributed.world_size() > 1:
         yield from batches
         return
-    tuner = ThreadTuner()
+    tuner = ThreadTuner(device)
     for batch in batches:
         with tuner.unit(len(batch[0])):
             yield batch

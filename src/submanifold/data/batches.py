@@ -1,7 +1,7 @@
 """Reproducible batches of images or vectors, and dequantization."""
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -70,7 +70,7 @@ class Batches:
             x = self._prepare(self.rows[rows], generator, salt=-1 - start)
             return x, None if self.contexts is None else self.contexts[rows]
 
-        return _each(batch, range(0, len(self), self.batch_size), self.device)
+        return tuned(map(batch, range(0, len(self), self.batch_size)), self.device)
 
     def at(self, step: int, generator: torch.Generator | None = None) -> Batch:
         """Shuffled batch of a training step, (batch_size, ...)."""
@@ -122,12 +122,7 @@ def fixed_batches(
         part = events[start : start + batch_size]
         return as_input(part).to(device), context_tensor(part, device)
 
-    return _each(batch, range(0, len(events), batch_size), torch.device(device))
-
-
-def _each(batch: Callable[[int], Batch], starts: range, device: torch.device) -> Iterator[Batch]:
-    batches = map(batch, starts)
-    return tuned(batches) if device.type == "cpu" else batches
+    return tuned(map(batch, range(0, len(events), batch_size)), device)
 
 
 def context_tensor(events: np.ndarray, device: str | torch.device = "cpu") -> Tensor | None:
