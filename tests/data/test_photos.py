@@ -5,11 +5,12 @@ import pytest
 from scipy import ndimage
 
 from submanifold.data.settings import ImageSettings
-from submanifold.data.sources.photos import GAP, open_photos
+from submanifold.data.sources import photos as module
+from submanifold.data.sources.photos import GAP
 
 
-def photos(seed=0, pictures=None, **settings):
-    return open_photos(ImageSettings(seed=seed, **settings), pictures)
+def photos(seed=0, **settings):
+    return module.open_photos(ImageSettings(seed=seed, **settings), None)
 
 
 def test_there_are_about_8000_patches_in_proportions_80_10_10():
@@ -39,14 +40,15 @@ def test_groups_are_cells_and_each_is_in_one_split(size, fewest):
     assert min(len(cells["valid"]), len(cells["test"])) >= fewest
 
 
-def test_splits_share_no_pixel_and_are_separated_by_gaps():
+def test_splits_share_no_pixel_and_are_separated_by_gaps(monkeypatch):
     # Each pixel stores its row and column, so that a patch shows its origin.
     shapes = {"a": (301, 451), "b": (512, 512), "c": (427, 641)}
     pictures = {
         name: np.stack(np.mgrid[:height, :width], axis=-1)
         for name, (height, width) in shapes.items()
     }
-    source = photos(0, pictures)
+    monkeypatch.setattr(module, "read_photos", lambda channels: pictures)
+    source = photos()
     owner = {name: np.full(shape, "", dtype="<U5") for name, shape in shapes.items()}
     parts = source.splits
     halves = 0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
 from importlib import resources
 from itertools import pairwise, product
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,7 +34,7 @@ SPLIT_OF = {4: "valid", 9: "test"}  # of every ten cells; the others are for tra
 LARGEST = 128
 
 
-def open_photos(settings: ImageSettings, photos: Mapping[str, np.ndarray] | None = None) -> Source:
+def open_photos(settings: ImageSettings, raw_folder: Path) -> Source:
     """Cut photographs into square patches, such that no two splits share a pixel.
 
     Each photograph is divided into a grid of cells of at least size + 32 pixels a side, separated
@@ -42,11 +42,8 @@ def open_photos(settings: ImageSettings, photos: Mapping[str, np.ndarray] | None
     are taken inside a cell at full resolution, and at half (averages over 2 x 2 pixels) if they
     fit. Patches of one cell overlap and are not independent: cells are the groups of the images.
     The stride is chosen to give about 8,000 patches. Names are `photo/cell/resolution/top-left`.
-
-    `photos` replaces the installed photographs by arrays (height, width, channels).
     """
-    size = settings.size
-    photos = read_photos(settings.channels) if photos is None else photos
+    size, photos = settings.size, read_photos(settings.channels)
     largest = min(LARGEST, *(min(pixels.shape[:2]) for pixels in photos.values()))
     if size > largest:
         expected = f"at most {largest} with source=photos"
@@ -110,4 +107,4 @@ def starts(extent: int, size: int, stride: float) -> list[int]:
     return np.linspace(0, extent - size, count).round().astype(int).tolist()
 
 
-PHOTOS = SourceType(open=lambda settings, raw_folder: open_photos(settings))
+PHOTOS = SourceType(open_photos)
