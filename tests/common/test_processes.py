@@ -24,8 +24,9 @@ def test_too_many_objects_for_the_memory_are_rejected(monkeypatch):
 
 def test_results_of_threads_are_in_order_and_items_are_taken_as_needed(monkeypatch):
     monkeypatch.setattr(processes, "cores", lambda: 3)
+    monkeypatch.setattr(processes, "CHUNK", 4)
     taken = []
-    squares = map_in_threads(lambda n: n**2, (taken.append(n) or n for n in range(1000)), 4)
+    squares = map_in_threads(lambda n: n**2, (taken.append(n) or n for n in range(1000)))
     assert [next(squares) for _ in range(5)] == [0, 1, 4, 9, 16]
     assert len(taken) == 4 * (2 * 3 + 1)
     assert [*squares] == [n**2 for n in range(5, 1000)]

@@ -323,7 +323,7 @@ def test_the_result_does_not_depend_on_the_number_of_threads(tmp_path, monkeypat
     make_folder(tmp_path / "in", 60, broken=[7])
     expected = run(tmp_path, out="expected")[3]
     monkeypatch.setattr("submanifold.common.processes.cores", lambda: 3)
-    monkeypatch.setattr(module, "CHUNK_IMAGES", 7)
+    monkeypatch.setattr("submanifold.common.processes.CHUNK", 7)
     found = run(tmp_path)[3]
     same = ("hash", "counts", "skipped")
     assert [found[name] for name in same] == [expected[name] for name in same]

@@ -12,6 +12,7 @@ from typing import TypeVar
 from submanifold.common.errors import unexpected
 
 CONTROL_GROUP = Path("/sys/fs/cgroup")
+CHUNK = 16  # items that a thread takes at a time
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -47,16 +48,11 @@ def check_memory(name: str, count: int, size: int) -> None:
         raise unexpected(name, f"at most {free // size:,}", got, "Request fewer at a time")
 
 
-def map_in_threads(
-    function: Callable[[Item], Result], items: Iterable[Item], chunk: int = 16
-) -> Iterator[Result]:
-    """Apply a function to items in threads, and yield the results in order.
-
-    Items are taken as they are needed, and a thread takes ``chunk`` items at a time.
-    """
+def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Apply a function to items in threads as results are needed; yield them in order."""
     remaining, waiting = iter(items), deque[Future[list[Result]]]()
     with ThreadPoolExecutor(cores()) as executor:
-        while part := list(islice(remaining, chunk)):
+        while part := list(islice(remaining, CHUNK)):
             waiting.append(executor.submit(lambda part: [*map(function, part)], part))
             if len(waiting) >= 2 * cores():
                 yield from waiting.popleft().result()

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
@@ -37,8 +36,6 @@ Sidecars = dict[str, dict[str, list[Any]]]
 """Labels, groups and rows, if there are any: lists by split, in the order of the arrays."""
 Written = tuple[dict[str, Any], Sidecars]
 
-CHUNK_IMAGES, CHUNK_BYTES = 64, 2**22
-"""Most images, and bytes of images, that a thread decodes at a time."""
 MAX_LISTED = 1000
 SIDECARS = ("labels", "groups", "rows")
 BROKEN_FILES = 10
@@ -192,7 +189,6 @@ def _write_arrays(
     total = sum(sum(sizes.values()) for _, sizes in pools)
     allowed = min(max(total // 100, BROKEN_FILES), total // 2)
     done, broken = dict[str, list[str]](), dict[str, str]()
-    chunk = max(1, min(CHUNK_IMAGES, CHUNK_BYTES // math.prod(settings.event_shape)))
 
     def read(name: str) -> tuple[str, np.ndarray | str]:
         try:
@@ -218,7 +214,7 @@ def _write_arrays(
 
     with ProgressBar("preparing images", "images", total) as progress:
         for names, sizes in pools:
-            images = map_in_threads(read, names, chunk)
+            images = map_in_threads(read, names)
             for split, size in sizes.items():
                 done[split] = []
                 chunks = islice(readable(images, split), size)
