@@ -73,12 +73,11 @@ class Preprocessor:
 
         Args:
             table: A DataFrame, or an array (N, columns), whose columns are named x0, x1, ...
-            columns: Kinds of columns by name, instead of those that are found
-                (:func:`.fit_column`): ``integer``, ``number``, ``category``, or ``ignore``.
-            categorical: ``refuse`` text, or map categories to ``intervals`` of the real line.
-            missing: ``refuse`` missing values, ``drop`` their rows, or replace them by the
-                ``median`` of the column, or its most frequent category.
-            scale: ``standard`` (mean 0, standard deviation 1), or ``none``.
+            columns: Kinds of columns by name, instead of those that :func:`.fit_column` finds;
+                this and the others as in :class:`.TableSettings`.
+            categorical: ``refuse`` or ``intervals``.
+            missing: ``refuse``, ``drop`` or ``median``; of categories the most frequent one.
+            scale: ``standard`` or ``none``.
             training: Mask (N,) of the rows that determine the result; all rows are checked.
         """
         frame, kinds = as_frame(table), columns or {}
