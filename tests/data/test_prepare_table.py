@@ -9,10 +9,10 @@ import pytest
 from submanifold.common.errors import UserError
 from submanifold.common.settings import read_settings
 from submanifold.data.prepare import read_sidecar
-from submanifold.data.prepare_table import prepare_table
 from submanifold.data.settings import INSTALLED, TableSettings, read_data_settings
 from submanifold.data.tables import Preprocessor, schema
 from submanifold.data.tables.files import read_table
+from submanifold.data.tables.schema import prepare_table
 
 RNG = np.random.default_rng(0)
 N = 200

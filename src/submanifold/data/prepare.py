@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,9 +24,11 @@ from submanifold.common.processes import map_in_threads
 from submanifold.common.progress import ProgressBar
 from submanifold.data.arrays import map_npy, save_context, write_chunks
 from submanifold.data.images import SUFFIXES, decode
-from submanifold.data.settings import ImageSettings, SyntheticSettings
 from submanifold.data.sources import SOURCES, Source
 from submanifold.data.splits import SPLITS, plan
+
+if TYPE_CHECKING:
+    from submanifold.data.settings import ImageSettings, SyntheticSettings
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +45,7 @@ BROKEN_FILES = 10
 MIN_IMAGES, FEW_IMAGES, MIN_CLASSES = 2, 100, 2
 
 
-def prepare(settings: ImageSettings, folder: str | Path, raw_folder: str | Path) -> Prepared:
+def prepare(settings: "ImageSettings", folder: str | Path, raw_folder: str | Path) -> Prepared:
     """Crop, resize and split the images of a source, in bounded memory.
 
     Finished work is returned; arrays that no longer have their checksum (after a disk error) are
@@ -68,7 +70,7 @@ def prepare(settings: ImageSettings, folder: str | Path, raw_folder: str | Path)
     return prepared
 
 
-def draw(settings: SyntheticSettings, folder: str | Path) -> Prepared:
+def draw(settings: "SyntheticSettings", folder: str | Path) -> Prepared:
     """Draw the points of each split from its own random stream, as float32 arrays (N, D)."""
     folder = Path(folder)
 
@@ -115,7 +117,7 @@ def prepare_once(
     return train, valid, test, manifest
 
 
-def check(settings: ImageSettings, folder: str | Path, raw_folder: str | Path) -> None:
+def check(settings: "ImageSettings", folder: str | Path, raw_folder: str | Path) -> None:
     """Open and split the source to detect mistakes, unless it is prepared or a download."""
     is_download = settings.path is None and SOURCES[settings.source].path is not None
     if not is_download and not (Path(folder) / "manifest.json").is_file():
@@ -142,7 +144,7 @@ def read_sidecar(folder: Path, name: str) -> dict[str, list[Any]]:
     return read_json(folder / f"{name}.json") or {}
 
 
-def _write(source: Source, settings: ImageSettings, folder: Path) -> Written:
+def _write(source: Source, settings: "ImageSettings", folder: Path) -> Written:
     names, broken = _write_arrays(source, settings, folder)
     sidecars: Sidecars = {}
     if (labels := source.labels) is not None:
@@ -182,7 +184,7 @@ def _write_classes(folder: Path, labels: Mapping[str, list[Any]]) -> None:
 
 
 def _write_arrays(
-    source: Source, settings: ImageSettings, folder: Path
+    source: Source, settings: "ImageSettings", folder: Path
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
     """Write the arrays; return the names of their images, by split, and the broken images."""
     pools = plan(source, settings.counts, settings.seed)

@@ -6,8 +6,8 @@ from typing import Any
 
 from submanifold.common.errors import error_prefix
 from submanifold.data.prepare import SIDECARS, draw, prepare, read_sidecar
-from submanifold.data.prepare_table import prepare_table
 from submanifold.data.settings import ImageSettings, SyntheticSettings
+from submanifold.data.tables.schema import prepare_table
 
 log = logging.getLogger(__name__)
 
