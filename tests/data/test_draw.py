@@ -25,7 +25,7 @@ def test_points_are_drawn_once(tmp_path):
     assert manifest == json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["counts"] == SETTINGS["counts"]
     before = (tmp_path / "train.npy").stat().st_mtime_ns
-    again = draw(settings(), str(tmp_path))
+    again = draw(settings(), tmp_path)
     assert (tmp_path / "train.npy").stat().st_mtime_ns == before
     assert np.array_equal(again[0], train)
 

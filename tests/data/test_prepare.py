@@ -40,7 +40,7 @@ def settings(tmp_path, **changes):
 
 
 def run(tmp_path, out="out", **changes):
-    return prepare(settings(tmp_path, **changes), str(tmp_path / out), str(tmp_path / "raw"))
+    return prepare(settings(tmp_path, **changes), tmp_path / out, tmp_path / "raw")
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ def prepared(folder, table, name="table.csv", **changes):
     elif table is not None:
         WRITE[name.partition(".")[2]](path, table)
     settings = read_settings(TableSettings, {"path": str(path), **changes}, "data")
-    *arrays, manifest = prepare_table(settings, str(folder / "out"), str(folder / "raw"))
+    *arrays, manifest = prepare_table(settings, folder / "out", folder / "raw")
     return dict(zip(("train", "valid", "test"), arrays, strict=True)), manifest, settings
 
 

@@ -45,7 +45,7 @@ BROKEN_FILES = 10
 MIN_IMAGES, FEW_IMAGES, MIN_CLASSES = 2, 100, 2
 
 
-def prepare(settings: "ImageSettings", folder: str | Path, raw_folder: str | Path) -> Prepared:
+def prepare(settings: "ImageSettings", folder: Path, raw_folder: Path) -> Prepared:
     """Crop, resize and split the images of a source, in bounded memory.
 
     Finished work is returned; arrays that no longer have their checksum (after a disk error) are
@@ -57,7 +57,6 @@ def prepare(settings: "ImageSettings", folder: str | Path, raw_folder: str | Pat
     split (None if images are independent). A source that cannot be read or split, or of which more
     than 10 images and more than 1%, or more than half, are broken, raises a UserError.
     """
-    folder, raw_folder = Path(folder), Path(raw_folder)
     key = {"settings": settings.content, "fingerprint": settings.fingerprint(raw_folder)}
 
     def write() -> Written:
@@ -70,9 +69,8 @@ def prepare(settings: "ImageSettings", folder: str | Path, raw_folder: str | Pat
     return prepared
 
 
-def draw(settings: "SyntheticSettings", folder: str | Path) -> Prepared:
+def draw(settings: "SyntheticSettings", folder: Path) -> Prepared:
     """Draw the points of each split from its own random stream, as float32 arrays (N, D)."""
-    folder = Path(folder)
 
     def write() -> Written:
         manifold = settings.manifold
@@ -117,11 +115,11 @@ def prepare_once(
     return train, valid, test, manifest
 
 
-def check(settings: "ImageSettings", folder: str | Path, raw_folder: str | Path) -> None:
+def check(settings: "ImageSettings", folder: Path, raw_folder: Path) -> None:
     """Open and split the source to detect mistakes, unless it is prepared or a download."""
     is_download = settings.path is None and SOURCES[settings.source].path is not None
-    if not is_download and not (Path(folder) / "manifest.json").is_file():
-        with closing(settings.open(Path(raw_folder))) as source:
+    if not is_download and not (folder / "manifest.json").is_file():
+        with closing(settings.open(raw_folder)) as source:
             plan(source, settings.counts, settings.seed)
 
 

@@ -177,15 +177,13 @@ def _name(setting: str, name: str, frame: pd.DataFrame) -> str:
     return name if name in frame else matching(setting, [glob.escape(name)], frame)[0]
 
 
-def prepare_table(
-    settings: "TableSettings", folder: str | Path, raw_folder: str | Path
-) -> Prepared:
+def prepare_table(settings: "TableSettings", folder: Path, raw_folder: Path) -> Prepared:
     """Split, dequantize and standardize the rows of a table, as float32 arrays (N, D).
 
     As :func:`.prepare`; the folder also gets rows.json with the numbers of the test rows in the
     table, and the raw folder a record of the columns.
     """
-    folder, schema = Path(folder), settings.read(Path(raw_folder))
+    schema = settings.read(raw_folder)
 
     def write() -> tuple[dict[str, Any], Sidecars]:
         frame, order, groups = load_rows(settings)
