@@ -19,8 +19,7 @@ from submanifold.flows.fast import kernels
 from submanifold.geometry.linearization import Linearization, dual_level, jacobian
 from submanifold.losses import penalized_likelihood
 from submanifold.models import Hierarchy, Stage
-from submanifold.training import Trainer
-from submanifold.training.settings import TrainingSettings
+from submanifold.training import Trainer, TrainingSettings
 
 
 def parameter_count(module):

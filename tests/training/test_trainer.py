@@ -13,8 +13,7 @@ from submanifold.flows import FLOWS, RealNVP
 from submanifold.losses import Objective, penalized_likelihood
 from submanifold.models import Hierarchy, Stage
 from submanifold.training import Trainer, fit
-from submanifold.training.settings import lr_factor
-from submanifold.training.trainer import validate
+from submanifold.training.trainer import lr_factor, validate
 
 MSE = penalized_likelihood("mse", weight=1.0)
 SETTINGS = {

@@ -9,8 +9,7 @@ from submanifold.training.phases import (
     train_phases,
 )
 from submanifold.training.rotation import RotationSettings, fit_rotation
-from submanifold.training.settings import TrainingSettings
-from submanifold.training.trainer import Trainer
+from submanifold.training.trainer import Trainer, TrainingSettings
 
 __all__ = ["PhaseSettings", "RotationSettings", "Trainer", "TrainingSettings", "encode_rows",
            "fit", "fit_rotation", "rotate_phase", "train_phase", "train_phases"]  # fmt: skip

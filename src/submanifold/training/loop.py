@@ -20,8 +20,7 @@ from submanifold.models import Model
 from submanifold.models.io import describe
 from submanifold.training import monitor
 from submanifold.training.monitor import Row
-from submanifold.training.settings import TrainingSettings
-from submanifold.training.trainer import EARLIER, LAST, Trainer, read
+from submanifold.training.trainer import EARLIER, LAST, Trainer, TrainingSettings, read
 
 log = logging.getLogger(__name__)
 

@@ -24,8 +24,7 @@ from submanifold.models.settings import ContextSizes
 from submanifold.training.loop import fit
 from submanifold.training.monitor import Row
 from submanifold.training.rotation import RotationSettings, fit_rotation
-from submanifold.training.settings import TrainingSettings
-from submanifold.training.trainer import TrainState
+from submanifold.training.trainer import TrainingSettings, TrainState
 
 log = logging.getLogger(__name__)
 
