@@ -14,7 +14,7 @@ from submanifold.config import cache_keys
 from submanifold.config.cache_keys import artifact_keys
 from submanifold.config.merge import merge
 from submanifold.config.resolve import default_method, resolve
-from submanifold.config.schema import flatten, nest
+from submanifold.config.schema import effective, flatten, nest
 from submanifold.losses import Terms
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -168,7 +168,7 @@ def test_settings_of_a_phase_override_training(tables, user, steps):
     assert [phase.training.steps for phase in phases] == steps
 
 
-def test_settings_of_a_penalty_are_dropped_if_another_kind_is_selected(tables):
+def test_settings_of_a_penalty_are_idle_if_another_kind_is_selected(tables):
     tables["methods"]["both"]["phases"]["first"] = {
         "reconstruction": {"penalty": "huber", "delta": 0.3}
     }
@@ -176,6 +176,9 @@ def test_settings_of_a_penalty_are_dropped_if_another_kind_is_selected(tables):
     assert resolve(both).phases["first"].reconstruction.delta == 0.3
     square = resolve({**both, "first": {"reconstruction": {"penalty": "mse"}}})
     assert square.phases["first"].reconstruction.penalty == "mse"
+    assert "delta" not in effective(square.phases["first"])["reconstruction"]
+    none = resolve({**both, "first": {"reconstruction": {"penalty": "none"}}})
+    assert none.phases["first"].reconstruction.weight == 0
 
 
 def test_a_dimension_that_nobody_chose_is_a_default(tables):

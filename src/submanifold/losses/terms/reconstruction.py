@@ -16,7 +16,7 @@ class Reconstruction(Term):
 
     Attributes:
         penalty: ``mse``, the square; ``huber``, Huber's function H_delta (Eq. 2), half the square
-            up to ``delta``, linear beyond; or ``none``, which omits the term and the projection.
+            up to ``delta``, linear beyond; or ``none``, of weight 0, which omits the projection.
         weight: Factor lambda of the penalty.
         space: What is compared: ``latent`` (the paper), h and its projection; ``image``, the images
             that both decode to (:ref:`theory-3-9`); ``metric``, the same to first order behind a
