@@ -45,8 +45,7 @@ class Batches:
         self.rows = torch.from_numpy(array)
         if array.nbytes <= DEVICE_BYTES:
             self.rows = self.rows.to(self.device)
-        contexts = context_of_array(array)
-        self.contexts = None if contexts is None else torch.from_numpy(contexts).to(self.device)
+        self.contexts = context_tensor(array, self.device)
         self._order, self._epoch = torch.empty(0, dtype=torch.long), -1
 
     def __len__(self) -> int:
