@@ -12,20 +12,13 @@ from submanifold.common.errors import UserError, did_you_mean, error_prefix, une
 from submanifold.common.settings import read_settings
 from submanifold.config.merge import Tree, add_rotations, entry, group, merge
 from submanifold.config.project import PACKAGED_CONF
-from submanifold.config.schema import (
-    Choices,
-    EvaluationSettings,
-    Experiment,
-    Phase,
-    TimeBudget,
-    flatten,
-)
+from submanifold.config.schema import Choices, EvaluationSettings, Experiment, TimeBudget, flatten
 from submanifold.config.validate import validate
 from submanifold.data.settings import DataSettings, ImageSettings, TableSettings, read_data_settings
 from submanifold.data.synthetic import MANIFOLDS
 from submanifold.flows import FLOWS
 from submanifold.models import ModelSettings, StageSettings
-from submanifold.training.phases import PhaseSettings
+from submanifold.training.phases import Phase, PhaseSettings
 from submanifold.training.rotation import RotationSettings
 
 SMALLEST_IMAGE = 7  # pixels: the side of the patches of the structural similarity

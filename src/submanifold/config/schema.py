@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, PositiveInt
 
@@ -10,10 +10,8 @@ from submanifold.common.errors import printable
 from submanifold.common.settings import Name, Settings
 from submanifold.data.settings import DataSettings, ImageSettings, Kind, TableSettings
 from submanifold.models import ModelSettings
-from submanifold.training.phases import PhaseSettings
+from submanifold.training.phases import Phase, PhaseSettings
 from submanifold.training.rotation import RotationSettings
-
-Phase: TypeAlias = PhaseSettings | RotationSettings
 
 OWN_FILES = ("folder", "table")  #: Datasets that are the user's files.
 

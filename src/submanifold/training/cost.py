@@ -13,7 +13,7 @@ import torch
 from submanifold.common.threads import choose_one_or_all
 from submanifold.data.batches import Batches
 from submanifold.models import Hierarchy, ModelSettings
-from submanifold.training.phases import PhaseSettings, assemble
+from submanifold.training.phases import Phase, assemble
 from submanifold.training.rotation import (
     PROBES_PER_AXIS,
     RotationSettings,
@@ -26,8 +26,6 @@ STEPS = 3
 BATCH_SIZE = 32  # of a measured round of probes
 PART = 2  # of which one of the latents of a measured decomposition are; its time is cubic in them
 STEPS_SHARE = 0.85  #: Of the time of a training; the rest is for validations and checkpoints.
-
-Phase = PhaseSettings | RotationSettings
 
 
 @dataclass(frozen=True)

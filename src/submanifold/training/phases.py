@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -49,6 +49,9 @@ class PhaseSettings(Terms):
     input_noise: float = Field(default=0.0, ge=0)
     input_noise_min: float | None = Field(default=None, gt=0)
     training: TrainingSettings
+
+
+Phase: TypeAlias = PhaseSettings | RotationSettings
 
 
 def train_phase(
@@ -155,7 +158,7 @@ def rotate_phase(
 
 
 def train_phases(
-    phases: Mapping[str, PhaseSettings | RotationSettings],
+    phases: Mapping[str, Phase],
     model: ModelSettings,
     train: np.ndarray,
     valid: np.ndarray,
