@@ -11,15 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from submanifold.common.errors import UserError, unexpected
-from submanifold.common.files import (
-    locked,
-    printable,
-    read_json,
-    remove_files,
-    write_checksum,
-    write_json,
-)
+from submanifold.common.errors import UserError, printable, unexpected
+from submanifold.common.files import locked, read_json, remove_files, write_checksum, write_json
 from submanifold.common.processes import map_in_threads
 from submanifold.common.progress import ProgressBar
 from submanifold.data.arrays import map_npy, save_context, write_chunks

@@ -6,14 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    NonNegativeInt,
-    PositiveInt,
-    PrivateAttr,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
 from submanifold.common.errors import did_you_mean, unexpected
 from submanifold.common.settings import Settings, read_settings
@@ -251,7 +244,7 @@ class TableSettings(_Data):
     groups: str | None = Field(None, min_length=1)
     counts: Counts = Counts()
     seed: Seed = 0
-    _schema: Any = PrivateAttr(None)
+    _schema: Any = None
 
     @model_validator(mode="after")
     def _check_path(self) -> "TableSettings":

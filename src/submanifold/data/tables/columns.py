@@ -14,8 +14,7 @@ import pandas as pd
 from pandas.api import types
 from pandas.tseries.api import guess_datetime_format
 
-from submanifold.common.errors import UserError, did_you_mean, unexpected
-from submanifold.common.files import printable
+from submanifold.common.errors import UserError, did_you_mean, printable, unexpected
 
 if TYPE_CHECKING:
     from submanifold.data.settings import Categorical, ColumnKind, Missing, Scale

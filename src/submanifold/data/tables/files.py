@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from submanifold.common.errors import UserError, unexpected
-from submanifold.common.files import printable
+from submanifold.common.errors import UserError, printable, unexpected
 from submanifold.data.sources.stores import HIDDEN
 from submanifold.data.tables.columns import named
 
