@@ -80,17 +80,13 @@ def phase_costs(
 ) -> dict[str, PhaseCost]:
     """Time a few steps, or probes, of all phases for events of a shape."""
     threads, costs = torch.get_num_threads(), dict[str, PhaseCost]()
-
-    @cache
-    def rotation_cost(stage: int) -> PhaseCost:
-        return phase_cost(model, RotationSettings(rotate=stage), shape, device)
-
+    measure = cache(lambda phase: phase_cost(model, phase, shape, device))
     for name, phase in phases.items():
         if isinstance(phase, RotationSettings):
-            cost = rotation_cost(phase.rotate)
+            cost = measure(RotationSettings(rotate=phase.rotate))
             costs[name] = replace(cost, steps=phase.probes or cost.steps)
         else:
-            costs[name] = phase_cost(model, phase, shape, device)
+            costs[name] = measure(phase)
     torch.set_num_threads(threads)
     return costs
 
