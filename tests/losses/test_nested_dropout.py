@@ -53,7 +53,9 @@ def test_weights_are_finite_if_the_manifold_has_all_dimensions(dim):
 
 def test_validation_reports_the_error_at_the_models_own_dimension():
     model, x = hierarchy(12, 4), torch.randn(20, 12)
-    objective = Objective({"reconstruction": Reconstruction(weight=2.0, random_dim=3.0)})
+    objective = Objective(
+        {"reconstruction": Reconstruction(penalty="mse", weight=2.0, random_dim=3.0)}
+    )
     values = objective(model, x, torch.Generator().manual_seed(0), training=False)
     expected = (x - model.encoder_projection(x)).square().mean()
     assert values["mse"].item() == pytest.approx(expected.item(), rel=1e-5)

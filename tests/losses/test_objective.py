@@ -44,11 +44,11 @@ def test_the_huber_penalty_follows_equation_2():
     assert terms["mse"].item() == pytest.approx(MSE, rel=1e-6)
     residual = torch.linspace(-3, 3, 601, dtype=torch.float64)
     expected = torch.where(residual.abs() <= 0.7, 0.5 * residual**2, 0.7 * (residual.abs() - 0.35))
-    penalty = Reconstruction(penalty="huber", delta=0.7)
+    penalty = Reconstruction(penalty="huber", weight=1, delta=0.7)
     torch.testing.assert_close(penalty.elementwise(residual), expected)
     torch.testing.assert_close(
-        Reconstruction(penalty="huber", delta=1e9).elementwise(residual),
-        Reconstruction(weight=1.0).elementwise(residual) / 2,
+        Reconstruction(penalty="huber", weight=1, delta=1e9).elementwise(residual),
+        Reconstruction(penalty="mse", weight=1.0).elementwise(residual) / 2,
     )
 
 
@@ -100,7 +100,7 @@ def test_a_projection_through_the_first_stages():
         (1, Hierarchy(hierarchy.stages[:1]).encoder_projection(x)),
         (None, hierarchy.encoder_projection(x)),
     ):
-        term = Reconstruction(weight=3.0, last_stage=last_stage)
+        term = Reconstruction(penalty="mse", weight=3.0, last_stage=last_stage)
         terms = Objective({"likelihood": Likelihood(), "reconstruction": term})(hierarchy, x)
         error = (x - projected).square().mean().item()
         assert terms["mse"].item() == pytest.approx(error, rel=1e-5)
@@ -109,7 +109,10 @@ def test_a_projection_through_the_first_stages():
 
 def test_log_uniform_noise_scales_penalize_the_projection_of_clean_events():
     model = perturb(Hierarchy([Stage(SoftRealNVP(4, couplings=2, hidden=8), 2)]), 0.5)
-    terms = {"likelihood": Likelihood(), "reconstruction": Reconstruction(weight=3.0)}
+    terms = {
+        "likelihood": Likelihood(),
+        "reconstruction": Reconstruction(penalty="mse", weight=3.0),
+    }
     x = torch.randn(5, 4)
     found = Objective(terms, 1.0, input_noise_min=0.1)(model, x)
     mse = (x - model.encoder_projection(x)).square().mean().item()

@@ -1,7 +1,5 @@
 """Contract of every registered term, and of one forward pass for all."""
 
-from typing import get_args
-
 import pytest
 import torch
 
@@ -16,18 +14,15 @@ RANDOM = {"random_dim": 2.0, "exact_up_to": 2}
 
 
 def registered():
-    """Each kind of each term with default settings, and with those that draw random numbers."""
-    for name, registered_field in Terms.model_fields.items():
-        annotation = registered_field.annotation
-        for kind in get_args(annotation) or [annotation]:
-            fields = kind.model_fields
-            if "weight" not in fields:  # no term
-                continue
-            required = {key: 0.5 for key, field in fields.items() if field.is_required()}
+    """Each term with default settings, and with those that draw random numbers."""
+    for name, field in Terms.model_fields.items():
+        fields = field.annotation.model_fields
+        for penalty in ("mse", "huber") if "penalty" in fields else (None,):
+            chosen = {"weight": 0.5} | ({"penalty": penalty} if penalty else {})
             for random in ({}, {k: v for k, v in RANDOM.items() if k in fields}):
                 yield pytest.param(
-                    name, kind(**{**required, "weight": 0.5}, **random),
-                    id=f"{name}-{kind.__name__}-{'random' if random else 'default'}",
+                    name, field.annotation(**chosen, **random),
+                    id=f"{name}-{penalty}-{'random' if random else 'default'}",
                 )  # fmt: skip
 
 

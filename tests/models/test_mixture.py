@@ -75,8 +75,11 @@ def test_penalties_are_weighted_by_responsibilities():
     shares = made.encode_on_charts(x).responsibilities
     shares = shares * (shares > LEAST_RESPONSIBILITY)
     errors = torch.stack([(x - c.encoder_projection(x)).square().mean(1) for c in made.charts])
-    assert_close(Reconstruction(weight=1.0)(batch), (shares * errors).sum(0).mean())
-    terms = {"likelihood": Likelihood(), "reconstruction": Reconstruction(weight=2.0)}
+    assert_close(Reconstruction(penalty="mse", weight=1.0)(batch), (shares * errors).sum(0).mean())
+    terms = {
+        "likelihood": Likelihood(),
+        "reconstruction": Reconstruction(penalty="mse", weight=2.0),
+    }
     values = Objective(terms)(made, x)
     assert_close(values["mse"], (shares * errors).sum(0).mean())
     assert_close(values["loss"], made.bits_per_dim(x).mean() + 2 * values["mse"])

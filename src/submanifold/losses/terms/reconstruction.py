@@ -1,12 +1,13 @@
 """Penalty on the error of the projection."""
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from submanifold.common.errors import unexpected
 from submanifold.losses.forward_pass import ForwardPass
 from submanifold.losses.terms.term import Term
 
@@ -30,12 +31,19 @@ class Reconstruction(Term):
         delta: Size of a residual up to which Huber's function is quadratic.
     """
 
-    penalty: Literal["mse", "huber", "none"] = "mse"
+    penalty: Literal["mse", "huber", "none"] = "none"
     space: Literal["latent", "image", "metric"] = "latent"
     last_stage: int | None = Field(default=None, gt=0)
     pixel_range: float = Field(default=1.0, gt=0)
     random_dim: float | None = Field(default=None, gt=1)
     delta: float = Field(default=0.1, gt=0)
+
+    @model_validator(mode="after")
+    def _check_weight(self) -> Self:
+        if (self.penalty == "none") != (self.weight == 0):
+            expected = "0" if self.penalty == "none" else "a positive number"
+            raise unexpected("weight", f"{expected} with penalty={self.penalty}", self.weight)
+        return self
 
     def __call__(self, batch: ForwardPass) -> Tensor:
         """Mean over the batch and its coordinates, weighted if dimensions are random."""
