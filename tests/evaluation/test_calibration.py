@@ -9,7 +9,14 @@ import torch
 
 from strategies import initialized_glow
 from submanifold.common.errors import UserError
-from submanifold.evaluation.calibration import COMBINATION, MIN_IMAGES, Calibration, calibrate
+from submanifold.evaluation import calibration as module
+from submanifold.evaluation.calibration import (
+    COMBINATION,
+    MIN_IMAGES,
+    Calibration,
+    calibrate,
+    select,
+)
 from submanifold.evaluation.scores import best_noise_scale, score
 from submanifold.flows import Affine
 from submanifold.models import Hierarchy, Stage
@@ -49,6 +56,30 @@ def test_fraction_alpha_of_normal_images_has_a_p_value_of_at_most_alpha(count, r
     expected, error = np.array([0.05, 0.1]), np.std(fractions, axis=0) / np.sqrt(repeats)
     assert (np.mean(fractions, axis=0) <= expected + 3 * error).all()
     assert (np.mean(fractions, axis=0) >= expected / 3).all(), "not too conservative either"
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_a_selection_has_at_most_the_promised_fraction_of_normal_events(members, monkeypatch):
+    """The procedure bounds the mean by fdr times the fraction of normal events, here 0.8."""
+    monkeypatch.setattr(module, "FOLDS", 2)  # fast: a single score is its own combination
+    rng, levels = np.random.default_rng(members), (0.1, 0.2)
+    group = np.repeat(np.arange(60), members)
+    wrong = {"continuous": [], "ties": []}
+    for _ in range(1000):
+        normal = rng.normal(size=60)[group] + 0.5 * rng.normal(size=len(group))
+        new = math.sqrt(1.25) * rng.normal(size=20)
+        new[:4] += 4  # anomalies; all are of other groups
+        both = [{"continuous": x, "ties": x.round()} for x in (normal, new)]
+        calibration = Calibration.fit(both[0], ("continuous",), group)
+        for name, values in both[1].items():
+            p_values = calibration.p_values(name, values)
+            selected = [select(p_values, level) for level in levels]
+            wrong[name].append([chosen[4:].sum() / max(1, chosen.sum()) for chosen in selected])
+    for name, least in (("continuous", 0.5), ("ties", 0.2)):
+        mean, error = np.mean(wrong[name], axis=0), np.std(wrong[name], axis=0) / math.sqrt(1000)
+        bound = 0.8 * np.array(levels)
+        assert (mean <= bound + 3 * error).all(), name
+        assert (mean >= least * bound).all(), "not too conservative either"
 
 
 def test_copies_in_one_group_count_as_one_image():
