@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import scipy  # submodules load on first use
 import torch
 from scipy.stats import false_discovery_control
 
