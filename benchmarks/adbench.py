@@ -100,22 +100,29 @@ def measure_all(options: argparse.Namespace) -> None:
 
 
 def make_split(x: np.ndarray, y: np.ndarray, protocol: str, seed: int, rows: int) -> Split:
+    chosen = split_rows(y.astype(bool), protocol, seed, rows)
+    train, test = (x[part].astype(np.float64) for part in chosen)
+    mean, std = train.mean(0), train.std(0)
+    train, test = (
+        ((part - mean) / np.where(std > 0, std, 1)).astype(np.float32) for part in (train, test)
+    )
+    return Split(train, test, y[chosen[1]].astype(bool), protocol == "unsup")
+
+
+def split_rows(
+    y: np.ndarray, protocol: str, seed: int, rows: int
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Choose the numbers of the rows of training and test, in random order."""
     order = np.random.default_rng([seed, 17]).permutation(len(y))
-    chosen, anomalies = order[:rows], order[y[order].astype(bool)][:FEWEST]
+    chosen, anomalies = order[:rows], order[y[order]][:FEWEST]
     if y[chosen].sum() < len(anomalies):
-        normal = chosen[~y[chosen].astype(bool)]
+        normal = chosen[~y[chosen]]
         chosen = np.concatenate([anomalies, normal[: rows - len(anomalies)]])
-    x, y = x[chosen].astype(np.float64), y[chosen].astype(bool)
-    train = np.ones(len(y), bool)
-    if protocol == "semi":
-        normal = np.flatnonzero(~y)  # in random order
-        train = np.zeros(len(y), bool)
-        train[normal[: round(len(normal) / 2)]] = True
-    mean, std = x[train].mean(0), x[train].std(0)
-    x = ((x - mean) / np.where(std > 0, std, 1)).astype(np.float32)
-    same = protocol == "unsup"
-    test = train if same else ~train
-    return Split(x[train], x[test], y[test], same)
+    if protocol == "unsup":
+        return chosen, chosen
+    normal = chosen[~y[chosen]]
+    train = normal[: round(len(normal) / 2)]
+    return train, chosen[~np.isin(chosen, train)]
 
 
 def measure(split: Split, seed: int) -> Iterator[dict[str, Any]]:
