@@ -1,7 +1,7 @@
 """Results that are kept in files, and their tables."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,11 @@ def over_seeds(values: Sequence[float], form: str) -> str:
         half = quantile * np.std(values, ddof=1) / math.sqrt(len(values))
         text += f" ± {half:{form}}"
     return text
+
+
+def with_interval(interval: Mapping[str, Any]) -> str:
+    """Write a fraction and its 95% interval in percent."""
+    return "{value:.1%} [{low:.1%}, {high:.1%}]".format(**interval)
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
