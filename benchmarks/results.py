@@ -31,8 +31,9 @@ def over_seeds(values: Sequence[float], form: str) -> str:
 
 
 def with_interval(interval: Mapping[str, Any]) -> str:
-    """Write a fraction and its 95% interval in percent."""
-    return "{value:.1%} [{low:.1%}, {high:.1%}]".format(**interval)
+    """Write a fraction and its 95% interval, if there is one, in percent."""
+    ends = "" if interval["low"] is None else " [{low:.1%}, {high:.1%}]"
+    return ("{value:.1%}" + ends).format(**interval)
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
