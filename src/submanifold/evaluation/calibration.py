@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import scipy  # submodules load on first use; scipy.stats takes half a second
 import torch
-from scipy.stats import false_discovery_control
 
 from submanifold.common.errors import UserError, unexpected
 from submanifold.evaluation.intervals import false_alarm_range, proportion_interval
@@ -59,7 +59,7 @@ def select(p_values: np.ndarray, fdr: float) -> np.ndarray:
     The Benjamini-Hochberg procedure (1995), which is valid for conformal p-values that share a
     calibration (Bates et al. 2023).
     """
-    return false_discovery_control(p_values) <= fdr
+    return scipy.stats.false_discovery_control(p_values) <= fdr
 
 
 def false_alarms(
