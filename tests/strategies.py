@@ -81,9 +81,14 @@ def linear_gaussian(a, b, scale_tril):
 
 
 def assert_close(actual, expected):
-    """Equal to 1024 roundings of the largest number: 2e-13 of it, or 1e-4 in single precision."""
-    tolerance = 1024 * torch.finfo(actual.dtype).eps * (1 + expected.abs().max().item())
-    torch.testing.assert_close(actual, expected.to(actual.dtype), rtol=0, atol=tolerance)
+    """Equal to within the :func:`tolerance` of the precision of the actual numbers."""
+    expected = expected.to(actual.dtype)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance(expected))
+
+
+def tolerance(expected):
+    """1024 roundings of the largest number: 2e-13 of it, or 1e-4 in single precision."""
+    return 1024 * torch.finfo(expected.dtype).eps * (1 + expected.abs().max().item())
 
 
 def assert_finite_gradients(flow, z, log_det, back):
@@ -92,20 +97,6 @@ def assert_finite_gradients(flow, z, log_det, back):
     for p in flow.parameters():
         assert p.grad is not None
         assert p.grad.isfinite().all()
-
-
-def slogdet(bijection, x, context=None):
-    """log|det| of the Jacobian of a bijection at each event, from autograd alone."""
-
-    def of(event, row):
-        # event i of this batch gives row i of the Jacobian
-        batch = event.expand(event.numel(), *event.shape).clone().requires_grad_()
-        repeated = None if row is None else row.expand(len(batch), -1)
-        diagonal = bijection(batch, repeated)[0].flatten(1).diagonal()
-        return torch.linalg.slogdet(torch.autograd.grad(diagonal.sum(), batch)[0].flatten(1))[1]
-
-    rows = [None] * len(x) if context is None else context
-    return torch.stack([of(event, row) for event, row in zip(x, rows, strict=True)])
 
 
 @st.composite

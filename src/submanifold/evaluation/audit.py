@@ -1,0 +1,349 @@
+"""Audit of a flow of any library: whether its density, inverse and gradients can be trusted."""
+
+import copy
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.special import log_expit, logsumexp
+from scipy.stats import multivariate_t
+from torch import Tensor, nn
+
+from submanifold.common.errors import unexpected
+from submanifold.common.progress import ProgressBar
+from submanifold.evaluation.baselines import evenly_spaced
+from submanifold.flows import Flow
+from submanifold.models import Hierarchy, Model, Stage
+from submanifold.models.diagnostics import LARGEST_INVERSE_ERROR
+from submanifold.models.stage import standard_normal_log_prob
+
+EVENTS, GRADIENT_EVENTS, JACOBIANS, JACOBIAN_DIM, JACOBIAN_ROWS = 1000, 100, 8, 4096, 256
+INTEGRAL_DIM, DRAWS, COMPONENTS, FREEDOM, ITERATIONS = 100, 10_000, 16, 5, 1000
+LARGEST_ERROR, FEWEST_EFFECTIVE = 0.1, 0.1  # of an integral, the second as a fraction of the draws
+FAR = 10  # scale of events that are far away, relative to that of the data
+
+_INVERSE = 1e-4, LARGEST_INVERSE_ERROR, "standard deviations"
+CHECKS: dict[str, tuple[float, float, str, str]] = {
+    "inverse on data": (*_INVERSE, "Largest error of inverse(forward(x)). If it is large, samples "
+                        "and projections do not belong to the density."),
+    "inverse on samples": (*_INVERSE, "The same at samples of the flow."),
+    "inverse far away": (*_INVERSE, f"The same at data {FAR} times as far from their mean, as "
+                         "outliers are."),
+    "log-determinant": (1e-4, 1e-2, "nats", "Largest difference from a dense Jacobian in float64. "
+                        "Log-densities are wrong by as much."),
+    "integral": (0.01, 0.05, "less 1", "Integral of the density. Unless it is 1, likelihoods of "
+                 "different flows cannot be compared."),
+    "float32": (0.01, 0.1, "nats", "Largest difference of log-densities in float32 from float64. "
+                "Smaller differences of events are rounding."),
+    "gradient": (0, 0, "", "Fraction of the derivatives by x and by the weights that are not "
+                 "finite. One such batch ends a training."),
+    "held-out": (0.05, 0.5, "nats per dimension", "Mean log-density of x less that of held-out "
+                 "data. If it is large, the flow is overfitted."),
+}  # fmt: skip
+"""Limits of warnings and failures, their unit, and what a check means, by name."""
+
+COLUMNS = "status", "value", "error", "warning_above", "fail_above", "unit", "meaning"
+Measured = tuple[float, float] | str  # a value and its standard error, or why there is none
+
+
+@dataclass(frozen=True)
+class Audit:
+    """A printable table of checks.
+
+    Attributes:
+        table: By the name of a check its ``status`` (``pass``, ``warning``, ``fail`` or ``not
+            checked``), ``value`` and standard ``error``, limits ``warning_above`` and
+            ``fail_above``, ``unit``, and ``meaning``, or why it failed or is not checked.
+    """
+
+    table: pd.DataFrame
+
+    def __str__(self) -> str:
+        table = self.table.rename(columns=lambda name: name.replace("_", " "))
+        widths = [None] * 7 + [50]
+        return table.to_markdown(tablefmt="simple", floatfmt=".3g", maxcolwidths=widths)
+
+
+class _Functions(NamedTuple):
+    forward: Callable[[Tensor], tuple[Tensor, Tensor]]
+    inverse: Callable[[Tensor], Tensor]
+    log_prob: Callable[[Tensor], Tensor]
+    draw: Callable[[int], Tensor] | None = None  # of latents, unless they are standard normal
+
+
+def audit(flow: Any, x: Any = None, held_out: Any = None, context: Tensor | None = None) -> Audit:
+    r"""Check the inverse, log-determinant, integral, precision and gradients of a flow.
+
+    Copies are checked in evaluation mode. Flows are those of this package, ``Flow`` of zuko and of
+    nflows, ``NormalizingFlow`` of normflows, ``SequenceINN`` and ``GraphINN`` of FrEIA, and any
+    module with ``forward(x)``, which returns (z, log_det), ``inverse(z)``, and ``log_prob(x)``
+    unless the latents z are standard normal.
+
+    The integral is estimated from 10,000 draws of a density q, half of which is a mixture of
+    normals, fitted to samples of the flow, and half a wider Student-t: by importance sampling where
+    the effective number of draws is at least 1,000, as in few dimensions, and otherwise by bridge
+    sampling (Bennett 1976; Meng & Wong 1996) with as many samples of the flow, as the r with
+
+    .. math:: \mathrm{E}_{x \sim q}\, \frac{p(x)}{p(x) + r\, q(x)}
+              = \mathrm{E}_{x \sim p / r}\, \frac{r\, q(x)}{p(x) + r\, q(x)}
+
+    It is not checked if its standard error exceeds 0.1, nor in more than 100 dimensions; the
+    log-determinant not in more than 4,096.
+
+    A check is a ``warning`` or ``fail`` if its value, of the integral its distance from 1, exceeds
+    a limit by three standard errors; and ``fail`` if it is NaN or the flow raises an exception.
+
+    Args:
+        flow: The flow. A :class:`.UserError` if it has other functions.
+        x: Data that it was trained on, floats (N, ...), of which at most 1,000 are used; by default
+            samples of a model of this package.
+        held_out: Data that it was not trained on, (M, ...).
+        context: That of one event, for a conditional flow of this package.
+
+    Example:
+        >>> from submanifold.flows import RealNVP
+        >>> table = audit(RealNVP(2), torch.randn(500, 2)).table
+        >>> table.status["integral"], round(table.value["integral"], 1)
+        ('pass', 1.0)
+    """
+    if not isinstance(flow, nn.Module):
+        raise unexpected("flow", "a torch.nn.Module", type(flow).__name__, "Wrap it in one")
+    tensors = *flow.parameters(), *flow.buffers(), torch.empty(0)
+    like = next(tensor for tensor in tensors if tensor.is_floating_point()).detach()
+    dtypes = like.dtype, torch.float32, torch.float64
+    copies = [copy.deepcopy(flow).eval().to(dtype) for dtype in dtypes]
+    used, single, double = (_functions(copied, context) for copied in copies)
+    if x is None:
+        with torch.no_grad():
+            normal = torch.randn(EVENTS, flow.event_dim, generator=torch.Generator().manual_seed(0))
+            x = used.inverse(normal.to(like))
+    x = _events("x", x).to(like)
+    held_out = None if held_out is None else _events("held_out", held_out).to(like)
+    dim = x[0].numel()
+
+    def batched(function: Callable[[Tensor], Tensor], events: Tensor) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([function(part) for part in events.split(EVENTS)])
+
+    try:
+        latents = batched(lambda part: used.forward(part)[0], x)
+    except Exception as error:
+        got = f"shape {tuple(x.shape)} ({type(error).__name__}: {error})"
+        raise unexpected("x", "events that the flow takes", got) from error
+
+    def sample(count: int) -> Tensor:
+        noise = torch.randn(count, *latents.shape[1:]) if used.draw is None else used.draw(count)
+        return batched(used.inverse, noise.to(latents))
+
+    def inverse(events: Tensor) -> Measured:
+        error = inverse_error(used.forward, used.inverse, events)
+        return (error.max() / events.std()).item(), 0.0
+
+    def log_determinant() -> Measured:
+        if dim > JACOBIAN_DIM:
+            return f"Only in up to {JACOBIAN_DIM:,} dimensions."
+        events = x[: max(1, min(JACOBIANS, JACOBIAN_DIM // dim))].double()
+        log_det = batched(lambda part: double.forward(part)[1], events)
+        return (log_det - dense_log_det(double.forward, events)).abs().max().item(), 0.0
+
+    def integral() -> Measured:
+        if dim > INTEGRAL_DIM:
+            return f"Only in up to {INTEGRAL_DIM} dimensions."
+
+        def log_prob(rows: np.ndarray) -> np.ndarray:
+            events = torch.from_numpy(rows).to(x).view(-1, *x.shape[1:])
+            return batched(used.log_prob, events).double().cpu().numpy()
+
+        return integrate(log_prob, sample(2 * DRAWS).flatten(1).double().cpu().numpy())
+
+    def rounding() -> Measured:
+        difference = batched(single.log_prob, x.float()) - batched(double.log_prob, x.double())
+        return difference.abs().max().item(), 0.0
+
+    def gradient() -> Measured:
+        events = x[:GRADIENT_EVENTS].clone().requires_grad_()
+        weights = [weight for weight in copies[0].parameters() if weight.requires_grad]
+        total = used.log_prob(events).sum()
+        gradients = torch.autograd.grad(total, [events, *weights], allow_unused=True)
+        finite = torch.cat([g.flatten().isfinite() for g in gradients if g is not None])
+        return 1 - finite.double().mean().item(), 0.0
+
+    def gap() -> Measured:
+        if held_out is None:
+            return "Needs held-out data."
+        parts = [batched(used.log_prob, part).double() / dim for part in (x, held_out)]
+        error = sum(part.var().item() / len(part) for part in parts) ** 0.5
+        return (parts[0].mean() - parts[1].mean()).item(), error
+
+    far = x.mean(0) + FAR * (x - x.mean(0))
+    measures = (lambda: inverse(x), lambda: inverse(sample(EVENTS)), lambda: inverse(far),
+                log_determinant, integral, rounding, gradient, gap)  # fmt: skip
+    checks = {}
+    with (torch.random.fork_rng([like.device] if like.is_cuda else []), torch.enable_grad(),
+          ProgressBar("auditing", "checks", len(CHECKS)) as progress):  # fmt: skip
+        for name, measure in zip(CHECKS, measures, strict=True):
+            torch.manual_seed(0)
+            checks[name] = _check(name, measure)
+            progress.update()
+    return Audit(pd.DataFrame.from_dict(checks, "index", columns=COLUMNS).rename_axis("check"))
+
+
+def _check(name: str, measure: Callable[[], Measured]) -> tuple[Any, ...]:
+    *limits, unit, meaning = CHECKS[name]
+    try:
+        measured = measure()
+    except Exception as error:  # of another library
+        return "fail", math.nan, 0.0, *limits, unit, f"{type(error).__name__}: {error}"
+    if isinstance(measured, str):
+        return "not checked", math.nan, 0.0, *limits, unit, measured
+    value, spread = measured
+    if name == "integral" and not spread <= LARGEST_ERROR:
+        return "not checked", value, spread, *limits, unit, "Its error is too large."
+    excess = abs(value - (name == "integral")) - 3 * spread
+    passed = sum(excess <= limit for limit in limits)  # 0 for NaN
+    return ("fail", "warning", "pass")[passed], value, spread, *limits, unit, meaning
+
+
+def inverse_error(
+    forward: Callable[[Tensor], tuple[Tensor, Tensor]], inverse: Callable[[Tensor], Tensor],
+    x: Tensor,
+) -> Tensor:  # fmt: skip
+    """Compute the absolute errors of inverse(forward(x)), in the shape of the events x."""
+    with torch.no_grad():
+        return (inverse(forward(x)[0]) - x).abs()
+
+
+def dense_log_det(
+    forward: Callable[..., tuple[Tensor, Tensor]], x: Tensor, context: Tensor | None = None
+) -> Tensor:
+    """Compute log|det J| in nats, (batch,), by autograd alone.
+
+    ``forward(x)``, or ``forward(x, context)``, maps x (batch, ...) to (z, log_det).
+    """
+
+    def of(event: Tensor, row: Tensor | None) -> Tensor:
+        jacobian = []
+        for axes in torch.arange(event.numel(), device=x.device).split(JACOBIAN_ROWS):
+            # copy i of the event gives row i of the Jacobian
+            batch = event.expand(len(axes), *event.shape).clone().requires_grad_()
+            z = forward(batch, *([] if row is None else [row.expand(len(axes), -1)]))[0]
+            total = z.flatten(1).gather(1, axes[:, None]).sum()
+            jacobian.append(torch.autograd.grad(total, batch)[0].flatten(1))
+        return torch.linalg.slogdet(torch.cat(jacobian))[1]
+
+    rows = [None] * len(x) if context is None else context
+    return torch.stack([of(event, row) for event, row in zip(x, rows, strict=True)])
+
+
+def integrate(
+    log_prob: Callable[[np.ndarray], np.ndarray], samples: np.ndarray
+) -> tuple[float, float]:
+    """Estimate the integral of a density p, and its standard error (:func:`audit`).
+
+    ``log_prob`` maps rows (n, D) to nats (n,); half of the samples of p, (2n, D), fit a proposal.
+    """
+    from sklearn.mixture import GaussianMixture
+
+    center, scale = samples.mean(0), samples.std(0)
+    fitted, drawn = np.array_split((samples - center) / scale, 2)
+    n, dim = drawn.shape
+    mixture = GaussianMixture(COMPONENTS, tol=1e-2, max_iter=300, random_state=0).fit(fitted)
+    shape = 2 * np.cov(fitted.T).reshape(dim, dim) + 1e-6 * np.eye(dim)
+    wide = multivariate_t(np.zeros(dim), shape, FREEDOM, seed=0)
+    proposed = mixture.sample(n // 2)[0], wide.rvs(n - n // 2).reshape(-1, dim)
+
+    def log_ratio(y: np.ndarray) -> np.ndarray:
+        log_q = np.logaddexp(mixture.score_samples(y), wide.logpdf(y)) - math.log(2)
+        return np.nan_to_num(
+            log_prob(center + scale * y) + np.log(scale).sum() - log_q, nan=-np.inf
+        )
+
+    outside, inside, log_r = log_ratio(np.concatenate(proposed)), log_ratio(drawn), 0.0
+    weights = np.exp(outside)
+    if weights.sum() ** 2 >= FEWEST_EFFECTIVE * n * (weights**2).sum():
+        return float(weights.mean()), float(weights.std() / math.sqrt(n))
+    for _ in range(ITERATIONS):
+        parts = log_expit(outside - log_r), log_expit(log_r - inside)
+        means = [logsumexp(part) - math.log(n) for part in parts]
+        log_r += means[0] - means[1]
+    terms = [np.exp(part - mean) for part, mean in zip(parts, means, strict=True)]
+    value = float(np.exp(log_r))
+    return value, value * math.sqrt(sum(term.var() / n for term in terms))
+
+
+def _events(name: str, data: Any) -> Tensor:
+    events = torch.as_tensor(data)
+    if not events.is_floating_point() or len(events) < 2:
+        got = f"{events.dtype} of shape {tuple(events.shape)}"
+        fix = "Convert bytes with submanifold.data.dequantize"
+        raise unexpected(name, "two or more events, floats (N, ...)", got, fix)
+    return events[evenly_spaced(np.arange(len(events)), EVENTS)]
+
+
+def _functions(flow: Any, context: Tensor | None) -> _Functions:
+    if isinstance(flow, Flow | Stage):
+        flow = Hierarchy([Stage(flow, flow.latent_dim) if isinstance(flow, Flow) else flow])
+    if isinstance(flow, Model):
+        return _functions_of_model(flow, context)
+    if context is not None:
+        fix = "Audit a module whose functions pass the context on"
+        raise unexpected("context", "none for a flow of another package", "one", fix)
+    if hasattr(flow, "base") and hasattr(flow, "transform"):  # zuko
+        law = flow()
+        return _Functions(law.transform.call_and_ladj, law.transform.inv, law.log_prob,
+                          lambda n: law.base.sample((n,)))  # fmt: skip
+    if hasattr(flow, "q0") and hasattr(flow, "flows"):  # normflows: its forward samples
+
+        def invert(x: Tensor) -> tuple[Tensor, Tensor]:
+            z = flow.inverse(x)  # inverse_and_log_det accumulates in float32
+            return z, flow.log_prob(x) - flow.q0.log_prob(z)
+
+        return _Functions(invert, flow, flow.log_prob, lambda n: flow.q0(n)[0])
+    if hasattr(flow, "_transform") and hasattr(flow, "_distribution"):  # nflows
+        return _Functions(flow._transform, lambda z: flow._transform.inverse(z)[0],
+                          flow.log_prob, flow._distribution.sample)  # fmt: skip
+    is_reversible = "rev" in inspect.signature(getattr(flow, "forward", len)).parameters  # FrEIA
+    if not is_reversible and not hasattr(flow, "inverse"):
+        expected = "a flow, or a module with forward(x), which returns (z, log_det), and inverse(z)"
+        raise unexpected("flow", expected, type(flow).__name__, "Wrap it in such a module")
+
+    def log_prob(x: Tensor) -> Tensor:
+        z, log_det = flow(x)
+        return standard_normal_log_prob(z) + log_det
+
+    inverse = (lambda z: flow(z, rev=True)[0]) if is_reversible else flow.inverse
+    return _Functions(flow, inverse, getattr(flow, "log_prob", log_prob))
+
+
+def _functions_of_model(model: Any, context: Tensor | None) -> _Functions:
+    stages = getattr(model, "stages", ())
+    if not stages or not model.has_density or any(stage.noise for stage in stages):
+        got = "one with an injection, noise or charts"
+        fix = "Audit its invertible stages, or its charts"
+        raise unexpected("flow", "a model with an exact density on R^D", got, fix)
+
+    def rows(x: Tensor) -> Tensor | None:
+        if context is None:
+            return None
+        repeated = context.to(x.device).expand(len(x), *context.shape)
+        return repeated.to(x) if context.is_floating_point() else repeated
+
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        on, off, log_prob = model.trace(x, context=rows(x))
+        rest = [v / stage.off_manifold_scale for v, stage in zip(off, stages, strict=True)]
+        z = torch.cat([on[-1], *rest[::-1]], 1)
+        return z, log_prob - standard_normal_log_prob(z)
+
+    def inverse(z: Tensor) -> Tensor:
+        u, rest = z.tensor_split([stages[-1].dim], 1)
+        for stage in reversed(stages):
+            v, rest = rest.tensor_split([stage.latent_dim - stage.dim], 1)
+            u = stage.decode(u, stage.off_manifold_scale * v, rows(z))
+        return u
+
+    return _Functions(forward, inverse, lambda x: model.log_prob(x, rows(x)))
