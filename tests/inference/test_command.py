@@ -111,6 +111,9 @@ def test_info_describes_the_model(model_file):
     about = json.loads(run("info", model_file.parent).output)
     assert about["data"]["size"] == 8
     assert (about["calibrated_on"], about["calibration_groups"]) == (200, 200)
+    first, *table = run("info", model_file, "--audit").output.splitlines()
+    assert first == "Samples of the model, because data of its run are not there"
+    assert any(line.split()[:2] == ["log-determinant", "pass"] for line in table)
 
 
 def test_a_false_discovery_rate_flags_more_than_the_smallest_p_values(model_file, tmp_path):

@@ -118,7 +118,7 @@ def audit(flow: Any, x: Any = None, held_out: Any = None, context: Tensor | None
     dtypes = like.dtype, torch.float32, torch.float64
     copies = [copy.deepcopy(flow).eval().to(dtype) for dtype in dtypes]
     used, single, double = (_functions(copied, context) for copied in copies)
-    if x is None:
+    if x is None and isinstance(flow, Model):
         with torch.no_grad():
             normal = torch.randn(EVENTS, flow.event_dim, generator=torch.Generator().manual_seed(0))
             x = used.inverse(normal.to(like))
@@ -277,7 +277,7 @@ def integrate(
 
 
 def _events(name: str, data: Any) -> Tensor:
-    events = torch.as_tensor(data)
+    events = torch.as_tensor([] if data is None else data)
     if not events.is_floating_point() or len(events) < 2:
         got = f"{events.dtype} of shape {tuple(events.shape)}"
         fix = "Convert bytes with submanifold.data.dequantize"

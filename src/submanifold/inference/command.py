@@ -3,7 +3,6 @@
 They import NumPy and torch when they run.
 """
 
-import json
 import logging
 import math
 import re
@@ -405,17 +404,7 @@ def restore(
     _echo(out)
 
 
-@click.command()
-@model_argument
-def info(model: str) -> None:
-    """Print the architecture, the data and the calibration of a model as JSON."""
-    loaded = _load(model, "cpu").model
-    calibration = {"calibrated_on": loaded.calibration.get("count"),
-                   "calibration_groups": loaded.calibration.get("groups")}  # fmt: skip
-    click.echo(json.dumps({**loaded.describe(), **calibration}, indent=2))
-
-
-COMMANDS = [score, calibrate, encode, project, sample, restore, info]
+COMMANDS = [score, calibrate, encode, project, sample, restore]
 
 
 def _load(name: str, device: str, dim: int | None = None) -> "Predictor":

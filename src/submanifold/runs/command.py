@@ -13,8 +13,14 @@ import click
 from submanifold.common.errors import UserError
 from submanifold.common.files import read_json
 from submanifold.config.project import project_folder, set_kedro_defaults
-from submanifold.inference.command import id_option
-from submanifold.inference.records import RunRecord, find_record, read_records, records_folder
+from submanifold.inference.command import id_option, model_argument
+from submanifold.inference.records import (
+    RunRecord,
+    find_record,
+    model_path,
+    read_records,
+    records_folder,
+)
 
 FIGURES = ("bits_per_dim", "nll", "projection_mse", "encoder_mse", "nearest_mse")  # of a run
 
@@ -92,6 +98,42 @@ def runs(name: str | None) -> None:
     click.echo(table.to_markdown(index=False, tablefmt="simple", disable_numparse=True))
 
 
+@click.command()
+@model_argument
+@click.option("--audit", "is_audited", is_flag=True,
+              help="Print a check of the density instead: on the training and validation data of "
+              "a run, or on samples if there are none or the model is conditional.")  # fmt: skip
+def info(model: str, is_audited: bool) -> None:
+    """Print the architecture, the data and the calibration of a model as JSON."""
+    path = model_path(model)
+    from submanifold.models import Model
+
+    loaded = Model.load(path)
+    if not is_audited:
+        calibration = {"calibrated_on": loaded.calibration.get("count"),
+                       "calibration_groups": loaded.calibration.get("groups")}  # fmt: skip
+        click.echo(json.dumps({**loaded.describe(), **calibration}, indent=2))
+        return
+    import torch
+
+    from submanifold.data.batches import as_input
+    from submanifold.evaluation.audit import EVENTS, audit
+    from submanifold.evaluation.baselines import evenly_spaced
+    from submanifold.flows import context_of
+    from submanifold.runs.experiments import load_data
+
+    context, x, held_out = None, None, None
+    if depends := context_of(loaded):
+        context = torch.zeros(depends["columns"]) if "columns" in depends else torch.tensor(0)
+        click.echo(f"Samples given {'average columns' if context.ndim else 'label 0'}")
+    elif arrays := load_data(path):
+        x, held_out = (as_input(evenly_spaced(events, EVENTS)) for events in arrays)
+        click.echo("Training and validation data of the run")
+    else:
+        click.echo("Samples of the model, because data of its run are not there")
+    click.echo(audit(loaded, x, held_out, context))
+
+
 def _with_command(error: UserError) -> UserError:
     if not (settings := getattr(error.__cause__, "settings", None)):
         return error
@@ -126,4 +168,4 @@ def _row(record: RunRecord, project: Path) -> dict[str, str]:
     return row
 
 
-COMMANDS = [train, runs]
+COMMANDS = [train, runs, info]

@@ -14,10 +14,11 @@ from submanifold.common.device import choose_device
 from submanifold.common.files import read_json, write_json
 from submanifold.config.loader import ExperimentConfigLoader, load_configuration
 from submanifold.config.merge import merge
-from submanifold.config.project import RAW_FOLDER, conf_source
+from submanifold.config.project import RAW_FOLDER, conf_source, configure
 from submanifold.config.resolve import resolve
 from submanifold.config.schema import Experiment, nest
 from submanifold.data.splits import Groups
+from submanifold.inference.records import read_records, records_folder
 from submanifold.runs.runner import run_pipeline
 
 log = logging.getLogger(__name__)
@@ -133,6 +134,19 @@ class CachedRun:
         name = "hierarchical" if self.settings.ood is None else "ood"
         outputs = [until] if until else None if self.evaluated else self._last
         run_pipeline(self.project, name, self.params, self.env, outputs)
+
+
+def load_data(model: Path) -> list[Any]:
+    """Load the training and validation data of a run by its model file, if they are there."""
+    project, names = records_folder(), ("x_train", "x_valid")
+    for record in read_records(project):
+        if (project / record.model).resolve() == model.resolve():
+            configure(project)
+            run = CachedRun(record.name, record.params, project)
+            keys = {} if run.error else run.configuration.artifact_keys
+            if keys.get("model") == record.key and all(map(run.catalog.exists, names)):
+                return [run.load(name) for name in names]
+    return []
 
 
 def run_all(runs: Collection[CachedRun]) -> None:
