@@ -112,7 +112,7 @@ def test_info_describes_the_model(model_file):
     assert about["data"]["size"] == 8
     assert (about["calibrated_on"], about["calibration_groups"]) == (200, 200)
     first, *table = run("info", model_file, "--audit").output.splitlines()
-    assert first == "Samples of the model, because data of its run are not there"
+    assert first == "Samples on the manifold"
     assert any(line.split()[:2] == ["log-determinant", "pass"] for line in table)
 
 

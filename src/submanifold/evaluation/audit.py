@@ -28,26 +28,19 @@ LARGEST_ERROR, FEWEST_EFFECTIVE = 0.1, 0.1  # of an integral, the second as a fr
 FAR = 10  # scale of events that are far away, relative to that of the data
 
 _INVERSE = 1e-4, LARGEST_INVERSE_ERROR, "standard deviations"
-CHECKS: dict[str, tuple[float, float, str, str]] = {
-    "inverse on data": (*_INVERSE, "Largest error of inverse(forward(x)). If it is large, samples "
-                        "and projections do not belong to the density."),
+CHECKS: dict[str, tuple[float, float, str, str]] = {  # limits, unit and meaning
+    "inverse on data": (*_INVERSE, "Error of inverse(forward(x)): samples are not of the density."),
     "inverse on samples": (*_INVERSE, "The same at samples of the flow."),
-    "inverse far away": (*_INVERSE, f"The same at data {FAR} times as far from their mean, as "
-                         "outliers are."),
-    "log-determinant": (1e-4, 1e-2, "nats", "Largest difference from a dense Jacobian in float64. "
-                        "Log-densities are wrong by as much."),
-    "integral": (0.01, 0.05, "less 1", "Integral of the density. Unless it is 1, likelihoods of "
-                 "different flows cannot be compared."),
-    "float32": (0.01, 0.1, "nats", "Largest difference of log-densities in float32 from float64. "
-                "Smaller differences of events are rounding."),
-    "gradient": (0, 0, "", "Fraction of the derivatives by x and by the weights that are not "
-                 "finite. One such batch ends a training."),
-    "held-out": (0.05, 0.5, "nats per dimension", "Mean log-density of x less that of held-out "
-                 "data. If it is large, the flow is overfitted."),
-}  # fmt: skip
-"""Limits of warnings and failures, their unit, and what a check means, by name."""
-
+    "inverse far away": (*_INVERSE, f"The same at data {FAR} times as far from their mean."),
+    "log-determinant": (1e-4, 1e-2, "nats", "Error of log-densities, by a dense float64 Jacobian."),
+    "integral": (0.01, 0.05, "less 1", "Likelihoods can be compared only if it is 1."),
+    "float32": (0.01, 0.1, "nats", "Rounding of log-densities, compared with float64."),
+    "gradient": (0, 0, "", "Fraction of derivatives that are not finite: one ends a training."),
+    "held-out": (0.05, 0.5, "nats per dimension", "Mean log p of x less that of held-out data."),
+}
 COLUMNS = "status", "value", "error", "warning_above", "fail_above", "unit", "meaning"
+Map = Callable[[Tensor], Tensor]
+Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 Measured = tuple[float, float] | str  # a value and its standard error, or why there is none
 
 
@@ -70,14 +63,14 @@ class Audit:
 
 
 class _Functions(NamedTuple):
-    forward: Callable[[Tensor], tuple[Tensor, Tensor]]
-    inverse: Callable[[Tensor], Tensor]
-    log_prob: Callable[[Tensor], Tensor]
+    forward: Forward
+    inverse: Map
+    log_prob: Map
     draw: Callable[[int], Tensor] | None = None  # of latents, unless they are standard normal
 
 
-def audit(flow: Any, x: Any = None, held_out: Any = None, context: Tensor | None = None) -> Audit:
-    r"""Check the inverse, log-determinant, integral, precision and gradients of a flow.
+def audit(flow: Any, x: Any, held_out: Any = None, context: Tensor | None = None) -> Audit:
+    """Check the inverse, log-determinant, integral, precision and gradients of a flow.
 
     Copies are checked in evaluation mode. Flows are those of this package, ``Flow`` of zuko and of
     nflows, ``NormalizingFlow`` of normflows, ``SequenceINN`` and ``GraphINN`` of FrEIA, and any
@@ -87,28 +80,23 @@ def audit(flow: Any, x: Any = None, held_out: Any = None, context: Tensor | None
     The integral is estimated from 10,000 draws of a density q, half of which is a mixture of
     normals, fitted to samples of the flow, and half a wider Student-t: by importance sampling where
     the effective number of draws is at least 1,000, as in few dimensions, and otherwise by bridge
-    sampling (Bennett 1976; Meng & Wong 1996) with as many samples of the flow, as the r with
-
-    .. math:: \mathrm{E}_{x \sim q}\, \frac{p(x)}{p(x) + r\, q(x)}
-              = \mathrm{E}_{x \sim p / r}\, \frac{r\, q(x)}{p(x) + r\, q(x)}
-
-    It is not checked if its standard error exceeds 0.1, nor in more than 100 dimensions; the
-    log-determinant not in more than 4,096.
+    sampling with as many samples of the flow (Bennett 1976; Meng & Wong 1996, section 3). It is not
+    checked if its standard error exceeds 0.1, nor in more than 100 dimensions; the log-determinant
+    not in more than 4,096.
 
     A check is a ``warning`` or ``fail`` if its value, of the integral its distance from 1, exceeds
     a limit by three standard errors; and ``fail`` if it is NaN or the flow raises an exception.
 
     Args:
         flow: The flow. A :class:`.UserError` if it has other functions.
-        x: Data that it was trained on, floats (N, ...), of which at most 1,000 are used; by default
-            samples of a model of this package.
+        x: Data that it was trained on, floats (N, ...); at most 1,000 of them are used.
         held_out: Data that it was not trained on, (M, ...).
         context: That of one event, for a conditional flow of this package.
 
     Example:
         >>> from submanifold.flows import RealNVP
         >>> table = audit(RealNVP(2), torch.randn(500, 2)).table
-        >>> table.status["integral"], round(table.value["integral"], 1)
+        >>> table.status["integral"], round(float(table.value["integral"]), 1)
         ('pass', 1.0)
     """
     if not isinstance(flow, nn.Module):
@@ -118,15 +106,11 @@ def audit(flow: Any, x: Any = None, held_out: Any = None, context: Tensor | None
     dtypes = like.dtype, torch.float32, torch.float64
     copies = [copy.deepcopy(flow).eval().to(dtype) for dtype in dtypes]
     used, single, double = (_functions(copied, context) for copied in copies)
-    if x is None and isinstance(flow, Model):
-        with torch.no_grad():
-            normal = torch.randn(EVENTS, flow.event_dim, generator=torch.Generator().manual_seed(0))
-            x = used.inverse(normal.to(like))
     x = _events("x", x).to(like)
     held_out = None if held_out is None else _events("held_out", held_out).to(like)
     dim = x[0].numel()
 
-    def batched(function: Callable[[Tensor], Tensor], events: Tensor) -> Tensor:
+    def batched(function: Map, events: Tensor) -> Tensor:
         with torch.no_grad():
             return torch.cat([function(part) for part in events.split(EVENTS)])
 
@@ -209,10 +193,7 @@ def _check(name: str, measure: Callable[[], Measured]) -> tuple[Any, ...]:
     return ("fail", "warning", "pass")[passed], value, spread, *limits, unit, meaning
 
 
-def inverse_error(
-    forward: Callable[[Tensor], tuple[Tensor, Tensor]], inverse: Callable[[Tensor], Tensor],
-    x: Tensor,
-) -> Tensor:  # fmt: skip
+def inverse_error(forward: Forward, inverse: Map, x: Tensor) -> Tensor:
     """Compute the absolute errors of inverse(forward(x)), in the shape of the events x."""
     with torch.no_grad():
         return (inverse(forward(x)[0]) - x).abs()
@@ -277,7 +258,7 @@ def integrate(
 
 
 def _events(name: str, data: Any) -> Tensor:
-    events = torch.as_tensor([] if data is None else data)
+    events = torch.as_tensor(data)
     if not events.is_floating_point() or len(events) < 2:
         got = f"{events.dtype} of shape {tuple(events.shape)}"
         fix = "Convert bytes with submanifold.data.dequantize"

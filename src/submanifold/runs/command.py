@@ -102,7 +102,7 @@ def runs(name: str | None) -> None:
 @model_argument
 @click.option("--audit", "is_audited", is_flag=True,
               help="Print a check of the density instead: on the training and validation data of "
-              "a run, or on samples if there are none or the model is conditional.")  # fmt: skip
+              "a run; on samples if they are not there or the model is conditional.")  # fmt: skip
 def info(model: str, is_audited: bool) -> None:
     """Print the architecture, the data and the calibration of a model as JSON."""
     path = model_path(model)
@@ -116,22 +116,21 @@ def info(model: str, is_audited: bool) -> None:
         return
     import torch
 
-    from submanifold.data.batches import as_input
     from submanifold.evaluation.audit import EVENTS, audit
-    from submanifold.evaluation.baselines import evenly_spaced
     from submanifold.flows import context_of
-    from submanifold.runs.experiments import load_data
+    from submanifold.runs.experiments import load_events
 
-    context, x, held_out = None, None, None
+    source, context, rows = "Training and validation data of the run", None, None
+    x, held_out = load_events(path, EVENTS)
     if depends := context_of(loaded):
         context = torch.zeros(depends["columns"]) if "columns" in depends else torch.tensor(0)
-        click.echo(f"Samples given {'average columns' if context.ndim else 'label 0'}")
-    elif arrays := load_data(path):
-        x, held_out = (as_input(evenly_spaced(events, EVENTS)) for events in arrays)
-        click.echo("Training and validation data of the run")
-    else:
-        click.echo("Samples of the model, because data of its run are not there")
-    click.echo(audit(loaded, x, held_out, context))
+        held_out, rows = None, context.expand(EVENTS, *context.shape)
+    if held_out is None:
+        given = (
+            "" if context is None else f" given {'average columns' if context.ndim else 'label 0'}"
+        )
+        source, x = f"Samples on the manifold{given}", loaded.sample(EVENTS, context=rows)
+    click.echo(f"{source}\n{audit(loaded, x, held_out, context)}")
 
 
 def _with_command(error: UserError) -> UserError:

@@ -9,6 +9,7 @@ from typing import Any
 
 from click import ClickException
 from kedro.io import DataCatalog
+from torch import Tensor
 
 from submanifold.common.device import choose_device
 from submanifold.common.files import read_json, write_json
@@ -17,7 +18,9 @@ from submanifold.config.merge import merge
 from submanifold.config.project import RAW_FOLDER, conf_source, configure
 from submanifold.config.resolve import resolve
 from submanifold.config.schema import Experiment, nest
+from submanifold.data.batches import as_input
 from submanifold.data.splits import Groups
+from submanifold.evaluation.baselines import evenly_spaced
 from submanifold.inference.records import read_records, records_folder
 from submanifold.runs.runner import run_pipeline
 
@@ -136,8 +139,8 @@ class CachedRun:
         run_pipeline(self.project, name, self.params, self.env, outputs)
 
 
-def load_data(model: Path) -> list[Any]:
-    """Load the training and validation data of a run by its model file, if they are there."""
+def load_events(model: Path, count: int) -> tuple[Tensor | None, Tensor | None]:
+    """Load training and validation events of a run by its model file, None if there are none."""
     project, names = records_folder(), ("x_train", "x_valid")
     for record in read_records(project):
         if (project / record.model).resolve() == model.resolve():
@@ -145,8 +148,9 @@ def load_data(model: Path) -> list[Any]:
             run = CachedRun(record.name, record.params, project)
             keys = {} if run.error else run.configuration.artifact_keys
             if keys.get("model") == record.key and all(map(run.catalog.exists, names)):
-                return [run.load(name) for name in names]
-    return []
+                first, second = (evenly_spaced(run.load(name), count) for name in names)
+                return as_input(first), as_input(second)
+    return None, None
 
 
 def run_all(runs: Collection[CachedRun]) -> None:
