@@ -120,17 +120,16 @@ def info(model: str, is_audited: bool) -> None:
     from submanifold.flows import context_of
     from submanifold.runs.experiments import load_events
 
-    source, context, rows = "Training and validation data of the run", None, None
+    context, rows, condition = None, None, ""
+    source = "Training and validation data of the run"
     x, held_out = load_events(path, EVENTS)
     if depends := context_of(loaded):
         context = torch.zeros(depends["columns"]) if "columns" in depends else torch.tensor(0)
         held_out, rows = None, context.expand(EVENTS, *context.shape)
+        condition = " given average columns" if context.ndim else " given label 0"
     if held_out is None:
-        given = (
-            "" if context is None else f" given {'average columns' if context.ndim else 'label 0'}"
-        )
-        source, x = f"Samples on the manifold{given}", loaded.sample(EVENTS, context=rows)
-    click.echo(f"{source}\n{audit(loaded, x, held_out, context)}")
+        source, x = "Samples on the manifold", loaded.sample(EVENTS, context=rows)
+    click.echo(f"{source}{condition}\n{audit(loaded, x, held_out, context)}")
 
 
 def _with_command(error: UserError) -> UserError:
