@@ -67,17 +67,21 @@ def test_conformal_p_values_of_the_exact_density_are_uniform():
     """And those of another density, or of contaminated observations, are not."""
     torch.manual_seed(0)
     x = misspecification.simulate(3, 4000)
-    score = misspecification.exact(x, 0)
-    held_out = np.sort(score(x[:1000])[0].reshape(10, -1))
+    test = misspecification.exact(x, 0)
+
+    def score(x):
+        return test(x)["exact density"]
+
+    held_out = np.sort(score(x[:1000]).reshape(10, -1))
     uniform, shifted = (
-        misspecification.uniformity(np.array([
+        float(misspecification.uniformity([
             (np.searchsorted(known, p) + 1) / (len(known) + 1)
-            for known, p in zip(held_out, score(new)[0].reshape(10, -1), strict=True)
+            for known, p in zip(held_out, score(new).reshape(10, -1), strict=True)
         ]))
         for new in (x[1000:], misspecification.contaminate(x[1000:], "shift", 1))
     )  # fmt: skip
     assert uniform > 0.05 > 1e-6 > shifted
-    assert scipy.stats.kstest(score(x)[0], "uniform").pvalue > 0.05
+    assert scipy.stats.kstest(score(x), "uniform").pvalue > 0.05
 
 
 def test_contaminations_change_only_what_they_say():
