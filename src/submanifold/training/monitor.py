@@ -75,7 +75,6 @@ def warnings(row: Row, trained: Row) -> dict[str, str]:
         texts["memorized"] = (
             f"at step {step} validation data have {row[name]:.3g} bits per dimension and training "
             f"data {trained[name]:.3g}: the model memorizes the training data, and projections of "
-            "other data diverge. Use fewer steps or couplings, or a larger input_noise; for tables "
-            "the default method, noise-conditional, has one"
+            "other data diverge. Use more data, fewer steps or couplings, or more input_noise"
         )
     return texts
