@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -126,7 +128,7 @@ def test_anomaly_score_is_that_of_the_command(table, model):
 
 def test_alarms_are_the_flagged_fractions_of_both_parts(table, model, monkeypatch):
     monkeypatch.setattr(module, "RESAMPLES", 5)
-    alarms = measure_ood(table, model.calibration)["alarms"]
+    alarms = measure_ood(table, model)["alarms"]
     assert [row["rate"] for row in alarms] == [0.1, 0.05, 0.01]  # the smallest p-value is 1/201
     p_values = table.loc[table["part"] == "normal", f"p_{ANOMALY}"]
     for row in alarms:
@@ -135,9 +137,11 @@ def test_alarms_are_the_flagged_fractions_of_both_parts(table, model, monkeypatc
         assert row["expected"] == {"low": low, "high": high}
         assert row["detected"]["value"] == 1
         assert row["detected"]["low"] == pytest.approx(0.025 ** (1 / 30))  # Clopper & Pearson
-    assert "alarms" not in measure_ood(table, {"why": "too few images"})
+    assert "alarms" not in measure_ood(
+        table, SimpleNamespace(calibration={"why": "few"})
+    )
     grouped = table.assign(group=table["number"] // 10)
-    row = measure_ood(grouped, model.calibration)["alarms"][0]
+    row = measure_ood(grouped, model)["alarms"][0]
     assert (row["false_alarms"]["groups"], row["detected"]["groups"]) == (10, 3)
 
 

@@ -194,7 +194,7 @@ def test_ood_pipeline_scores_and_measures_every_image(ood):
     test = ood.load("groups")["test"]
     assert scores["group"].tolist() == [*test, *range(40)]
     assert measured["groups"] == {"normal": len(set(test)), "ood": 40}
-    assert measure_ood(scores, ood.load("hierarchy").calibration) == measured
+    assert measure_ood(scores, ood.load("hierarchy")) == measured
     text, rate = ood.text("ood_report"), measured["alarms"][-1]["rate"]
     assert "my noise" in text
     assert f"over groups of images ({len(set(test))} of photos and 40 of" in text

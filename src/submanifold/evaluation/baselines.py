@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from submanifold.data.batches import Batches
+from submanifold.data.splits import Groups, groups_of
 from submanifold.evaluation.intervals import MIN_GROUPS, Interval, mean_interval, plus_minus
 from submanifold.evaluation.likelihood import per_event, to_bits_per_dim
 
@@ -196,18 +197,20 @@ def fit_gaussian(train: np.ndarray, valid: np.ndarray) -> tuple[PCA, int]:
 
 
 def fit_baselines(
-    train: np.ndarray, valid: np.ndarray, test: np.ndarray, groups: np.ndarray | None = None
-) -> tuple[dict[str, Any], np.ndarray]:
+    train: np.ndarray, valid: np.ndarray, test: np.ndarray, groups: Groups | None = None
+) -> dict[str, Any]:
     """Fit PCA and the Gaussian to uint8 images or float vectors (N, ...) and evaluate them.
 
-    ``pca_mse`` are mean squared errors with the first 0, 1, ... axes; ``subsets`` are the same of
-    512, 128 and 32 evenly spaced test events, by number. The second result is :func:`stored_axes`.
+    In the ``baselines``, ``pca_mse`` are mean squared errors with the first 0, 1, ... axes, and
+    ``subsets`` are the same of 512, 128 and 32 evenly spaced test events, by number. ``pca`` are
+    the mean and up to 2,048 axes as rows, float16 (1 + axes, D), for a file.
     """
     pca, n_train = fit_gaussian(train, valid)
     bits = to_bits_per_dim(per_event(pca.log_prob, pca_batches(test)), test)
+    of_test = groups_of(groups, "test")
 
     def errors(rows: Any = slice(None)) -> dict[str, Any]:
-        groups_of_rows = None if groups is None else groups[rows]
+        groups_of_rows = None if of_test is None else of_test[rows]
         mse, half_width = pca.error_curve(pca_batches(test[rows]), groups_of_rows)
         half_widths = None if half_width is None else half_width.tolist()
         counts = {} if groups_of_rows is None else {"groups": len(np.unique(groups_of_rows))}
@@ -215,11 +218,13 @@ def fit_baselines(
 
     subsets = {n: evenly_spaced(np.arange(len(test)), n) for n in (COMPARED_EVENTS, CURVE_EVENTS)}
     subsets[FEW_EVENTS] = evenly_spaced(subsets[COMPARED_EVENTS], FEW_EVENTS)
-    return errors() | {
+    baselines = errors() | {
         "subsets": {str(n): errors(rows) for n, rows in subsets.items()},
-        "gaussian": {"bits_per_dim": mean_interval(bits, groups), "shrinkage": pca.shrinkage},
+        "gaussian": {"bits_per_dim": mean_interval(bits, of_test), "shrinkage": pca.shrinkage},
         "n_train": n_train,
-    }, stored_axes(pca)  # fmt: skip
+    }
+    axes = torch.cat([pca.mean[:, None], pca.axes[:, :LEADING]], 1).T
+    return {"baselines": baselines, "pca": axes.half().cpu().numpy()}
 
 
 def evenly_spaced(values: np.ndarray, count: int) -> np.ndarray:
@@ -227,14 +232,8 @@ def evenly_spaced(values: np.ndarray, count: int) -> np.ndarray:
     return values[np.linspace(0, len(values) - 1, min(count, len(values))).round().astype(int)]
 
 
-def stored_axes(pca: PCA) -> np.ndarray:
-    """Return the mean and up to 2,048 axes as rows, float16 (1 + axes, D), for a file."""
-    axes = pca.axes[:, :LEADING]
-    return torch.cat([pca.mean[:, None], axes], 1).T.half().cpu().numpy()
-
-
 def pca_projection(stored: np.ndarray, x: Tensor, dim: int) -> Tensor | None:
-    """Project x (batch, ...) onto `dim` axes of :func:`stored_axes`; None if there are fewer."""
+    """Project x (batch, ...) onto `dim` axes of :func:`fit_baselines`; None if there are fewer."""
     if dim >= stored.shape[1]:
         return x
     if dim >= len(stored):

@@ -11,11 +11,13 @@ from torch import Tensor
 from submanifold.common import distributed
 from submanifold.common.progress import track
 from submanifold.data.batches import Batch, Batches
+from submanifold.data.tables import Preprocessor
 from submanifold.flows import is_noise_conditional, with_noise_scale
 from submanifold.models import Model
 from submanifold.models.model import bits_per_dim
 
 BATCH_SIZE = 256  # events in a batch of encodings, projections or samples
+CHUNK_VALUES = 2**21  # of a table that are converted at a time
 
 
 @torch.no_grad()
@@ -73,3 +75,12 @@ def to_bits_per_dim(log_prob: np.ndarray, events: np.ndarray) -> np.ndarray:
     """Convert nats (N,) to bits per dimension of uint8 events (8 bits more) or floats (N, ...)."""
     bits = 8 if events.dtype == np.uint8 else 0
     return bits_per_dim(log_prob, math.prod(events.shape[1:]), bits)
+
+
+def log_det_of_table(model: Model, rows: np.ndarray) -> np.ndarray | None:
+    """Compute log-determinants (N,) of a table's preprocessing; None if the model is of others."""
+    if "table" not in model.data:
+        return None
+    preprocessor = Preprocessor.from_dict(model.data["table"])
+    parts = np.array_split(rows, -(-rows.size // CHUNK_VALUES))
+    return np.concatenate([preprocessor.log_det_at(part) for part in parts])

@@ -24,6 +24,7 @@ from submanifold.evaluation.likelihood import (
     BATCH_SIZE,
     dequantized_log_probs,
     importance_log_prob,
+    log_det_of_table,
     noisy_log_prob,
     per_event,
     to_bits_per_dim,
@@ -57,18 +58,16 @@ Metrics = dict[str, Any]
 def measure(
     model: Model, test: np.ndarray, baselines: Mapping[str, Any], input_noise: float,
     dequantizations: int, device: torch.device, groups: np.ndarray | None = None,
-    log_det: np.ndarray | None = None, is_brief: bool = False,
+    is_brief: bool = False,
 ) -> Metrics:  # fmt: skip
     """Evaluate density and reconstruction on test data; the model is moved to the device.
 
     A brief evaluation compares projections, and measures volumes and curves, on fewer events.
-
-    ``input_noise`` is the standard deviation of the noise that the density was trained with, and
-    ``log_det`` (N,) the log-determinants of the preprocessing of a table's rows.
+    ``input_noise`` is the standard deviation of the noise that the density was trained with.
     """
     batches = Batches(test, BATCH_SIZE, device=device)
     x, context = next(iter(batches))
-    model = model.to(device)
+    model, log_det = model.to(device), log_det_of_table(model, test)
     metrics = density(model, test, batches, input_noise, dequantizations, groups, log_det)
     compared = FEW_EVENTS if is_brief else COMPARED_EVENTS
     metrics |= reconstructions(model, test, batches, groups, compared)

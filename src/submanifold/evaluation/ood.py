@@ -91,15 +91,13 @@ def _linear_scores(
     return lambda images: dict(zip(LINEAR, per_event(columns, pca_batches(images)).T, strict=True))
 
 
-def measure_ood(
-    scored: pd.DataFrame, calibration: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+def measure_ood(scored: pd.DataFrame, model: Model | None = None) -> dict[str, Any]:
     """Measure how well each score of a table of :func:`score_parts` separates the parts.
 
     The ``scores`` have an ``auroc``, an ``average_precision`` of OOD images, and the fraction
     ``false_positives`` of normal images above the threshold that 95% of the OOD images reach, each
     with its 95% bootstrap interval, which with a column ``group`` is over groups. With the
-    calibration of the model's file, ``alarms`` has, for each promised ``rate``, the rates of
+    calibration of the model, ``alarms`` has, for each promised ``rate``, the rates of
     ``false_alarms`` of normal images and of ``detected`` OOD images, and the ``expected`` range.
     """
     rows = {part: np.flatnonzero(scored["part"] == part) for part in (NORMAL, OOD)}
@@ -114,8 +112,8 @@ def measure_ood(
         str(name): _measure_score(scored[name].to_numpy(), rows, groups, level)
         for name in scored if f"p_{name}" in scored
     }  # fmt: skip
-    if ANOMALY in measured["scores"] and calibration and "groups" in calibration:
-        by_part, calibrated = [], Calibration.from_dict(calibration).groups
+    if ANOMALY in measured["scores"] and model is not None and "groups" in model.calibration:
+        by_part, calibrated = [], model.calibration["groups"]
         for of_part in rows.values():
             p_values = scored[f"p_{ANOMALY}"].to_numpy()[of_part]
             of_groups = numbers[of_part] if "group" in scored else None

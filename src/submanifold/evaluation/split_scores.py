@@ -5,14 +5,19 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-import torch
 
+from submanifold.common.device import choose_device
 from submanifold.common.progress import track
 from submanifold.data.batches import Batches
 from submanifold.data.splits import Groups, groups_of
 from submanifold.evaluation.calibration import COMBINATION, Calibration
 from submanifold.evaluation.intervals import Interval, mean_interval
-from submanifold.evaluation.likelihood import BATCH_SIZE, per_event, to_bits_per_dim
+from submanifold.evaluation.likelihood import (
+    BATCH_SIZE,
+    log_det_of_table,
+    per_event,
+    to_bits_per_dim,
+)
 from submanifold.evaluation.scores import QUICK, score
 from submanifold.models import Model
 
@@ -23,16 +28,17 @@ NLL = "nll"  # column in the units of a table; images have bits per dimension
 
 
 def score_splits(
-    model: Model, train: np.ndarray, valid: np.ndarray, test: np.ndarray, groups: Groups | None,
-    device: torch.device,
+    hierarchy: Model, train: np.ndarray, valid: np.ndarray, test: np.ndarray, groups: Groups | None,
+    device: str,
 ) -> pd.DataFrame:  # fmt: skip
     """Score a fixed random subset of each split.
 
     The columns are ``split``, ``number`` in the array, ``group`` (the number, if events are
-    independent), and ``bits_per_dim`` (NaN without a density); for test data also ``encoder_mse``,
-    and with a calibration ``anomaly_score`` and ``p_value``.
+    independent), ``bits_per_dim`` (NaN without a density), and ``nll`` of rows of a table in its
+    units; for test data also ``encoder_mse``, and with a calibration ``anomaly_score`` and
+    ``p_value``.
     """
-    model, tables = model.to(device), []
+    model, tables = hierarchy.to(choose_device(device)), []
     for split, events in {"train": train, "valid": valid, "test": test}.items():
         order = np.random.default_rng(SEED).permutation(len(events))
         most = MAX_IMAGES if events.dtype == np.uint8 else MAX_ROWS
@@ -50,12 +56,19 @@ def score_splits(
                 columns["anomaly_score"] = combined
                 columns["p_value"] = calibration.p_values(COMBINATION, combined)
         elif model.has_density:
-            batches = Batches(events, BATCH_SIZE, device=device)
+            batches = Batches(events, BATCH_SIZE, device=choose_device(device))
             tracked = track(batches, f"bits per dimension, {split}", len(events))
             columns["bits_per_dim"] = to_bits_per_dim(per_event(model.log_prob, tracked), events)
+        if (log_det := log_det_of_table(model, events)) is not None:
+            columns["log_det"] = log_det
         tables.append(pd.DataFrame({"split": split, **columns}))
     table = pd.concat(tables, ignore_index=True)
-    return table if "bits_per_dim" in table else table.assign(bits_per_dim=math.nan)
+    if "bits_per_dim" not in table:
+        table["bits_per_dim"] = math.nan
+    if "log_det" in table:
+        nats = table["bits_per_dim"] * model.event_dim * math.log(2)
+        table[NLL] = nats - table.pop("log_det")
+    return table
 
 
 def density_column(scored: pd.DataFrame) -> str:

@@ -1,6 +1,5 @@
 """Nodes of the evaluation pipeline."""
 
-import math
 import time
 from typing import Any
 
@@ -15,30 +14,20 @@ from submanifold.data.batches import Batches
 from submanifold.data.settings import SyntheticSettings
 from submanifold.data.splits import Groups, groups_of
 from submanifold.data.tables import Preprocessor
-from submanifold.evaluation import baselines, illustrations
+from submanifold.evaluation import illustrations
 from submanifold.evaluation import samples as sampling
 from submanifold.evaluation.attribution import explain_rows
 from submanifold.evaluation.baselines import COMPARED_EVENTS, evenly_spaced
 from submanifold.evaluation.measure import measure, warnings
 from submanifold.evaluation.sample_quality import sample_quality
-from submanifold.evaluation.split_scores import NLL, score_splits
 from submanifold.evaluation.truth import against_truth
 from submanifold.flows import context_of
 from submanifold.models import Hierarchy, Model
 
 PROJECTIONS = 16  # test images whose projections the report shows
 BY_DIM = 8  # the first are shown at every dimension, the last with all kinds of projections
-CHUNK_VALUES = 2**21  # of a table that are converted at a time
 CANDIDATES = 256  # test images, for an interpolation from the first to the last one of its class
 INTERPOLATED = 9  # images of an interpolation
-
-
-def fit_baselines(
-    train: np.ndarray, valid: np.ndarray, test: np.ndarray, groups: Groups
-) -> dict[str, Any]:
-    """Fit PCA and the Gaussian to the training data and evaluate them on the test data."""
-    fitted, axes = baselines.fit_baselines(train, valid, test, groups_of(groups, "test"))
-    return {"baselines": fitted, "pca": axes}
 
 
 def draw_samples(
@@ -61,10 +50,7 @@ def evaluate(
         rows, draws = evenly_spaced(np.arange(len(test)), COMPARED_EVENTS), 1
         measured, test_groups = test[rows], None if test_groups is None else test_groups[rows]
         baselines = baselines | baselines["subsets"][str(COMPARED_EVENTS)]
-    metrics = measure(
-        hierarchy, measured, baselines, input_noise, draws, on, test_groups,
-        _log_det(hierarchy, measured), is_brief,
-    )  # fmt: skip
+    metrics = measure(hierarchy, measured, baselines, input_noise, draws, on, test_groups, is_brief)
     if test.dtype == np.uint8:
         weights = evaluation.inception_weights or "auto"
         metrics |= sample_quality(train, test, samples, weights, on, groups)
@@ -78,31 +64,6 @@ def evaluate(
         batches = Batches(test[:PROJECTIONS], PROJECTIONS, device=on)
         projected = hierarchy.to(on).encoder_projection(*next(iter(batches)))
     return {"metrics": metrics, "projections": sampling.stored(projected)}
-
-
-def score_events(
-    hierarchy: Model, train: np.ndarray, valid: np.ndarray, test: np.ndarray, groups: Groups,
-    device: str,
-) -> pd.DataFrame:  # fmt: skip
-    """Compute densities of events of each split, for tables in their units, and p-values."""
-    scored = score_splits(hierarchy, train, valid, test, groups, choose_device(device))
-    if "table" not in hierarchy.data:
-        return scored
-    arrays = {"train": train, "valid": valid, "test": test}
-    log_det = np.concatenate([
-        _log_det(hierarchy, arrays[str(split)][of_split["number"].to_numpy()])
-        for split, of_split in scored.groupby("split", sort=False)
-    ])  # fmt: skip
-    nats = scored["bits_per_dim"] * hierarchy.event_dim * math.log(2)
-    return scored.assign(**{NLL: nats - log_det})
-
-
-def _log_det(model: Model, x: np.ndarray) -> np.ndarray | None:
-    if "table" not in model.data:
-        return None
-    preprocessor = Preprocessor.from_dict(model.data["table"])
-    parts = np.array_split(x, -(-x.size // CHUNK_VALUES))
-    return np.concatenate([preprocessor.log_det_at(part) for part in parts])
 
 
 def explain(

@@ -3,6 +3,8 @@
 from kedro.pipeline import Node, Pipeline
 
 from submanifold.config.schema import Experiment
+from submanifold.evaluation.baselines import fit_baselines
+from submanifold.evaluation.split_scores import score_splits
 from submanifold.pipelines.evaluation import nodes
 
 MODEL = {"hierarchy": "hierarchy", "device": "params:device"}
@@ -16,9 +18,7 @@ TRUTH = {"test": "x_test", "samples": "samples", "data": "params:data"}
 SHOWN = {"samples": "samples", "pca": "pca"}
 SCORED = {"split_scores": "split_scores", "rows": "rows"}
 
-SCORES = Node(
-    nodes.score_events, MODEL | SPLITS, "split_scores", name="score_splits", tags="distributed"
-)
+SCORES = Node(score_splits, MODEL | SPLITS, "split_scores", name="score_splits", tags="distributed")
 BY_KIND = {
     "images": [
         SCORES,
@@ -38,7 +38,7 @@ def create_pipeline(experiment: Experiment) -> Pipeline:
     metrics = {"metrics": "metrics", "projections": "projections"}
     fitted = {"baselines": "baselines", "pca": "pca"}
     return Pipeline([
-        Node(nodes.fit_baselines, SPLITS, fitted, name="fit_baselines"),
+        Node(fit_baselines, SPLITS, fitted, name="fit_baselines"),
         Node(nodes.draw_samples, MODEL | DRAWN, samples, name="draw_samples"),
         Node(nodes.evaluate, MODEL | DATA | MEASURED | histories, metrics, name="evaluate",
              tags="distributed"),

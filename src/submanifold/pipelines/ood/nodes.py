@@ -12,15 +12,7 @@ from submanifold.data.prepare import prepare, read_sidecar
 from submanifold.data.splits import Groups
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.likelihood import to_bits_per_dim
-from submanifold.evaluation.ood import (
-    MAX_IMAGES,
-    MAX_ROWS,
-    NORMAL,
-    OOD,
-    measure_ood,
-    roc,
-    score_parts,
-)
+from submanifold.evaluation.ood import MAX_IMAGES, MAX_ROWS, NORMAL, OOD, roc, score_parts
 from submanifold.inference.inputs import read_rows
 from submanifold.inference.predictor import Predictor
 from submanifold.models import Model
@@ -58,11 +50,6 @@ def score_ood(
     """Score test data and OOD data, see :func:`.score_parts`."""
     model = model.to(choose_device(device))
     return score_parts(model, train, valid, test, ood, groups=groups, ood_groups=ood_groups)
-
-
-def measure(scored: pd.DataFrame, model: Model) -> dict[str, Any]:
-    """Measure how well each score separates test data from OOD data."""
-    return measure_ood(scored, model.calibration)
 
 
 def write_page(
