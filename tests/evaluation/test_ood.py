@@ -137,9 +137,7 @@ def test_alarms_are_the_flagged_fractions_of_both_parts(table, model, monkeypatc
         assert row["expected"] == {"low": low, "high": high}
         assert row["detected"]["value"] == 1
         assert row["detected"]["low"] == pytest.approx(0.025 ** (1 / 30))  # Clopper & Pearson
-    assert "alarms" not in measure_ood(
-        table, SimpleNamespace(calibration={"why": "few"})
-    )
+    assert "alarms" not in measure_ood(table, SimpleNamespace(calibration={"why": "few"}))
     grouped = table.assign(group=table["number"] // 10)
     row = measure_ood(grouped, model)["alarms"][0]
     assert (row["false_alarms"]["groups"], row["detected"]["groups"]) == (10, 3)

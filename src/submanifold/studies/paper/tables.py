@@ -1,12 +1,12 @@
 """Tables 1 to 5: the paper's numbers next to those measured here."""
 
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 
 import pandas as pd
 
-from submanifold.evaluation import paper
 from submanifold.evaluation.intervals import ENDS, over_seeds
-from submanifold.evaluation.metrics import COMPARED, NONE
+from submanifold.evaluation.metrics import COMPARED, NONE, is_missing
 from submanifold.studies.pages import Content, Params, Runs, Target
 
 TITLES = {
@@ -21,9 +21,15 @@ FLOOR = "training images"
 Cell = tuple[str, str, str]  # data set, method, and dimensions of the stages (3072-1000-500)
 
 
+def printed_results() -> pd.DataFrame:
+    """Read the paper's numbers, by ``metric`` (a :attr:`.Metric.column`); some have no spread."""
+    with (files(__package__) / "paper.csv").open(encoding="utf-8") as file:
+        return pd.read_csv(file)
+
+
 def paper_cells(table: int) -> list[Cell]:
     """List the methods of one of the paper's tables."""
-    results = paper.results()
+    results = printed_results()
     cells = results.loc[results["table"] == table, ["dataset", "method", "stage_dims"]]
     return list(cells.drop_duplicates().itertuples(index=False, name=None))
 
@@ -64,7 +70,7 @@ def results_table(table: int, stage_dims: Mapping[str, str], runs: Runs) -> pd.D
         if any(metric.read(metrics) is not None
                for of_seeds in measured.values() for metrics in of_seeds)
     ]  # fmt: skip
-    printed = paper.results().query(f"table == {table}")
+    printed = printed_results().query(f"table == {table}")
     printed = printed.rename(columns={"value": "paper", "spread": "paper_spread"})
     keys = ["method", "stage_dims", "metric"]
     frame = pd.DataFrame(rows).astype(dict.fromkeys(ENDS, float))
@@ -84,12 +90,19 @@ def readable(results: pd.DataFrame) -> pd.DataFrame:
             metric = COMPARED[measured["metric"]]
             row[metric.label] = metric.write(measured)
             if measured["metric"] in in_paper:
-                printed = measured["paper"], measured["paper_spread"]
-                row[f"{metric.label}, paper"] = paper.write(*printed)
+                printed = _as_printed(measured["paper"], measured["paper_spread"])
+                row[f"{metric.label}, paper"] = printed
         rows.append(row)
     table = pd.DataFrame(rows)
     kept = {COMPARED[name].label for name in in_paper}
     return table[[c for c in table if (table[c] != NONE).any() or c in kept]]
+
+
+def _as_printed(value: float, spread: float) -> str:
+    if is_missing(value):
+        return NONE
+    text = f"{value:,g}" if value < 1e5 else f"{value:,.0f}"
+    return text if is_missing(spread) else f"{text} ± {spread:g}"
 
 
 def _target(number: int) -> Target:
