@@ -3,8 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -40,16 +39,6 @@ class Observer:
 
 
 observer: ContextVar[Observer] = ContextVar("observer", default=Observer())  # noqa: B039  frozen
-
-
-@contextmanager
-def observed(by: Observer) -> Iterator[None]:
-    """Set the observer of runs that are started inside."""
-    token = observer.set(by)
-    try:
-        yield
-    finally:
-        observer.reset(token)
 
 
 def log_callback(first_step: int, first_stage: int) -> "Log | None":

@@ -6,6 +6,7 @@ import math
 import statistics
 import time
 import warnings
+from contextvars import copy_context
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,7 @@ from submanifold.common.files import locked
 from submanifold.common.settings import Settings, read_settings
 from submanifold.evaluation.measure import objectives
 from submanifold.runs.experiments import CachedRun
-from submanifold.runs.tracking import Observer, Pruned, observed
+from submanifold.runs.tracking import Observer, Pruned, observer
 from submanifold.training.trainer import Row
 
 log = logging.getLogger(__name__)
@@ -150,8 +151,10 @@ def _run(settings: StudySettings, base: CachedRun, trial: optuna.Trial) -> list[
     tags = {"submanifold.study": base.name, "submanifold.trial": str(trial.number)}
     report = partial(_report, settings, run, trial)
     try:
-        with observed(Observer(tags, partial(trial.set_user_attr, "mlflow_run"), report)):
-            run.run()
+        context = copy_context()  # the observer is that of this run only
+        set_run = partial(trial.set_user_attr, "mlflow_run")
+        context.run(observer.set, Observer(tags, set_run, report))
+        context.run(run.run)
         device = choose_device(run.settings.device)
         reached = objectives(run.load_model(), run.load("x_valid"), device)
         values = [reached[name] for name in settings.objectives]
