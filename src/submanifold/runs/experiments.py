@@ -65,11 +65,7 @@ class CachedRun:
     @property
     def error(self) -> str | None:
         """The message about invalid settings, None if they are valid."""
-        try:
-            self.settings  # noqa: B018
-        except ClickException as error:
-            return str(error)
-        return None
+        return message_of(lambda: self.settings)
 
     @property
     def key(self) -> str:
@@ -151,6 +147,15 @@ def load_events(model: Path, count: int) -> tuple[Tensor | None, Tensor | None]:
                 first, second = (evenly_spaced(run.load(name), count) for name in names)
                 return as_input(first), as_input(second)
     return None, None
+
+
+def message_of(check: Callable[[], object]) -> str | None:
+    """Return the message of the user's mistake that a check raises; None if it raises none."""
+    try:
+        check()
+    except ClickException as error:
+        return str(error)
+    return None
 
 
 def run_all(runs: Collection[CachedRun]) -> None:

@@ -11,7 +11,7 @@ from submanifold.config.loader import load_configuration
 from submanifold.config.project import RAW_FOLDER, conf_source
 from submanifold.data.settings import ImageSettings
 from submanifold.data.sources import SOURCES
-from submanifold.runs.experiments import CachedRun, run_all
+from submanifold.runs.experiments import CachedRun, message_of, run_all
 from submanifold.runs.runner import session
 from submanifold.studies.comparisons import beyond, ood, related
 from submanifold.studies.pages import Params, Target, write
@@ -62,7 +62,8 @@ def state(planned: Plan) -> dict[str, str]:
     for run in unique(run for run in _all_runs(planned) if run.name not in states).values():
         key = run.configuration.artifact_keys["data"]
         if key not in by_data:
-            by_data[key] = None if run.is_finished else _data_error(run)
+            check = run.configuration.check_images
+            by_data[key] = None if run.is_finished else message_of(check)
         states[run.name] = by_data[key] or _state(run)
     return states
 
@@ -78,14 +79,6 @@ def _state(run: CachedRun) -> str:
     source, raw = SOURCES[data.source], run.project / RAW_FOLDER
     exists = source.path is None or source.files(data, raw)
     return "to train" if exists else "to download and train"
-
-
-def _data_error(run: CachedRun) -> str | None:
-    try:
-        run.configuration.check_images()
-    except UserError as error:
-        return str(error)
-    return None
 
 
 def _all_runs(planned: Plan) -> list[CachedRun]:
