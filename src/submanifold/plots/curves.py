@@ -24,7 +24,7 @@ def training_curves(histories: Mapping[str, Mapping[str, Any]]) -> Figure:
 
     Bits per dimension are also shown against the seconds of the training, on the axis at the top,
     and a loss of several terms with each weighted term. A panel is left out if it would repeat
-    another one (the loss of a single term), if it has a single point, or if all projections are
+    another one (the loss of the likelihood), if it has a single point, or if all projections are
     exact. All values refer to the input of the training: images, or the coordinates u of the
     previous stage.
     """
@@ -71,20 +71,9 @@ def _panels(history: Mapping[str, Any]) -> list[str]:
     ]
     if "mse" in keys and max(errors) < EXACT:
         keys.remove("mse")
-    same = history.get("terms") == ["likelihood"] and "bits_per_dim" in keys
-    if "loss" in keys and (same or ("mse" in keys and _is_multiple(history, "mse"))):
+    if history.get("terms") == ["likelihood"] and {"loss", "bits_per_dim"} <= {*keys}:
         keys.remove("loss")
     return keys
-
-
-def _is_multiple(history: Mapping[str, Any], key: str) -> bool:
-    entries = [entry for part in STYLES for entry in history[part]]
-    if not all({key, "loss"} <= entry.keys() for entry in entries):
-        return False
-    values = np.array([[entry["loss"], entry[key]] for entry in entries], float)
-    loss, other = values[np.isfinite(values).all(1)].T
-    factor = loss @ other / max(other @ other, 1e-300)
-    return bool(np.allclose(loss, factor * other, rtol=1e-4, atol=0))
 
 
 def _plot(axes: Axes, history: Mapping[str, Any], key: str, **style: Any) -> None:
