@@ -2,7 +2,6 @@
 
 import io
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,7 +9,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 DPI = 150
-_rendered: WeakKeyDictionary[Figure, bytes] = WeakKeyDictionary()
 MIN_WIDTH = 64  # smallest width in pixels of an image on a sheet; smaller images are enlarged
 
 
@@ -65,12 +63,10 @@ def sample_sheet(images: np.ndarray, columns: int = 8) -> Image.Image:
 
 
 def as_png(picture: Figure | Image.Image) -> bytes:
-    """Render a figure, or encode an image, as a PNG file. A figure is rendered once."""
+    """Render a figure, or encode an image, as a PNG file."""
     buffer = io.BytesIO()
     if isinstance(picture, Image.Image):
         picture.save(buffer, "png", optimize=True)
-        return buffer.getvalue()
-    if picture not in _rendered:
+    else:
         picture.savefig(buffer, format="png", dpi=DPI)
-        _rendered[picture] = buffer.getvalue()
-    return _rendered[picture]
+    return buffer.getvalue()
