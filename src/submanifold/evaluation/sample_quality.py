@@ -53,7 +53,7 @@ def sample_quality(
         # PCA is fitted to other images than those compared, if there are enough
         start = count if len(train) >= 2 * count else 0
         reference = train[order[start : start + MAX_REFERENCE]]
-        subset = random_subset(len(test), count)
+        subset = np.sort(np.random.default_rng(0).choice(len(test), count, replace=False))
         of_subset = None if of_test is None else of_test[subset]
         images = [test, *(fake for fake, _ in fakes)]
         inception, (real, *of_fakes), name = _features(reference, images, subset, weights, device)
@@ -69,11 +69,6 @@ def sample_quality(
             })  # fmt: skip
     training = measured[1] if len(measured) > 1 else None
     return measured[0] | {"features": name, "training_images": training}
-
-
-def random_subset(count: int, size: int) -> np.ndarray:
-    """Return sorted indices of a fixed random subset; all indices if size >= count."""
-    return np.sort(np.random.default_rng(0).choice(count, min(count, size), replace=False))
 
 
 def _features(

@@ -1,7 +1,6 @@
 """Plan, run and write the targets of `submanifold reproduce`."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -9,6 +8,7 @@ import mlflow
 from submanifold.common.errors import UserError, did_you_mean
 from submanifold.config.loader import load_configuration
 from submanifold.config.project import RAW_FOLDER, conf_source
+from submanifold.config.schema import nest
 from submanifold.data.settings import ImageSettings
 from submanifold.data.sources import SOURCES
 from submanifold.runs.experiments import CachedRun, message_of, run_all
@@ -42,10 +42,8 @@ def plan(
     parameters = load_configuration(conf_source(project), env=env).tables
 
     def runs(name: str, need: Params, target: Target) -> list[CachedRun]:
-        values = {**need, **(params or {})}
-        dataset = values.pop("dataset")
-        run = CachedRun(dataset, {"dataset": dataset}, project, env, target.evaluated, parameters)
-        run = replace(run.with_params(values), name=name)
+        values = nest({**need, **(params or {})})
+        run = CachedRun(name, values, project, env, target.evaluated, parameters)
         return [run, *(run.changed("seed", n) for n in range(1, seeds if target.seeds else 1))]
 
     return {
