@@ -15,7 +15,8 @@ def energy(x):
 
 
 def test_an_extreme_value_has_the_largest_contribution_and_a_usual_value():
-    contributions, values = column_contributions(energy, np.array([0.1, 0.0, 6.0]), USUAL)
+    row = np.array([0.1, 0.0, 6.0])
+    contributions, values = column_contributions(energy, row, USUAL, np.equal)
     assert contributions[2] == pytest.approx(18, abs=0.1)
     assert abs(values[2]) < 0.2
     assert contributions[:2].max() < 0.1

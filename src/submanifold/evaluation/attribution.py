@@ -1,11 +1,12 @@
 """Contributions of columns to the anomaly of a row."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
 import pandas as pd
 
+from submanifold.common.device import choose_device
 from submanifold.common.progress import ProgressBar
 from submanifold.data.batches import as_input, context_tensor
 from submanifold.data.tables import Preprocessor
@@ -24,7 +25,7 @@ LARGEST = 1e30  # instead of scores that are not finite
 
 def column_contributions(
     score: Callable[[np.ndarray], np.ndarray], row: np.ndarray, quantiles: np.ndarray,
-    is_equal: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+    is_equal: Callable[[np.ndarray, np.ndarray], np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     r"""Compute how much the score of a row decreases if a single column changes.
 
@@ -44,38 +45,39 @@ def column_contributions(
     scores = score(np.concatenate([row[None], changed.reshape(-1, len(row))]))
     scores = np.nan_to_num(scores, nan=LARGEST, posinf=LARGEST)
     by_level = scores[1:].reshape(len(columns), len(quantiles))
-    if is_equal is not None:
-        for column, tried in enumerate(changed):
-            equal = is_equal(np.broadcast_to(row, tried.shape), tried)[:, column]
-            by_level[column, equal] = scores[0]
+    for column, tried in enumerate(changed):
+        equal = is_equal(np.broadcast_to(row, tried.shape), tried)[:, column]
+        by_level[column, equal] = scores[0]
     contributions = (scores[0] - by_level.min(1)).clip(0)
     best = changed[columns, by_level.argmin(1), columns]
     return contributions, np.where(contributions > 0, best, row)
 
 
 def explain_rows(
-    model: Model, preprocessor: Preprocessor, test: np.ndarray, scored: pd.DataFrame,
-    train: np.ndarray,
+    hierarchy: Model, train: np.ndarray, test: np.ndarray, split_scores: pd.DataFrame,
+    rows: Mapping[str, Sequence[int]], device: str,
 ) -> pd.DataFrame:  # fmt: skip
-    """Find the three columns that contribute most to each of the 16 most anomalous rows.
+    """Find the three columns that contribute most to each of the 16 most anomalous test rows.
 
     The contributions are increases of the log-density, smoothed if the model is noise-conditional,
-    or decreases of the squared distance from the manifold if the model has no density.
+    or decreases of the squared distance from the manifold if the model has no density. The
+    ``rows`` are numbers of the rows in the table.
     """
+    on, scored = choose_device(device), split_scores[split_scores["split"] == "test"]
+    model, preprocessor = hierarchy.to(on), Preprocessor.from_dict(hierarchy.data["table"])
     smooth = SMOOTHED_DENSITY if is_noise_conditional(model) else "density"
     quantity = smooth if model.has_density else "encoder_distance"
     order = "anomaly_score" if "anomaly_score" in scored else "nll"
     worst = scored.sort_values(order, ascending=False, kind="stable")[:EXPLAINED_ROWS]
     chosen = test[worst["number"].to_numpy()]
-    rows, names = np.asarray(chosen), [column.name for column in preprocessor.varying]
-    device = next(model.parameters()).device
+    standardized, names = np.asarray(chosen), [column.name for column in preprocessor.varying]
     quantiles = np.quantile(train[:: -(-len(train) // MAX_REFERENCE)], LEVELS, axis=0)
-    contexts = context_tensor(chosen, device)
+    contexts = context_tensor(chosen, on)
 
     def anomaly(x: np.ndarray, context: Context) -> np.ndarray:
         if context is not None:
             context = context.expand(len(x), *context.shape[1:])
-        scores = score_batch(model, as_input(x).to(device), x, (quantity,), context)
+        scores = score_batch(model, as_input(x).to(on), x, (quantity,), context)
         return scores[quantity].cpu().numpy()
 
     def is_equal(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -83,16 +85,18 @@ def explain_rows(
         return np.equal(*(table.to_numpy() for table in both))
 
     entries = []
-    with ProgressBar("contributions of columns", "rows", len(rows)) as progress:
+    with ProgressBar("contributions of columns", "rows", len(chosen)) as progress:
         for index, (_, scores) in enumerate(worst.iterrows()):
             context = None if contexts is None else contexts[index : index + 1]
             of_row = partial(anomaly, context=context)
-            contributions, usual = column_contributions(of_row, rows[index], quantiles, is_equal)
-            values = preprocessor.inverse_transform(np.stack([rows[index], usual]))
+            row = standardized[index]
+            contributions, usual = column_contributions(of_row, row, quantiles, is_equal)
+            values = preprocessor.inverse_transform(np.stack([row, usual]))
             for column in np.argsort(-contributions, kind="stable")[:EXPLAINED_COLUMNS]:
                 value, usual_value = map(format_value, values[names[column]])
-                entries.append({"number": int(scores["number"]), "p_value": scores.get("p_value"),
-                                "nll": scores.get("nll"), "column": names[column], "value": value,
+                entries.append({"row": rows["test"][int(scores["number"])],
+                                "p_value": scores.get("p_value"), "nll": scores.get("nll"),
+                                "column": names[column], "value": value,
                                 "contribution": contributions[column],
                                 "usual": usual_value})  # fmt: skip
             progress.update(1)

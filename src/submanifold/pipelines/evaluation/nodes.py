@@ -4,7 +4,6 @@ import time
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 
 from submanifold.common.device import choose_device
@@ -13,10 +12,8 @@ from submanifold.data.arrays import context_of_array
 from submanifold.data.batches import Batches
 from submanifold.data.settings import SyntheticSettings
 from submanifold.data.splits import Groups, groups_of
-from submanifold.data.tables import Preprocessor
 from submanifold.evaluation import illustrations
 from submanifold.evaluation import samples as sampling
-from submanifold.evaluation.attribution import explain_rows
 from submanifold.evaluation.baselines import COMPARED_EVENTS, evenly_spaced
 from submanifold.evaluation.measure import measure, warnings
 from submanifold.evaluation.sample_quality import sample_quality
@@ -64,19 +61,6 @@ def evaluate(
         batches = Batches(test[:PROJECTIONS], PROJECTIONS, device=on)
         projected = hierarchy.to(on).encoder_projection(*next(iter(batches)))
     return {"metrics": metrics, "projections": sampling.stored(projected)}
-
-
-def explain(
-    hierarchy: Model, train: np.ndarray, test: np.ndarray, split_scores: pd.DataFrame,
-    rows: dict[str, list[int]], device: str,
-) -> pd.DataFrame:  # fmt: skip
-    """Find the columns that contribute most to the most anomalous test rows of the table."""
-    of_test = split_scores[split_scores["split"] == "test"]
-    preprocessor = Preprocessor.from_dict(hierarchy.data["table"])
-    model = hierarchy.to(choose_device(device))
-    explained = explain_rows(model, preprocessor, test, of_test, train)
-    explained.insert(0, "row", np.array(rows["test"])[explained.pop("number")])
-    return explained
 
 
 def illustrate(

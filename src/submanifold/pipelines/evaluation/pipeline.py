@@ -3,6 +3,7 @@
 from kedro.pipeline import Node, Pipeline
 
 from submanifold.config.schema import Experiment
+from submanifold.evaluation.attribution import explain_rows
 from submanifold.evaluation.baselines import fit_baselines
 from submanifold.evaluation.split_scores import score_splits
 from submanifold.pipelines.evaluation import nodes
@@ -24,7 +25,7 @@ BY_KIND = {
         SCORES,
         Node(nodes.illustrate, MODEL | DATA | SHOWN, "illustrations", name="illustrate"),
     ],
-    "table": [SCORES, Node(nodes.explain, MODEL | DATA | SCORED, "anomalies", name="explain")],
+    "table": [SCORES, Node(explain_rows, MODEL | DATA | SCORED, "anomalies", name="explain")],
     "synthetic": [
         Node(nodes.compare_with_truth, MODEL | TRUTH, "truth", name="compare_with_truth")
     ],
