@@ -18,7 +18,7 @@ from submanifold.inference.predictor import Predictor
 from submanifold.models import Model
 from submanifold.pipelines.ood import sections
 from submanifold.plots.pages import render
-from submanifold.runs.information import information, of_rows
+from submanifold.runs.information import information, model_command, of_rows
 
 
 def gather_images(data: Any, folder: Path, raw_folder: Path) -> dict[str, Any]:
@@ -113,6 +113,7 @@ def write_page(
         confused=sections.confused_events(scored, measured, names, show),
         pictures=figures,
         run=run,
-        usage=sections.usage(run, measured, of_images),
+        score=model_command(run, "score", "PICTURES" if of_images else "TABLE"),
+        rates=[row["rate"] for row in measured.get("alarms", [])],
     )
     return {"page": page, **figures}

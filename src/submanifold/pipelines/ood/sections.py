@@ -17,7 +17,6 @@ from submanifold.evaluation.ood import (
     OOD,
     describe_scores,
 )
-from submanifold.runs.information import model_command
 
 IMAGES, COLUMNS = 16, 8
 RATE = 0.05  # of false alarms in the conclusion, if the calibration supports it
@@ -154,15 +153,3 @@ def show_rows(table: pd.DataFrame, p_values: np.ndarray) -> pd.DataFrame:
     texts.insert(0, "row", table.index.astype(str))
     texts.insert(1, "p-value", [f"{value:.4f}" for value in p_values])
     return texts
-
-
-def usage(run: Mapping[str, Any], measured: Measured, of_images: bool) -> list[tuple[str, str]]:
-    """Return the command that flags new events, with an explanation; none without p-values."""
-    if not (rates := [row["rate"] for row in measured.get("alarms", [])]):
-        return []
-    alpha = RATE if RATE in rates else rates[-1]
-    inputs, sheet, new = "PICTURES", " --sheet=most_anomalous.png", "pictures"
-    if not of_images:
-        inputs, sheet, new = "TABLE", "", "rows"
-    command = model_command(run, "score", f"{inputs} --alpha={alpha:.0%}{sheet}")
-    return [(command, f"flags anomalies among new {new}")]
