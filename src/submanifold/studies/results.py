@@ -76,16 +76,14 @@ def value(measured: Measured, measure: str) -> Any:
     return measured.get(measure, {}).get("value")
 
 
-def table(
-    rows: Mapping[Any, Measured], names: Sequence[str], columns: Mapping[str, str]
-) -> pd.DataFrame:
-    """Format a table of measures by the keys ``names``, without columns that have no value.
+def table(rows: Mapping[Any, Measured], name: str, columns: Mapping[str, str]) -> pd.DataFrame:
+    """Format a table of measures, with a first column ``name``, without columns of no value.
 
     ``columns`` are the measures and formats of columns, such as ``"bits_per_dim .3f"``.
     """
     cells = []
     for key, measured in rows.items():
-        row = dict(zip(names, key if isinstance(key, tuple) else (key,), strict=True))
+        row = {name: key}
         for label, column in columns.items():
             measure, form = column.split()
             row[label] = format_interval(measured.get(measure), form)

@@ -122,7 +122,6 @@ def search(path: Path, project: Path, env: str | None, storage: str) -> list[str
 
 
 def _open(settings: StudySettings, base: CachedRun, path: Path, url: str) -> optuna.Study:
-    """Open or create a study."""
     now = settings.model_dump(mode="json", exclude={"trials"}) | {"env": base.env}
     with locked(base.project / "data", "the database of studies"):
         try:

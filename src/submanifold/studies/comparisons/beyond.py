@@ -74,7 +74,7 @@ def make(runs: Runs, record: pd.DataFrame | None = None) -> Content:
         tables["Goals"] = _side_by_side({name: goals(data[data["data"] == name]).set_index("goal")
                                          for name in summary})  # fmt: skip
         tables[f"All methods at d = {MAIN_DIM}"] = _side_by_side({
-            name: results.table(rows, ("method",), PAGE["columns"]).set_index("method")
+            name: results.table(rows, "method", PAGE["columns"]).set_index("method")
             for name, rows in at_main.items()
         })  # fmt: skip
     figures = {

@@ -119,7 +119,7 @@ def make(runs: Runs, record: pd.DataFrame | None = None) -> Content:
             "density, in nats"
         ] = number_grids({"manifold: share of the noise": shares, "density: nats": nats})
     for name in [name for name in IMAGES if name in means]:
-        tables[name] = results.table(means[name], ("system",), PAGE["columns"])
+        tables[name] = results.table(means[name], "system", PAGE["columns"])
         caption = f"{name}: bits per dimension against squared error"
         figures[caption] = frontier(results.tradeoff(means[name]))
     wanted = [(name, system) for name, _, system in (label.partition(": ") for label in needs())]
