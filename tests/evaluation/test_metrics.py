@@ -13,8 +13,7 @@ from submanifold.data.batches import Batches
 from submanifold.data.synthetic import LinearGaussian
 from submanifold.evaluation import baselines as baselines_module
 from submanifold.evaluation import measure as measure_module
-from submanifold.evaluation import reconstruction as reconstruction_module
-from submanifold.evaluation.baselines import PCA, evenly_spaced, fit_baselines, pca_batches
+from submanifold.evaluation.baselines import PCA, Extent, evenly_spaced, fit_baselines, pca_batches
 from submanifold.evaluation.intervals import ENDS
 from submanifold.evaluation.measure import measure, objectives
 from submanifold.evaluation.metrics import METRICS, NONE
@@ -74,8 +73,8 @@ def test_every_metric_is_computed_and_written(metric, results):
 @pytest.mark.parametrize("is_brief", [False, True])
 def test_projections_and_pca_are_compared_on_the_same_images(monkeypatch, is_brief):
     """Four of nine images, which are brighter one after the other: a subset has other means."""
-    for module in (baselines_module, measure_module, *[reconstruction_module] * is_brief):
-        monkeypatch.setattr(module, "FEW_EVENTS" if is_brief else "COMPARED_EVENTS", 4)
+    extent = Extent(compared=4, curve=4 if is_brief else 128)
+    monkeypatch.setattr(baselines_module, "BRIEF" if is_brief else "FULL", extent)
     torch.manual_seed(0)
     model = Hierarchy([Stage(RealNVP(12, 2), 3), Stage(RealNVP(3, 2), 3)]).eval()
     rng = np.random.default_rng(0)
@@ -83,7 +82,7 @@ def test_projections_and_pca_are_compared_on_the_same_images(monkeypatch, is_bri
     test *= np.geomspace(1, 100, 9, dtype=np.float32)[:, None]
     groups = np.arange(9) // 2
     fitted = fit_baselines(train, train, test, {"test": groups})["baselines"]
-    found = measure(model, test, fitted, 0.0, 1, CPU, groups, is_brief=is_brief)
+    found = measure(model, test, fitted, 0.0, 1, CPU, groups, extent)
     assert found["curve"]["n"] == (4 if is_brief else 9)
     some, chosen = evenly_spaced(test, 4), [0, 3, 5, 8]
     assert (some == test[chosen]).all()

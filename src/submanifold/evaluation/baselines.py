@@ -19,8 +19,19 @@ PCA_BATCH_SIZE, MAX_BATCH_NUMBERS = 1024, 2**23
 LARGEST_COVARIANCE = 6144
 LEADING, OVERSAMPLING, ITERATIONS = 2048, 16, 4
 MOST_FITTED = 16384
-COMPARED_EVENTS, CURVE_EVENTS = 512, 128  # evenly spaced, of comparisons and of curves
-FEW_EVENTS = 32  # evenly spaced among those of comparisons, of both in a brief evaluation
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much an evaluation measures; its events are evenly spaced test events."""
+
+    compared: int = 512  # events whose projections are compared
+    curve: int = 128  # events of the error by dimension
+    nearest_dims: int = 7  # dimensions of its nearest projections
+    volumes: int = 8  # images whose volume is measured
+
+
+FULL, BRIEF = Extent(), Extent(compared=32, curve=32, nearest_dims=3, volumes=2)
 
 
 @dataclass(frozen=True)
@@ -216,8 +227,8 @@ def fit_baselines(
         counts = {} if groups_of_rows is None else {"groups": len(np.unique(groups_of_rows))}
         return {"pca_mse": mse.tolist(), "pca_mse_half_width": half_widths, **counts}
 
-    subsets = {n: evenly_spaced(np.arange(len(test)), n) for n in (COMPARED_EVENTS, CURVE_EVENTS)}
-    subsets[FEW_EVENTS] = evenly_spaced(subsets[COMPARED_EVENTS], FEW_EVENTS)
+    subsets = {n: evenly_spaced(np.arange(len(test)), n) for n in (FULL.compared, FULL.curve)}
+    subsets[BRIEF.compared] = evenly_spaced(subsets[FULL.compared], BRIEF.compared)
     baselines = errors() | {
         "subsets": {str(n): errors(rows) for n, rows in subsets.items()},
         "gaussian": {"bits_per_dim": mean_interval(bits, of_test), "shrinkage": pca.shrinkage},

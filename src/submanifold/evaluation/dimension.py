@@ -10,7 +10,7 @@ import torch
 from submanifold.common.errors import import_extra
 from submanifold.common.progress import ProgressBar, track
 from submanifold.data.batches import Batches
-from submanifold.evaluation.baselines import CURVE_EVENTS
+from submanifold.evaluation.baselines import FULL
 from submanifold.evaluation.intervals import Interval, mean_interval, student_interval
 from submanifold.evaluation.scores import leading_spectrum, local_dimension
 from submanifold.models import Model
@@ -119,5 +119,5 @@ def advise(curve: Mapping[str, Any], baselines: Mapping[str, Any], dim: int) -> 
 
 def pca_dim_of(baselines: Mapping[str, Any], error: float) -> int | None:
     """Return how many principal components reach an error of :func:`.error_curve`, or None."""
-    reached = np.array(baselines["subsets"][str(CURVE_EVENTS)]["pca_mse"]) <= error
+    reached = np.array(baselines["subsets"][str(FULL.curve)]["pca_mse"]) <= error
     return int(np.argmax(reached)) if reached.any() else None

@@ -12,13 +12,7 @@ from torch import Tensor
 from submanifold.common.progress import track
 from submanifold.data.arrays import context_of_array
 from submanifold.data.batches import Batches
-from submanifold.evaluation.baselines import (
-    COMPARED_EVENTS,
-    CURVE_EVENTS,
-    FEW_EVENTS,
-    evenly_spaced,
-    pca_error,
-)
+from submanifold.evaluation.baselines import BRIEF, FULL, Extent, evenly_spaced, pca_error
 from submanifold.evaluation.intervals import ENDS, Interval, mean_interval, proportion_interval
 from submanifold.evaluation.likelihood import (
     BATCH_SIZE,
@@ -30,8 +24,6 @@ from submanifold.evaluation.likelihood import (
     to_bits_per_dim,
 )
 from submanifold.evaluation.reconstruction import (
-    CURVE_NEAREST_DIMS,
-    FEW_NEAREST_DIMS,
     NEAREST_BATCH_SIZE,
     error_curve,
     reconstruction,
@@ -40,7 +32,7 @@ from submanifold.evaluation.reconstruction import (
 from submanifold.flows import context_of
 from submanifold.models import Hierarchy, Model, classify, diagnostics, manifold_density
 
-VOLUME_IMAGES, FEW_VOLUME_IMAGES, CLASSIFIED_IMAGES, CALIBRATION_BINS = 8, 2, 2000, 15
+CLASSIFIED_IMAGES, CALIBRATION_BINS = 2000, 15
 OVERFITTING_EVENTS = 5000
 OVERFITTED = (
     "not reported: the data are close to the manifold, and the residual is a smooth function of "
@@ -58,26 +50,23 @@ Metrics = dict[str, Any]
 def measure(
     model: Model, test: np.ndarray, baselines: Mapping[str, Any], input_noise: float,
     dequantizations: int, device: torch.device, groups: np.ndarray | None = None,
-    is_brief: bool = False,
+    extent: Extent = FULL,
 ) -> Metrics:  # fmt: skip
     """Evaluate density and reconstruction on test data; the model is moved to the device.
 
-    A brief evaluation compares projections, and measures volumes and curves, on fewer events.
     ``input_noise`` is the standard deviation of the noise that the density was trained with.
     """
     batches = Batches(test, BATCH_SIZE, device=device)
     x, context = next(iter(batches))
     model, log_det = model.to(device), log_det_of_table(model, test)
     metrics = density(model, test, batches, input_noise, dequantizations, groups, log_det)
-    compared = FEW_EVENTS if is_brief else COMPARED_EVENTS
-    metrics |= reconstructions(model, test, batches, groups, compared)
+    metrics |= reconstructions(model, test, batches, groups, extent.compared)
     if not batches.is_continuous:
-        count = FEW_VOLUME_IMAGES if is_brief else VOLUME_IMAGES
-        of_few = None if context is None else context[:count]
-        metrics |= volume(model, x[:count], groups, of_few)
+        of_few = None if context is None else context[: extent.volumes]
+        metrics |= volume(model, x[: extent.volumes], groups, of_few)
         if "classes" in context_of(model):
             metrics |= classification(model, test, device, groups)
-    metrics["curve"] = error_curve(model, test, baselines, device, is_brief)
+    metrics["curve"] = error_curve(model, test, baselines, device, extent)
     gaussian = baselines.get("gaussian")
     if gaussian and log_det is not None:
         ends = ENDS if np.ptp(log_det) < 1e-6 else ENDS[:1]  # the interval of a sum is unknown
@@ -91,7 +80,7 @@ def measure(
         "inverse_error": diagnostics.inverse_error(model, x, context),
         "baselines": {
             "pca": pca_error(baselines, model.dim),
-            "pca_subset": pca_error(baselines, model.dim, compared),
+            "pca_subset": pca_error(baselines, model.dim, extent.compared),
             "gaussian": gaussian,
         },
     }
@@ -103,13 +92,12 @@ def evaluation_work(counts: Mapping[str, int], draws: int, is_brief: bool) -> fl
     The ``counts`` are those of the events of each split. The weights were measured with the default
     method on images of 32 pixels.
     """
-    compared, curve, dims = COMPARED_EVENTS, CURVE_EVENTS, CURVE_NEAREST_DIMS
-    test, volumes = counts["test"], VOLUME_IMAGES
+    extent, test = BRIEF if is_brief else FULL, counts["test"]
     if is_brief:
-        compared, curve, dims = FEW_EVENTS, FEW_EVENTS, FEW_NEAREST_DIMS
-        test, draws, volumes = min(test, COMPARED_EVENTS), 1, FEW_VOLUME_IMAGES
-    nearest = 18 * min(test, compared) + (14 * dims + 32) * min(test, curve)
-    return nearest + 390 * volumes + (2 + 0.45 * draws) * test + counts["valid"] + 2500
+        test, draws = min(test, FULL.compared), 1
+    curve = (14 * extent.nearest_dims + 32) * min(test, extent.curve)
+    nearest = 18 * min(test, extent.compared) + curve
+    return nearest + 390 * extent.volumes + (2 + 0.45 * draws) * test + counts["valid"] + 2500
 
 
 def density(

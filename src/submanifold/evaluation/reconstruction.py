@@ -10,13 +10,13 @@ from torch import Tensor
 
 from submanifold.common.progress import track
 from submanifold.data.batches import Batch, Batches
-from submanifold.evaluation.baselines import CURVE_EVENTS, FEW_EVENTS, evenly_spaced, pca_error
+from submanifold.evaluation.baselines import FULL, Extent, evenly_spaced, pca_error
 from submanifold.evaluation.intervals import mean_interval
 from submanifold.evaluation.likelihood import per_event
 from submanifold.models import Hierarchy, Model
 
 NEAREST_BATCH_SIZE = 64  # each nearest projection costs about twenty encodings
-CURVE_DIMS, CURVE_NEAREST_DIMS, FEW_NEAREST_DIMS = 20, 7, 3
+CURVE_DIMS = 20
 SMALLEST_NEAREST_DIM = 32  # smallest dimension of nearest projections of images in the curve
 CURVE_PSNRS, CURVE_SHARES = (20, 25, 30, 35), (0.5, 0.8, 0.9, 0.95, 0.99)
 """Goals for images, in dB, and for vectors, as shares of the variance of the test data."""
@@ -60,11 +60,9 @@ def psnr(errors: Any) -> Any:
 
 def error_curve(
     model: Model, test: np.ndarray, baselines: Mapping[str, Any], device: torch.device,
-    is_brief: bool = False,
+    extent: Extent = FULL,
 ) -> dict[str, Any]:  # fmt: skip
-    """Compute squared errors of projections of the same 128 test events as a function of d.
-
-    In a brief evaluation they are 32, and nearest projections have fewer dimensions.
+    """Compute squared errors of projections of the same test events as a function of d.
 
     They are ``mse`` and ``pca_mse`` at ``dims``, and ``nearest_mse`` at ``nearest_dims``; ``goals``
     are errors by name, such as ``30 dB`` or ``explained variance 0.9``, and ``smallest`` is the
@@ -76,8 +74,7 @@ def error_curve(
     if not of_images:
         variance = float(np.var(test, axis=0, dtype=np.float64).mean())
         goals = {f"explained variance {goal}": (1 - goal) * variance for goal in CURVE_SHARES}
-    count = FEW_EVENTS if is_brief else CURVE_EVENTS
-    batches = Batches(evenly_spaced(test, count), NEAREST_BATCH_SIZE, device=device)
+    batches = Batches(evenly_spaced(test, extent.curve), NEAREST_BATCH_SIZE, device=device)
 
     @cache
     def mse(dim: int, nearest: bool = False) -> float | None:  # None if all projections overflow
@@ -100,12 +97,12 @@ def error_curve(
 
     dims = nearest_dims = [model.dim]
     if isinstance(model, Hierarchy):
-        last, most_nearest = model.max_dim, FEW_NEAREST_DIMS if is_brief else CURVE_NEAREST_DIMS
+        last = model.max_dim
         dims = _geometric(1, last, CURVE_DIMS)
         first = min(SMALLEST_NEAREST_DIM if of_images else 1, last - 1)
-        nearest_dims = _geometric(first, last - 1, most_nearest) if last > 1 else []
+        nearest_dims = _geometric(first, last - 1, extent.nearest_dims) if last > 1 else []
     tracked = track([[d] for d in dims], "error by dimension", len(dims))
-    pca = [pca_error(baselines, d, count).get("mse", {}).get("value") for d in dims]
+    pca = [pca_error(baselines, d, extent.curve).get("mse", {}).get("value") for d in dims]
     return {
         "dims": dims,
         "mse": [mse(d) for (d,) in tracked],

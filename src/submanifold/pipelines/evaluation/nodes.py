@@ -14,7 +14,7 @@ from submanifold.data.settings import SyntheticSettings
 from submanifold.data.splits import Groups, groups_of
 from submanifold.evaluation import illustrations
 from submanifold.evaluation import samples as sampling
-from submanifold.evaluation.baselines import COMPARED_EVENTS, evenly_spaced
+from submanifold.evaluation.baselines import BRIEF, FULL, evenly_spaced
 from submanifold.evaluation.measure import measure, warnings
 from submanifold.evaluation.sample_quality import sample_quality
 from submanifold.evaluation.truth import against_truth
@@ -43,11 +43,12 @@ def evaluate(
     """Evaluate the model and its samples, and project the first test images or vectors."""
     started, on = time.monotonic(), choose_device(device)
     measured, test_groups, draws = test, groups_of(groups, "test"), evaluation.dequantizations or 1
-    if is_brief := schedule["brief"]:
-        rows, draws = evenly_spaced(np.arange(len(test)), COMPARED_EVENTS), 1
+    extent = BRIEF if schedule["brief"] else FULL
+    if extent is BRIEF:
+        rows, draws = evenly_spaced(np.arange(len(test)), FULL.compared), 1
         measured, test_groups = test[rows], None if test_groups is None else test_groups[rows]
-        baselines = baselines | baselines["subsets"][str(COMPARED_EVENTS)]
-    metrics = measure(hierarchy, measured, baselines, input_noise, draws, on, test_groups, is_brief)
+        baselines = baselines | baselines["subsets"][str(FULL.compared)]
+    metrics = measure(hierarchy, measured, baselines, input_noise, draws, on, test_groups, extent)
     if test.dtype == np.uint8:
         weights = evaluation.inception_weights or "auto"
         metrics |= sample_quality(train, test, samples, weights, on, groups)
