@@ -12,7 +12,7 @@ from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.calibration import Calibration
 from submanifold.evaluation.intervals import plus_minus
 from submanifold.evaluation.ood import ANOMALY, LINEAR, LINEAR_COMBINATION, MEASURES, NORMAL, OOD
-from submanifold.flows import RealNVP
+from submanifold.flows import RealNVP, context_of
 from submanifold.models import Hierarchy, Stage
 from submanifold.pipelines.ood.nodes import write_page
 from submanifold.pipelines.ood.sections import thresholds, warnings
@@ -23,8 +23,8 @@ from submanifold.pipelines.reporting.sections import (
     column_table,
     describe_gap,
     extremes,
-    python_code,
 )
+from submanifold.plots.pages import render
 from submanifold.plots.strips import strips
 
 RNG = np.random.default_rng(0)
@@ -112,7 +112,9 @@ def test_the_code_of_the_report_runs(tmp_path, monkeypatch, kind, make):
     Image.fromarray(np.zeros((9, 12, 3), np.uint8)).save("a.jpg")
     conditional_rows(20, 0).to_csv("table.csv", index=False)
     np.save("points.npy", np.zeros((3, 2), np.float32))
-    exec(python_code("model.safetensors", model, kind), scope)
+    about = {"run": {"model": "model.safetensors"}, "kind": kind, "context": context_of(model)}
+    about |= {"has_density": True, "is_calibrated": "groups" in model.calibration}
+    exec(render("python.html", **about), scope)
     assert len(scope["u"]) == len(scope["projections"]) == len(scope["x"])
     assert len(scope["samples"]) == (20 if kind == "table" else 64)
 

@@ -22,6 +22,7 @@ from submanifold.evaluation.metrics import (
 )
 from submanifold.evaluation.samples import TEMPERATURES
 from submanifold.evaluation.truth import manifold_picture
+from submanifold.flows import context_of
 from submanifold.models import Model
 from submanifold.plots.pages import render
 from submanifold.runs.information import information, of_rows, usage_commands
@@ -152,7 +153,8 @@ def report_synthetic(
 
     points, grid = manifold_picture(hierarchy, data.manifold, test[:MAX_POINTS], samples)
     figures = {"manifold": manifold_figure(**points, grid=grid)}
-    content = {"tiles": sections.point_tiles(metrics, truth), "warnings": [], "comparison": None}
+    content = {"tiles": [sections.size_tile(metrics)], "truth": truth, "written": sections.written,
+               "warnings": [], "comparison": None}  # fmt: skip
     return _report("synthetic", figures, content, metrics=metrics, hierarchy=hierarchy, **about)
 
 
@@ -168,7 +170,6 @@ def _report(
     table: pd.DataFrame, manifest: dict[str, Any], hierarchy: Model, dataset: str, method: str,
     seed: int, device: str, model_file: Path, **histories: dict[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
-    from submanifold.pipelines.reporting import sections
     from submanifold.plots.curves import training_curves
 
     run = information(model_file)
@@ -198,7 +199,9 @@ def _report(
         seed=seed,
         device=str(choose_device(device)),
         usage=usage_commands(hierarchy, run["name"] or str(Path(run["model"]).parent)),
-        python=sections.python_code(run["model"], hierarchy, kind),
+        context=context_of(hierarchy),
+        is_calibrated="groups" in hierarchy.calibration,
+        kind=kind,
         minutes=next(iter(minutes), None),
         phases=[*histories.values()],
         pictures=figures,

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from submanifold.config.schema import Kind
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.calibration import Calibration, false_alarms
 from submanifold.evaluation.illustrations import pixel_errors
@@ -25,7 +24,6 @@ from submanifold.evaluation.split_scores import (
     group_numbers,
     split_means,
 )
-from submanifold.flows import context_of
 from submanifold.models import Model
 from submanifold.plots.ood import density_histogram
 from submanifold.plots.strips import strips
@@ -80,7 +78,7 @@ def tiles(metrics: Metrics) -> list[Tile]:
         mse = metrics[name]["value"]
         share = "–" if mse is None or not variance else f"{1 - mse / variance:.1%}"
         quality = share, f"of the variance is explained by {kind} projections"
-    return [density, error, quality, _size_tile(metrics)]
+    return [density, error, quality, size_tile(metrics)]
 
 
 def against_pca(metrics: Metrics) -> tuple[str | None, str | None]:
@@ -105,24 +103,6 @@ def against_pca(metrics: Metrics) -> tuple[str | None, str | None]:
     return sentence, None
 
 
-def point_tiles(metrics: Metrics, truth: Metrics) -> list[Tile]:
-    """Return the key figures of a model of points."""
-    divergence, text = "–", "KL divergence from the truth, in nats"
-    if "divergence" in truth:
-        divergence = written("divergence", truth["divergence"])
-    if "true_nll" in truth:
-        text += f"; the true NLL is {written('nll', truth['true_nll'])}"
-    names = "projection_distance", "sample_distance"
-    projection, sample = (written(name, truth[name]) for name in names)
-    return [
-        (divergence, text),
-        (projection, f"distance between encoder and true projections; the noise is "
-                     f"{truth['noise']}"),
-        (sample, "distance of samples from the true manifold"),
-        _size_tile(metrics),
-    ]  # fmt: skip
-
-
 def column_table(preprocessor: Preprocessor) -> pd.DataFrame:
     """Return the columns of a table with their kinds and ranges, as text."""
     rows = []
@@ -144,35 +124,11 @@ def column_table(preprocessor: Preprocessor) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _size_tile(metrics: Metrics) -> Tile:
+def size_tile(metrics: Metrics) -> Tile:
+    """Return the number of parameters and the time of the training."""
     count, seconds = metrics["parameters"], metrics["seconds"]["training"]
     size = f"{count / 1e6:.2g} M" if count >= 1e5 else f"{count:,}"
     return size, f"parameters; training took {seconds:,.0f} s"
-
-
-def python_code(path: str, model: Model, kind: Kind) -> str:
-    """Return code that uses a model of a file."""
-    imported, x = {
-        "images": ("from submanifold.data.images import load_pictures",
-                   'load_pictures(["a.jpg"], **predictor.model.data)'),
-        "table": ("import pandas", 'pandas.read_csv("table.csv")'),
-        "synthetic": ("import numpy", 'numpy.load("points.npy")  # (N, D), float32'),
-    }[kind]  # fmt: skip
-    context, lines = context_of(model), []
-    label = ", label=0" if "classes" in context else ""
-    if "groups" in model.calibration:
-        lines.append(f"predictor.score(x{label})  # densities, errors and p-values")
-    if model.has_density:
-        lines.append(f"predictor.log_prob(x{label})  # exact log-density, in nats")
-    samples = "condition=x" if "columns" in context else f"64{label}"
-    return "\n".join([
-        f"{imported}\nfrom submanifold import Predictor\n",
-        f'predictor = Predictor.load("{path}")\nx = {x}',
-        *lines,
-        f"u, v = predictor.encode(x{label})  # coordinates on and off the manifold",
-        f"projections, errors = predictor.project(x{label})  # nearest=True: the nearest ones",
-        f"samples = predictor.sample({samples})",
-    ])  # fmt: skip
 
 
 def likelihood(scored: pd.DataFrame) -> dict[str, Any]:
