@@ -26,6 +26,15 @@ ANOMALY = "anomaly_score"  # of the command score, by the calibration of the mod
 EXPLAINED_VARIANCE = 0.9
 LINEAR_COMBINATION = "linear_combination"
 COMBINED = tuple(name for name in SCORES if name != "typicality")
+DESCRIPTIONS = {
+    **SCORES,
+    COMBINATION: "joint distribution of these scores on validation images",
+    ANOMALY: "joint distribution of the scores without nearest projections and Jacobians, as in "
+    "submanifold score",
+    **LINEAR,
+    LINEAR_COMBINATION: "joint distribution of the linear scores on validation images",
+}
+"""Descriptions of all scores by name, in the order of tables."""
 MEASURES = {
     "auroc": "AUROC",
     "average_precision": "average precision",
@@ -168,16 +177,3 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     """Return ranks from 0, equal for equal values; NaN and infinity have the highest rank."""
     finite = np.nan_to_num(values, nan=np.finfo(np.float64).max)
     return np.unique(finite, return_inverse=True)[1]
-
-
-def describe_scores(scored: Mapping[str, Any]) -> dict[str, str]:
-    """Describe the scores in a mapping by name, in a fixed order."""
-    known = {
-        **SCORES,
-        COMBINATION: "joint distribution of these scores on validation images",
-        ANOMALY: "joint distribution of the scores without nearest projections and Jacobians, as "
-        "in submanifold score",
-        **LINEAR,
-        LINEAR_COMBINATION: "joint distribution of the linear scores on validation images",
-    }
-    return {name: text for name, text in known.items() if name in scored}

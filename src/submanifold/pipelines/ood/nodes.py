@@ -12,6 +12,7 @@ from submanifold.data.prepare import prepare, read_sidecar
 from submanifold.data.splits import Groups
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.likelihood import to_bits_per_dim
+from submanifold.evaluation.metrics import format_interval, format_percent
 from submanifold.evaluation.ood import MAX_IMAGES, MAX_ROWS, NORMAL, OOD, roc, score_parts
 from submanifold.inference.inputs import read_rows
 from submanifold.inference.predictor import Predictor
@@ -78,7 +79,6 @@ def write_page(
     points = {part: (density[part], by_score["encoder_distance"][part]) for part in parts}
     main, run = sections.main_score(measured), information(model_file)
     curves = {name: roc(**by_score[name]) for name in sections.CURVES if name in by_score}
-    conclusion = sections.conclusion(measured, dataset, ood_name)
     flagged = sections.thresholds(scored, measured)
     figures = {
         "scores": threshold_histogram(**by_score[main], thresholds=flagged),
@@ -101,7 +101,8 @@ def write_page(
         "ood.html",
         dataset=dataset,
         ood=ood_name,
-        conclusion=word(conclusion),
+        auroc=format_interval(measured["scores"][main]["auroc"], ".3f"),
+        percent=format_percent,
         warnings=[word(text) for text in sections.warnings(measured, dataset, ood_name)],
         events="images" if of_images else "rows",
         alarms=sections.alarm_table(measured),
@@ -114,6 +115,6 @@ def write_page(
         pictures=figures,
         run=run,
         score=model_command(run, "score", "PICTURES" if of_images else "TABLE"),
-        rates=[row["rate"] for row in measured.get("alarms", [])],
+        measured_alarms=measured.get("alarms", []),
     )
     return {"page": page, **figures}

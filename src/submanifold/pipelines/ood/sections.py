@@ -10,12 +10,12 @@ from submanifold.evaluation.calibration import COMBINATION
 from submanifold.evaluation.metrics import format_interval, format_percent, format_value
 from submanifold.evaluation.ood import (
     ANOMALY,
+    DESCRIPTIONS,
     LINEAR,
     LINEAR_COMBINATION,
     MEASURES,
     NORMAL,
     OOD,
-    describe_scores,
 )
 
 IMAGES, COLUMNS = 16, 8
@@ -28,21 +28,6 @@ Measured = Mapping[str, Any]
 def main_score(measured: Measured) -> str:
     """Return the score of ``submanifold score``, or the combination if it is not available."""
     return ANOMALY if ANOMALY in measured["scores"] else COMBINATION
-
-
-def conclusion(measured: Measured, dataset: str, ood: str) -> str:
-    """Return what the command detects, and how well its score separates the images."""
-    auroc = format_interval(measured["scores"][main_score(measured)]["auroc"], ".3f")
-    alarms = [row for row in measured.get("alarms", []) if row["rate"] >= RATE]
-    if not alarms:
-        return f"The AUROC of “{ood}” against “{dataset}” images is {auroc}."
-    row = alarms[-1]
-    rates = {name: format_percent(row[name]) for name in ("detected", "false_alarms")}
-    return (
-        f"With --alpha={row['rate']:.0%}, submanifold score flags {rates['detected']} of the "
-        f"“{ood}” images, and {rates['false_alarms']} of the “{dataset}” test images. The AUROC is "
-        f"{auroc}."
-    )
 
 
 def warnings(measured: Measured, dataset: str, ood: str) -> list[str]:
@@ -92,12 +77,12 @@ def score_rows(measured: Measured) -> list[dict[str, Any]]:
     """Return the rows of the table of scores, the highest AUROC first."""
     scores, main = measured["scores"], main_score(measured)
     rows = []
-    for name, text in describe_scores(scores).items():
+    for name in (name for name in DESCRIPTIONS if name in scores):
         auroc = scores[name]["auroc"]
         high = auroc["value"] if auroc["high"] is None else auroc["high"]
         rows.append({
             "name": name,
-            "text": text,
+            "text": DESCRIPTIONS[name],
             "cells": [format_interval(_rounded(scores[name][key]), ".3f") for key in MEASURES],
             "is_main": name == main,
             "is_linear": name in (*LINEAR, LINEAR_COMBINATION),

@@ -18,8 +18,7 @@ from submanifold.studies.results import Measured
 PAGE = read_page("comparisons/ood")
 PAIRS: dict[str, Params] = PAGE["pairs"]  # parameters by normal and out-of-distribution images
 BASELINES = (*detection.LINEAR, detection.LINEAR_COMBINATION)
-NAMES = *SCORES, COMBINATION, detection.ANOMALY, *BASELINES
-ORDER = list(detection.describe_scores(dict.fromkeys(NAMES)))
+ORDER = list(detection.DESCRIPTIONS)
 
 
 def make(runs: Runs, record: pd.DataFrame | None = None) -> Content:
