@@ -148,13 +148,11 @@ def report_synthetic(
     metrics: Metrics, truth: Metrics, **about: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Draw the learned and the true manifold, and render the ``report`` (HTML)."""
-    from submanifold.pipelines.reporting import sections
     from submanifold.plots.manifolds import manifold_figure
 
     points, grid = manifold_picture(hierarchy, data.manifold, test[:MAX_POINTS], samples)
     figures = {"manifold": manifold_figure(**points, grid=grid)}
-    content = {"tiles": [sections.size_tile(metrics)], "truth": truth, "written": sections.written,
-               "warnings": [], "comparison": None}  # fmt: skip
+    content = {"truth": truth, "warnings": [], "comparison": None}
     return _report("synthetic", figures, content, metrics=metrics, hierarchy=hierarchy, **about)
 
 
@@ -170,6 +168,7 @@ def _report(
     table: pd.DataFrame, manifest: dict[str, Any], hierarchy: Model, dataset: str, method: str,
     seed: int, device: str, model_file: Path, **histories: dict[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
+    from submanifold.pipelines.reporting.sections import written
     from submanifold.plots.curves import training_curves
 
     run = information(model_file)
@@ -186,6 +185,7 @@ def _report(
         dataset=dataset,
         method=method,
         metrics=metrics,
+        written=written,
         table=table,
         help={labels[n]: word(METRICS[n].help) for n in labels if labels[n] in table},
         notes={

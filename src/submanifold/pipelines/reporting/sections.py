@@ -34,7 +34,6 @@ HUGE = 1e20  # contribution without which a row has no density
 
 Metrics = dict[str, Any]
 Arrays = Mapping[str, np.ndarray]
-Tile = tuple[str, str]  # a number and what it is
 
 
 def written(name: str, measured: Any) -> str:
@@ -46,39 +45,12 @@ def of_model(metrics: Metrics, scored: pd.DataFrame, model: Model) -> dict[str, 
     """Return what the reports of images and of tables have in common."""
     comparison, warning = against_pca(metrics)
     return {
-        "tiles": tiles(metrics),
         "comparison": comparison,
         "warnings": [warning] if warning else [],
         "calibration": describe_calibration(model.calibration),
         "likelihood": likelihood(scored),
         "alarms": alarms(scored, model.calibration),
     }
-
-
-def tiles(metrics: Metrics) -> list[Tile]:
-    """Return the key figures of a model of images or of a table."""
-    variance = metrics["curve"]["variance"]
-    name, text = "bits_per_dim", "bits per dimension"
-    if variance is not None:
-        name, text = NLL, "nats per row, the negative log-density in the units of the table"
-    if gaussian := (metrics["baselines"]["gaussian"] or {}).get(name):
-        text += f"; Gaussian: {written(name, gaussian)}"
-    density = written(name, metrics[name]), text
-    pca = metrics["baselines"]["pca_subset"].get("mse")
-    errors = {kind: name for kind, name in PROJECTION_ERRORS.items() if name in metrics}
-    kind, name = next(iter(errors.items()))
-    others = {other: metrics[errors[other]] for other in errors if other != kind} | {"PCA": pca}
-    texts = [f"{other} {written('mse', error)}" for other, error in others.items() if error]
-    text = f"mean squared error of {kind} projections; {', '.join(texts)}"
-    error = written(name, metrics[name]), text.replace("nearest", "nearest (upper bound)")
-    if variance is None:
-        psnr = name.replace("mse", "psnr")
-        quality = f"{written(psnr, metrics[psnr])} dB", f"PSNR of {kind} projections"
-    else:
-        mse = metrics[name]["value"]
-        share = "–" if mse is None or not variance else f"{1 - mse / variance:.1%}"
-        quality = share, f"of the variance is explained by {kind} projections"
-    return [density, error, quality, size_tile(metrics)]
 
 
 def against_pca(metrics: Metrics) -> tuple[str | None, str | None]:
@@ -122,13 +94,6 @@ def column_table(preprocessor: Preprocessor) -> pd.DataFrame:
             "bits": f"{column.bits:.1f}" if column.kind == "quantized" else "–",
         })  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def size_tile(metrics: Metrics) -> Tile:
-    """Return the number of parameters and the time of the training."""
-    count, seconds = metrics["parameters"], metrics["seconds"]["training"]
-    size = f"{count / 1e6:.2g} M" if count >= 1e5 else f"{count:,}"
-    return size, f"parameters; training took {seconds:,.0f} s"
 
 
 def likelihood(scored: pd.DataFrame) -> dict[str, Any]:
