@@ -4,7 +4,7 @@ import base64
 import json
 import zipfile
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import numpy as np
 from kedro.io import AbstractDataset, DatasetError
@@ -16,11 +16,8 @@ from submanifold.data.arrays import context_of_array, load_npy, map_npy, save_co
 from submanifold.models import Model
 from submanifold.models.io import is_intact
 
-Saved = TypeVar("Saved")
-Loaded = TypeVar("Loaded")
 
-
-class LocalDataset(AbstractDataset[Saved, Loaded]):
+class LocalDataset(AbstractDataset[Any, Any]):
     """Base class of datasets at a local path, with metadata for Kedro-Viz.
 
     With ``CHECKS_FILE`` it verifies its own file; :class:`.FileHooks` does for all others.
@@ -34,7 +31,7 @@ class LocalDataset(AbstractDataset[Saved, Loaded]):
         return {"filepath": str(self._filepath)}
 
 
-class PathDataset(LocalDataset[NoReturn, Path]):
+class PathDataset(LocalDataset):
     """Loads as its own path: a file or folder that a node reads, or writes by itself."""
 
     CHECKS_FILE = True
@@ -51,7 +48,7 @@ class PathDataset(LocalDataset[NoReturn, Path]):
         return True
 
 
-class ArrayDataset(LocalDataset[np.ndarray, np.ndarray]):
+class ArrayDataset(LocalDataset):
     """A ``.npy`` file, loaded as a copy-on-write memory map and written atomically."""
 
     def load(self) -> np.ndarray:
@@ -75,7 +72,7 @@ class ArrayDataset(LocalDataset[np.ndarray, np.ndarray]):
         return map_npy(self._filepath) is not None
 
 
-class ArraysDataset(LocalDataset[dict[str, np.ndarray], dict[str, np.ndarray]]):
+class ArraysDataset(LocalDataset):
     """Named arrays in a compressed ``.npz`` file, written atomically."""
 
     def load(self) -> dict[str, np.ndarray]:
@@ -107,7 +104,7 @@ class PreparedDataset(ArrayDataset):
         return super().load()
 
 
-class ModelDataset(LocalDataset[Model, Model]):
+class ModelDataset(LocalDataset):
     """A model in a safetensors file, with its configuration and notes in the header."""
 
     CHECKS_FILE = True
