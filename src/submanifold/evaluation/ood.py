@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from submanifold.common.device import choose_device
 from submanifold.data.splits import Groups, groups_of
 from submanifold.evaluation.baselines import fit_gaussian, pca_batches
 from submanifold.evaluation.calibration import COMBINATION, Calibration, false_alarms
@@ -48,6 +49,7 @@ MAX_IMAGES, MAX_ROWS = 500, 2000  # of each part: a nearest projection costs twe
 def score_parts(
     model: Model, train: np.ndarray, valid: np.ndarray, test: np.ndarray, ood: np.ndarray,
     names: Sequence[str] = COMBINED, groups: Groups | None = None, ood_groups: Groups | None = None,
+    device: str | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """Score normal and out-of-distribution events; only normal events calibrate the scores.
 
@@ -56,6 +58,7 @@ def score_parts(
     ``part`` ("normal" or "ood"), ``number`` in its array, scores and their p-values ``p_<name>``,
     and with groups ``group``; images of a part without groups are single groups.
     """
+    model = model if device is None else model.to(choose_device(device))
     linear = _linear_scores(model.dim, train, valid)
     most = MAX_IMAGES if test.dtype == np.uint8 else MAX_ROWS
     valid, of_valid = valid[:most], groups_of(groups, "valid")

@@ -6,14 +6,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from submanifold.common.device import choose_device
 from submanifold.common.errors import error_prefix
 from submanifold.data.prepare import prepare, read_sidecar
-from submanifold.data.splits import Groups
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.likelihood import to_bits_per_dim
 from submanifold.evaluation.metrics import format_interval, format_percent
-from submanifold.evaluation.ood import MAX_IMAGES, MAX_ROWS, NORMAL, OOD, roc, score_parts
+from submanifold.evaluation.ood import MAX_IMAGES, MAX_ROWS, NORMAL, OOD, roc
 from submanifold.inference.inputs import read_rows
 from submanifold.inference.predictor import Predictor
 from submanifold.models import Model
@@ -42,15 +40,6 @@ def gather_rows(data: Any, model: Model) -> dict[str, Any]:
         predictor = Predictor(model)
         rows = read_rows(data.path, predictor).events[:MAX_ROWS]
         return {"events": predictor.events(rows), "groups": {}}
-
-
-def score_ood(
-    model: Model, train: np.ndarray, valid: np.ndarray, test: np.ndarray, ood: np.ndarray,
-    groups: Groups, ood_groups: Groups, device: str,
-) -> pd.DataFrame:  # fmt: skip
-    """Score test data and OOD data, see :func:`.score_parts`."""
-    model = model.to(choose_device(device))
-    return score_parts(model, train, valid, test, ood, groups=groups, ood_groups=ood_groups)
 
 
 def write_page(

@@ -3,7 +3,7 @@
 from kedro.pipeline import Node, Pipeline
 
 from submanifold.config.schema import Experiment
-from submanifold.evaluation.ood import measure_ood
+from submanifold.evaluation.ood import measure_ood, score_parts
 from submanifold.pipelines.ood import nodes
 
 IMAGES = {"data": "params:ood_data", "folder": "ood_folder", "raw_folder": "raw_folder"}
@@ -27,7 +27,7 @@ def create_pipeline(experiment: Experiment) -> Pipeline:
     return Pipeline(
         [
             Node(gather, inputs, gathered, name="gather_ood"),
-            Node(nodes.score_ood, SCORED, "ood_scores", name="score_ood"),
+            Node(score_parts, SCORED, "ood_scores", name="score_ood"),
             Node(measure_ood, MEASURED, "ood_metrics", name="measure_ood"),
             Node(nodes.write_page, SHOWN, {"page": "ood_report", **FIGURES}, name="report_ood"),
         ],
