@@ -21,8 +21,8 @@ from submanifold.pipelines.reporting.sections import (
     alarms,
     anomalies,
     column_table,
-    describe_gap,
     extremes,
+    likelihood,
 )
 from submanifold.plots.pages import render
 from submanifold.plots.strips import strips
@@ -48,7 +48,7 @@ def scored(shift=0.0, count=400, p_values=None):
     (0.3, 1, "too few images"),
 ])  # fmt: skip
 def test_overfitting_is_concluded_from_the_interval(shift, count, conclusion):
-    assert conclusion in describe_gap(scored(shift, count))
+    assert conclusion in render("gap.html", likelihood=likelihood(scored(shift, count)))
 
 
 def test_extreme_images_are_the_most_and_the_least_likely_ones():

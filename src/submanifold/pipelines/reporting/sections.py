@@ -97,10 +97,10 @@ def column_table(preprocessor: Preprocessor) -> pd.DataFrame:
 
 
 def likelihood(scored: pd.DataFrame) -> dict[str, Any]:
-    """Return the histogram of densities and a sentence on their means; None without a density."""
+    """Return the histogram of densities, their means by split, and the gap between the splits."""
     column = density_column(scored)
     if not scored[column].notna().any():
-        return {"histogram": None, "sentence": None}
+        return {"histogram": None}
     by_split = scored.groupby("split", sort=False)[column]
     values = {str(split): values.to_numpy() for split, values in by_split}
     if column == NLL:
@@ -108,7 +108,15 @@ def likelihood(scored: pd.DataFrame) -> dict[str, Any]:
         histogram = density_histogram(values, "log-density, nats", "rows")
     else:
         histogram = density_histogram(values)
-    return {"histogram": histogram, "sentence": describe_gap(scored)}
+    means = split_means(scored)
+    gap = generalization_gap(means)
+    return {
+        "histogram": histogram,
+        "of_rows": column == NLL,
+        "means": {split: written(column, mean) for split, mean in means.items()},
+        "gap": gap,
+        "difference": format_interval(gap, ".3f", signed=True),
+    }
 
 
 def extremes(scored: pd.DataFrame, test: np.ndarray) -> list[dict[str, Any]]:
@@ -128,29 +136,6 @@ def extremes(scored: pd.DataFrame, test: np.ndarray) -> list[dict[str, Any]]:
         pictures = strips(test[rows["number"].to_numpy()], COLUMNS)
         entries.append({"name": f"{name} test images", "strips": pictures, "text": ends})
     return entries
-
-
-def describe_gap(scored: pd.DataFrame) -> str:
-    """Say whether training data are more likely than test data."""
-    column = density_column(scored)
-    events, unit = "images", "bits per dimension"
-    if column == NLL:
-        events, unit = "rows", "nats (negative log-density)"
-    by_split = split_means(scored)
-    means = {split: written(column, value) for split, value in by_split.items()}
-    gap = generalization_gap(by_split)
-    difference = format_interval(gap, ".3f", signed=True)
-    text = (
-        f"Training {events} have {means['train']}, validation {events} {means['valid']} and test "
-        f"{events} {means['test']} {unit} on average; test minus training: {difference}. "
-    )
-    if gap["low"] is None:
-        return text + f"There are too few {events} for an interval of the difference."
-    if gap["low"] > 0:
-        return text + f"The model fits training {events} better than new {events}: it overfits."
-    if gap["high"] < 0:
-        return text + f"Test {events} are easier than training {events}: the splits differ."
-    return text + "The interval contains zero."
 
 
 def anomalies(explained: pd.DataFrame) -> pd.DataFrame | None:
