@@ -139,12 +139,14 @@ def test_columns_are_described_by_plain_numbers():
 def test_errors_above_those_of_pca_are_a_warning(encoder, nearest, warns, size):
     metrics = {"encoder_mse": {"value": encoder, "n": 512}, "nearest_mse": {"value": nearest},
                "baselines": {"pca_subset": {"mse": {"value": 1.0}}}}  # fmt: skip
-    sentence, warning = against_pca({**metrics, "counts": {"test": 512}})
+    comparison, warning = against_pca(metrics)
+    about = {"comparison": comparison, "events": "images"}
+    sentence = render("comparison.html", metrics={**metrics, "counts": {"test": 512}}, **about)
     assert f"{size} of PCA (encoder projections)" in sentence
     assert f"{nearest:.2g} times that of PCA (nearest projections)" in sentence
     assert (warning is not None) == warns
     assert "512" not in sentence
-    more, _ = against_pca({**metrics, "counts": {"test": 776}})
+    more = render("comparison.html", metrics={**metrics, "counts": {"test": 776}}, **about)
     assert "of 512 evenly spaced test images" in more
     missing = {"pca_subset": {"why": "too few"}}
     assert against_pca({**metrics, "baselines": missing}) == (None, None)

@@ -13,7 +13,6 @@ from submanifold.evaluation.illustrations import pixel_errors
 from submanifold.evaluation.metrics import (
     METRICS,
     PROJECTION_ERRORS,
-    events_of,
     format_interval,
     format_value,
 )
@@ -53,26 +52,17 @@ def of_model(metrics: Metrics, scored: pd.DataFrame, model: Model) -> dict[str, 
     }
 
 
-def against_pca(metrics: Metrics) -> tuple[str | None, str | None]:
-    """Compare the errors of projections with PCA's; warn if the training was too short."""
+def against_pca(metrics: Metrics) -> tuple[dict[str, str] | None, str | None]:
+    """Write errors of projections as multiples of PCA's; warn if the training was too short."""
     pca = metrics["baselines"]["pca_subset"].get("mse")
     if not pca or not pca["value"]:
         return None, None
     ratios = {kind: metrics[name]["value"] / pca["value"]
               for kind, name in PROJECTION_ERRORS.items() if name in metrics}  # fmt: skip
     sizes = {kind: f"{format_value(ratio, 2)} times" for kind, ratio in ratios.items()}
-    parts = [
-        f"{'about as large as' if size == '1 times' else size} that of PCA ({kind} projections)"
-        for kind, size in sizes.items()
-    ]
-    count = metrics["encoder_mse"]["n"]
-    sentence = f"The mean squared error is {', '.join(parts)}."
-    if count < metrics["counts"]["test"]:
-        of_test = f"{count} evenly spaced test {events_of(metrics)}"
-        sentence += f" These errors and those above are of {of_test}."
     if ratios["encoder"] > TOO_LARGE and min(ratios.values()) > 1:
-        return sentence, "The errors are larger than PCA's: train for more steps"
-    return sentence, None
+        return sizes, "The errors are larger than PCA's: train for more steps"
+    return sizes, None
 
 
 def column_table(preprocessor: Preprocessor) -> pd.DataFrame:
