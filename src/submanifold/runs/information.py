@@ -21,11 +21,11 @@ USUAL_ALPHA = 5  # percent of false alarms of the command, if the calibration su
 
 def information(model: Path) -> dict[str, Any]:
     """Return facts about this process and its run, None for unknown ones, by its model's file."""
-    active = mlflow.active_run()
-    folder = Path.cwd()
+    active, folder, program = mlflow.active_run(), Path.cwd(), Path(sys.argv[0])
+    command = program.parent.name if program.name == "__main__.py" else program.name
     names = [run.name for run in read_records(folder) if run.key == model.parent.name]
     return {
-        "command": _command(sys.argv),
+        "command": shlex.join([command, *sys.argv[1:]]),
         "version": version("submanifold"),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "model": str(model.relative_to(folder) if model.is_relative_to(folder) else model),
@@ -60,12 +60,6 @@ def usage_commands(model: Model, name: str) -> list[tuple[str, str]]:
         lines.append(("restore", options, "noise is added to pictures and removed"))
     label = " --label=0" if "classes" in context else ""
     return [*((f"{command % verb} {rest}{label}", text) for verb, rest, text in lines), info]
-
-
-def _command(arguments: list[str]) -> str:
-    program = Path(arguments[0])
-    name = program.parent.name if program.name == "__main__.py" else program.name
-    return shlex.join([name, *arguments[1:]])
 
 
 def of_rows(text: str) -> str:
