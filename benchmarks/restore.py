@@ -35,7 +35,7 @@ from submanifold.data.splits import groups_of
 from submanifold.evaluation.baselines import PCA, fit_gaussian
 from submanifold.evaluation.gaussian import Gaussian
 from submanifold.evaluation.intervals import mean_interval
-from submanifold.evaluation.metrics import format_interval, format_percent
+from submanifold.evaluation.metrics import format_interval
 from submanifold.evaluation.reconstruction import evenly_spaced, psnr
 from submanifold.inverse import Denoise, Operator, Task, parse, restore
 from submanifold.inverse.linear import GaussianPosterior, matrix_of
@@ -272,7 +272,7 @@ def table(found: list[dict[str, Any]]) -> str:
             **{LABELS[name]: format_interval(measures["psnr"].get(name), ".2f") for name in names},
             "gain": format_interval(measures["gain"].get(OURS), "+.2f"),
             "gain, mode": format_interval(measures["gain"].get(MODE), "+.2f"),
-            f"coverage at {LEVEL:.0%}": format_percent(measures["coverage"]),
+            f"coverage at {LEVEL:.0%}": format_interval(measures["coverage"], ".1%"),
             "acceptance rate": f"{measures['acceptance']:.2f}",
             "R-hat": f"{measures['r_hat']:.1f}",
         }  # fmt: skip

@@ -1,7 +1,6 @@
 """The table of metrics, ``metrics.yml``: their names, labels, units and formats."""
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -57,7 +56,7 @@ class Metric:
 
 
 def format_interval(measured: Any, spec: str, signed: bool = False, label: str = "") -> str:
-    """Format a number, or a mapping with ``value``, ``low`` and ``high``.
+    """Format a number, or a mapping with ``value``, ``low`` and ``high``, such as by ``.3f``.
 
     The half-width of the interval has two significant digits, as the Guide to the Expression of
     Uncertainty in Measurement (7.2.6) recommends. A missing value is a dash or the reason ``why``.
@@ -67,6 +66,8 @@ def format_interval(measured: Any, spec: str, signed: bool = False, label: str =
         '3.741 BPD [3.720, 3.761]'
         >>> format_interval({"value": 0.6139, "low": -0.41, "high": 1.63}, ".4f")
         '0.6 [-0.4, 1.6]'
+        >>> format_interval({"value": 0.9824, "low": 0.966, "high": 0.992}, ".1%")
+        '98.2% [96.6%, 99.2%]'
     """
     interval = measured if isinstance(measured, Mapping) else {"value": measured}
     ends: list[Any] = [interval.get(end) for end in ENDS]
@@ -75,19 +76,14 @@ def format_interval(measured: Any, spec: str, signed: bool = False, label: str =
         return str(interval.get("why", NONE)).split(":")[0]
     sign, spec = "+" if signed or spec.startswith("+") else "", spec.removeprefix("+")
     has_interval = not (is_missing(low) or is_missing(high))
-    if has_interval and 0 < (half_width := (high - low) / 2) < math.inf:
+    scale, unit = (100, "%") if spec.endswith("%") else (1, "f")
+    if has_interval and 0 < (half_width := scale * (high - low) / 2) < math.inf:
         decimals = max(0, 1 - int(f"{half_width:.1e}".partition("e")[2]))
         comma = "," if "," in spec else ""
-        spec = f"{comma}.{decimals}f" if decimals <= MAX_DECIMALS else ".1e"
-    text = f"{_format(value, sign + spec)} {label}".rstrip()
-    if has_interval:
-        text += f" [{_format(low, sign + spec)}, {_format(high, sign + spec)}]"
-    return text
-
-
-def _format(value: float, spec: str) -> str:
-    text = format(value, spec)
-    return text if float(text.replace(",", "")) else format(0.0, spec)
+        spec = f"{comma}.{decimals}{unit}" if decimals <= MAX_DECIMALS else ".1e"
+    spec = f"{sign}z{spec}"  # z: no negative zeros
+    text = f"{value:{spec}} {label}".rstrip()
+    return f"{text} [{low:{spec}}, {high:{spec}}]" if has_interval else text
 
 
 def format_value(value: object, digits: int = 4) -> str:
@@ -104,17 +100,6 @@ def format_value(value: object, digits: int = 4) -> str:
     if not (1e-6 < size < 1e15):  # or 0, or not finite
         return text
     return f"{Decimal(text):{',' if size >= COMMAS else ''}f}"
-
-
-def format_percent(measured: Mapping[str, Any]) -> str:
-    """Format a fraction in percent.
-
-    Example:
-        >>> format_percent({"value": 0.9824, "low": 0.966, "high": 0.992})
-        '98.2% [96.6%, 99.2%]'
-    """
-    scaled = {end: 100 * measured[end] for end in ENDS if not is_missing(measured.get(end))}
-    return re.sub(r"\d(?=[],]|$| \[)", r"\g<0>%", format_interval(scaled, ".1f"))
 
 
 def events_of(metrics: Mapping[str, Any]) -> str:

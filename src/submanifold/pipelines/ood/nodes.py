@@ -10,7 +10,7 @@ from submanifold.common.errors import error_prefix
 from submanifold.data.prepare import prepare, read_sidecar
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.likelihood import to_bits_per_dim
-from submanifold.evaluation.metrics import format_interval, format_percent
+from submanifold.evaluation.metrics import format_interval
 from submanifold.evaluation.ood import MAX_IMAGES, MAX_ROWS, NORMAL, OOD, roc
 from submanifold.inference.inputs import read_rows
 from submanifold.inference.predictor import Predictor
@@ -91,7 +91,7 @@ def write_page(
         dataset=dataset,
         ood=ood_name,
         auroc=format_interval(measured["scores"][main]["auroc"], ".3f"),
-        percent=format_percent,
+        write=format_interval,
         warnings=[word(text) for text in sections.warnings(measured, dataset, ood_name)],
         events="images" if of_images else "rows",
         alarms=sections.alarm_table(measured),

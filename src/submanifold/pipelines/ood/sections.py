@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from submanifold.evaluation.calibration import COMBINATION
-from submanifold.evaluation.metrics import format_interval, format_percent, format_value
+from submanifold.evaluation.metrics import format_interval, format_value
 from submanifold.evaluation.ood import (
     ANOMALY,
     DESCRIPTIONS,
@@ -68,8 +68,8 @@ def alarm_table(measured: Measured) -> pd.DataFrame | None:
     rows = measured.get("alarms", [])
     return pd.DataFrame({
         "promised rate": [f"{100 * row['rate']:g}%" for row in rows],
-        "false alarms": [format_percent(row["false_alarms"]) for row in rows],
-        "detected": [format_percent(row["detected"]) for row in rows],
+        "false alarms": [format_interval(row["false_alarms"], ".1%") for row in rows],
+        "detected": [format_interval(row["detected"], ".1%") for row in rows],
     }) if rows else None  # fmt: skip
 
 

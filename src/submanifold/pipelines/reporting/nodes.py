@@ -152,7 +152,7 @@ def report_synthetic(
 
     points, grid = manifold_picture(hierarchy, data.manifold, test[:MAX_POINTS], samples)
     figures = {"manifold": manifold_figure(**points, grid=grid)}
-    content = {"truth": truth, "warnings": [], "comparison": None}
+    content: Metrics = {"truth": truth, "warnings": [], "comparison": None}
     return _report("synthetic", figures, content, metrics=metrics, hierarchy=hierarchy, **about)
 
 
