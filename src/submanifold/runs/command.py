@@ -4,7 +4,6 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +146,7 @@ def _with_command(error: UserError) -> UserError:
 
 
 def _row(record: RunRecord, project: Path) -> dict[str, str]:
-    from submanifold.evaluation.metrics import METRICS, SUBSET
+    from submanifold.evaluation.metrics import METRICS, SUBSET, numbers
 
     metrics = read_json(project / record.metrics) or {}
     row = {
@@ -158,11 +157,10 @@ def _row(record: RunRecord, project: Path) -> dict[str, str]:
         "method": record.method,
         "d": str((metrics.get("dims") or [""])[-1]),
     }
-    for metric in map(METRICS.__getitem__, FIGURES):
-        value = metric.read(metrics)
-        value = value.get("value") if isinstance(value, Mapping) else value
-        if value is not None:
-            row[metric.label.removesuffix(SUBSET)] = metric.write(value)
+    values = numbers(metrics)
+    for name in FIGURES:
+        if name in values:
+            row[METRICS[name].label.removesuffix(SUBSET)] = METRICS[name].write(values[name])
     return row
 
 
