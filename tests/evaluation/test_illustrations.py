@@ -6,7 +6,7 @@ import torch
 
 from submanifold.data import dequantize
 from submanifold.data.batches import Batches, as_input
-from submanifold.evaluation.baselines import PCA, pca_batches, stored_axes
+from submanifold.evaluation.baselines import fit_baselines
 from submanifold.evaluation.illustrations import (
     interpolate,
     interpolate_latents,
@@ -34,7 +34,7 @@ def hierarchy(code_flow=False):
 
 @pytest.fixture(scope="module")
 def pca():
-    return stored_axes(PCA.fit(pca_batches(IMAGES)))
+    return fit_baselines(IMAGES, IMAGES, IMAGES)["pca"]
 
 
 @pytest.mark.parametrize("code_flow", [False, True])
