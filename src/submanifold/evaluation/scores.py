@@ -16,7 +16,6 @@ from submanifold.flows import is_noise_conditional, with_noise_scale
 from submanifold.flows.bijection import Context
 from submanifold.geometry.linearization import jacobian
 from submanifold.models import Hierarchy, Model
-from submanifold.models.model import bits_per_dim
 from submanifold.models.stage import standard_normal_log_prob
 
 SCORES = {
@@ -93,7 +92,7 @@ def score_batch(
         nearest = model.project(x, nearest=True, context=context)
         scores["nearest_distance"] = (x - nearest).square().flatten(1).mean(1)
     if "complexity" in names and model.has_density and events.dtype == np.uint8:
-        bits = model.event_dim * bits_per_dim(log_prob.double(), model.event_dim, 8)
+        bits = model.event_dim * model.to_bits_per_dim(log_prob.double())
         scores["complexity"] = bits - torch.tensor(png_bits(events), device=bits.device)
     if "manifold_density" in names or "dimension" in names:
         eigenvalues = leading_spectrum(model, u, context=context)

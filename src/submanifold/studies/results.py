@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib.resources import files
+from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
@@ -123,8 +123,7 @@ def comparison(
     if count := data.attrs["recorded"]:
         record = f"docs/evidence/{name}.csv"
         notes.append(f"{count:,} results were measured earlier and are read from {record}.")
-    with (files(__package__) / "comparisons/published.csv").open(encoding="utf-8") as file:
-        rows = pd.read_csv(file, dtype=str).fillna(NONE)
+    rows = pd.read_csv(Path(__file__).parent / "comparisons/published.csv", dtype=str).fillna(NONE)
     for caption, part in rows[rows["page"] == name].groupby("table", sort=False):
         part = part.drop(columns=["page", "table"]).reset_index(drop=True)
         tables = {**tables, f"Published: {caption}": part}

@@ -1,7 +1,7 @@
 """Tables 1 to 5: the paper's numbers next to those measured here."""
 
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
+from pathlib import Path
 
 import pandas as pd
 
@@ -23,8 +23,7 @@ Cell = tuple[str, str, str]  # data set, method, and dimensions of the stages (3
 
 def printed_results() -> pd.DataFrame:
     """Read the paper's numbers, by ``metric`` (a :attr:`.Metric.column`); some have no spread."""
-    with (files(__package__) / "paper.csv").open(encoding="utf-8") as file:
-        return pd.read_csv(file)
+    return pd.read_csv(Path(__file__).with_name("paper.csv"))
 
 
 def paper_cells(table: int) -> list[Cell]:
