@@ -24,7 +24,7 @@ def run(model, arrays, truth=None):
         settings=SimpleNamespace(device="cpu", data=SimpleNamespace(manifold=truth)),
         catalog=SimpleNamespace(exists=lambda name: name in arrays),
     )  # fmt: skip
-    found.changed = lambda name, value: found
+    found.with_params = lambda params: found
     return found
 
 

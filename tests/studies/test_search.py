@@ -74,7 +74,7 @@ def test_a_grid_finds_the_better_of_two_settings(project, monkeypatch):
     study = run(project, "steps", **settings)
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2
     assert study.best_params == {"stage_1.training.steps": 60}, "more training is better"
-    best = CachedRun("", PARAMS, project.path, "test").changed("stage_1.training.steps", 60)
+    best = CachedRun("", PARAMS, project.path, "test").with_params({"stage_1.training.steps": 60})
     expected = objectives(best.load("hierarchy"), best.load("x_valid"), choose_device("cpu"))
     assert study.best_value == expected["bits_per_dim"]
     runs = {int(each.data.tags["submanifold.trial"]): each for each in project.mlflow_runs()}

@@ -40,14 +40,11 @@ class CachedRun:
     evaluated: bool = True  # whether it includes the metrics and the report, not the model alone
     tables: Mapping[str, Any] | None = None  # the parameters in files, read once for many runs
 
-    def changed(self, parameter: str, value: Any) -> "CachedRun":
-        """Return a copy with one parameter, such as ``stage_1.dim``, set to a value."""
-        name = f"{self.name}, {parameter} {value}"
-        return replace(self.with_params({parameter: value}), name=name)
-
     def with_params(self, params: Mapping[str, Any]) -> "CachedRun":
-        """Return a copy with several parameters set, by names with dots."""
-        return replace(self, params=merge(self.params, nest(params)))
+        """Return a copy with parameters, such as ``stage_1.dim``, set to other values."""
+        changes = (f"{parameter} {value}" for parameter, value in params.items())
+        name = ", ".join([self.name, *changes])
+        return replace(self, name=name, params=merge(self.params, nest(params)))
 
     @cached_property
     def configuration(self) -> ExperimentConfigLoader:

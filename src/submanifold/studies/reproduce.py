@@ -44,7 +44,8 @@ def plan(
     def runs(name: str, need: Params, target: Target) -> list[CachedRun]:
         values = nest({**need, **(params or {})})
         run = CachedRun(name, values, project, env, target.evaluated, parameters)
-        return [run, *(run.changed("seed", n) for n in range(1, seeds if target.seeds else 1))]
+        others = range(1, seeds if target.seeds else 1)
+        return [run, *(run.with_params({"seed": seed}) for seed in others)]
 
     return {
         name: {label: runs(f"{name} {label}", need, target) for label, need in target.needs.items()}

@@ -96,7 +96,7 @@ def measure_images(run: CachedRun, models: Sequence[Model]) -> list[Measured]:
 
 def measure_aurocs(run: CachedRun, model: Model, ood: str) -> Measured:
     """AUROC of quick and linear scores and of their combinations, as ``auroc.<score>``."""
-    other = run.changed("ood", ood)
+    other = run.with_params({"ood": ood})
     if not other.catalog.exists("x_ood"):
         other.run("x_ood")
     train, valid, test = (run.load(f"x_{part}") for part in ("train", "valid", "test"))
