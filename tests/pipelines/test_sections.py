@@ -29,7 +29,7 @@ from submanifold.plots.strips import strips
 
 RNG = np.random.default_rng(0)
 SCORES = {"density": RNG.standard_normal(400)}
-CALIBRATION = Calibration.fit(SCORES, ("density",)).to_dict()
+CALIBRATION = Calibration.fit(SCORES, ("density",))
 
 
 def scored(shift=0.0, count=400, p_values=None):
@@ -89,14 +89,21 @@ def test_anomalous_rows_are_listed_with_their_columns():
 ])  # fmt: skip
 def test_false_alarms_are_compared_with_those_of_normal_images(power, sentence):
     found = alarms(scored(p_values=np.linspace(0.003, 1, 400) ** power), CALIBRATION)
-    assert sentence in found["sentence"]
+    about = {
+        "calibration": {},
+        "fitted": CALIBRATION,
+        "events": "images",
+        "metrics": {"counts": {}},
+    }
+    section = render("false_alarms.html", alarms=found, **about)
+    assert sentence in section
     assert found["table"]["range if normal"][1] == "2.2% to 8.2%"
     assert list(found["table"]["promised rate"]) == ["10%", "5%", "1%"]
     at_most = alarms(scored(p_values=np.arange(1, 401) / 400), CALIBRATION)["table"]
     assert list(at_most["flagged"]) == ["40 of 400", "20 of 400", "4 of 400"]
     assert list(at_most["observed rate"]) == ["10.0%", "5.0%", "1.0%"]
-    assert "400 images for validation" in found["sentence"]
-    assert alarms(scored(), {"why": "too few"}) is None
+    assert "400 images for validation" in section
+    assert alarms(scored(), None) is None
     assert alarms(scored().drop(columns="p_value"), CALIBRATION) is None
 
 

@@ -43,12 +43,15 @@ def written(name: str, measured: Any) -> str:
 def of_model(metrics: Metrics, scored: pd.DataFrame, model: Model) -> dict[str, Any]:
     """Return what the reports of images and of tables have in common."""
     comparison, warning = against_pca(metrics)
+    has_p_values = "groups" in model.calibration
+    fitted = Calibration.from_dict(model.calibration) if has_p_values else None
     return {
         "comparison": comparison,
         "warnings": [warning] if warning else [],
-        "calibration": describe_calibration(model.calibration),
+        "calibration": model.calibration,
+        "fitted": fitted,
         "likelihood": likelihood(scored),
-        "alarms": alarms(scored, model.calibration),
+        "alarms": alarms(scored, fitted),
     }
 
 
@@ -152,11 +155,10 @@ def anomalies(explained: pd.DataFrame) -> pd.DataFrame | None:
     return table[kept]
 
 
-def alarms(scored: pd.DataFrame, calibration: Metrics) -> dict[str, Any] | None:
+def alarms(scored: pd.DataFrame, fitted: Calibration | None) -> dict[str, Any] | None:
     """Return promised and observed rates of false alarms on test images; None without p-values."""
-    if "p_value" not in scored or "groups" not in calibration:
+    if "p_value" not in scored or fitted is None:
         return None
-    fitted = Calibration.from_dict(calibration)
     of_test = scored[scored["split"] == "test"]
     rows = false_alarms(of_test["p_value"].to_numpy(), fitted.groups, group_numbers(of_test))
     if not rows:
@@ -169,21 +171,7 @@ def alarms(scored: pd.DataFrame, calibration: Metrics) -> dict[str, Any] | None:
     })  # fmt: skip
     fewer = [row["rate"] for row in rows if row["observed"]["value"] < row["expected"]["low"]]
     more = [row["rate"] for row in rows if row["observed"]["value"] > row["expected"]["high"]]
-    sentences = [
-        f"{word} test {fitted.events} are flagged than promised at {_percents(rates)}."
-        for word, rates in {"Fewer": fewer, "More": more}.items() if rates
-    ] or [f"All observed rates are in the ranges of normal {fitted.events}."]  # fmt: skip
-    sentences.append(describe_calibration(calibration))
-    return {"table": table, "sentence": " ".join(sentences)}
-
-
-def describe_calibration(calibration: Metrics) -> str:
-    """Say what the p-values are based on, or why there are none."""
-    if "why" in calibration:
-        return f"The model has no p-values. {calibration['why']}"
-    fitted = Calibration.from_dict(calibration)
-    smallest = f"its smallest p-value is {fitted.smallest_p_value:.2g}."
-    return f"The calibration uses {fitted.basis} for validation; {smallest}"
+    return {"table": table, "fewer": _percents(fewer), "more": _percents(more)}
 
 
 def _percents(rates: Sequence[float]) -> str:
