@@ -1,5 +1,7 @@
 """The sentences of reports that draw conclusions from numbers, and the code of the report."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,7 +17,7 @@ from submanifold.evaluation.ood import ANOMALY, LINEAR, LINEAR_COMBINATION, MEAS
 from submanifold.flows import RealNVP, context_of
 from submanifold.models import Hierarchy, Stage
 from submanifold.pipelines.ood.nodes import write_page
-from submanifold.pipelines.ood.sections import thresholds, warnings
+from submanifold.pipelines.ood.sections import score_rows, thresholds
 from submanifold.pipelines.reporting.sections import (
     against_pca,
     alarms,
@@ -180,7 +182,9 @@ def measured(auroc, linear=0.5, false_alarms=0.05, detected=0.9, expected=0.02):
     (measured(0.9, false_alarms=0.08, expected=0.04), []),
 ])  # fmt: skip
 def test_warnings_follow_from_the_intervals(given, expected):
-    found = warnings(given, "mnist", "noise")
+    about = {"measured_alarms": given["alarms"], "dataset": "mnist", "ood": "noise"}
+    page = render("ood_warnings.html", rows=score_rows(given), events="images", **about)
+    found = re.findall(r'<p class="warning">(.*?)</p>', page)
     assert len(found) == len(expected)
     assert all(text in warning for text, warning in zip(expected, found, strict=True))
 

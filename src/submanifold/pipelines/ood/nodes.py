@@ -92,7 +92,6 @@ def write_page(
         ood=ood_name,
         auroc=format_interval(measured["scores"][main]["auroc"], ".3f"),
         write=format_interval,
-        warnings=[word(text) for text in sections.warnings(measured, dataset, ood_name)],
         events="images" if of_images else "rows",
         alarms=sections.alarm_table(measured),
         rows=[row | {"text": word(row["text"])} for row in sections.score_rows(measured)],

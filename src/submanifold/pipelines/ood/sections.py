@@ -30,39 +30,6 @@ def main_score(measured: Measured) -> str:
     return ANOMALY if ANOMALY in measured["scores"] else COMBINATION
 
 
-def warnings(measured: Measured, dataset: str, ood: str) -> list[str]:
-    """Return sentences on failed detection, better linear scores, and false alarms."""
-    scores = measured["scores"]
-    auroc = scores[main_score(measured)]["auroc"]
-    texts = []
-    missed = {row["rate"]: 1 - row["detected"]["value"] for row in measured.get("alarms", [])}
-    if missed.get(RATE, 0) > 0.5:
-        texts.append(f"{missed[RATE]:.0%} of the “{ood}” images are missed at --alpha={RATE:.0%}.")
-    if auroc["low"] is not None and auroc["high"] < 0.5:
-        texts.append(
-            f"Detection fails: “{ood}” images have lower anomaly scores than “{dataset}” images. "
-            "Do not use this model to detect such images."
-        )
-    elif auroc["low"] is not None and auroc["low"] <= 0.5:
-        texts.append(
-            "Detection fails: the interval of the AUROC includes 0.5, the value of a random score."
-        )
-    linear = {name: scores[name]["auroc"] for name in (*LINEAR, LINEAR_COMBINATION)}
-    best = max(linear, key=lambda name: linear[name]["value"])
-    if None not in (auroc["high"], low := linear[best]["low"]) and low > max(0.5, auroc["high"]):
-        better = format_interval(linear[best], ".3f")
-        texts.append(f"A linear score is better: {best} has an AUROC of {better}.")
-    broken = [row for row in measured.get("alarms", [])
-              if row["false_alarms"]["value"] > row["expected"]["high"]]  # fmt: skip
-    if broken:
-        rates = ", ".join(f"{row['rate']:.1%}".replace(".0%", "%") for row in broken)
-        texts.append(
-            f"There are more false alarms than promised at {rates}: test images and validation "
-            f"images of “{dataset}” differ."
-        )
-    return texts
-
-
 def alarm_table(measured: Measured) -> pd.DataFrame | None:
     """Return promised and observed rates; None without a calibration."""
     rows = measured.get("alarms", [])
@@ -79,17 +46,16 @@ def score_rows(measured: Measured) -> list[dict[str, Any]]:
     rows = []
     for name in (name for name in DESCRIPTIONS if name in scores):
         auroc = scores[name]["auroc"]
-        high = auroc["value"] if auroc["high"] is None else auroc["high"]
         rows.append({
             "name": name,
             "text": DESCRIPTIONS[name],
             "cells": [format_interval(_rounded(scores[name][key]), ".3f") for key in MEASURES],
             "is_main": name == main,
             "is_linear": name in (*LINEAR, LINEAR_COMBINATION),
-            "is_inverted": high < 0.5,
-            "auroc": auroc["value"],
+            "is_inverted": (auroc["value"] if auroc["high"] is None else auroc["high"]) < 0.5,
+            **auroc,
         })  # fmt: skip
-    return sorted(rows, key=lambda row: -row["auroc"])
+    return sorted(rows, key=lambda row: -row["value"])
 
 
 def _rounded(interval: Measured) -> dict[str, Any]:
