@@ -182,7 +182,7 @@ def measured(auroc, linear=0.5, false_alarms=0.05, detected=0.9, expected=0.02):
     (measured(0.9, false_alarms=0.08, expected=0.04), []),
 ])  # fmt: skip
 def test_warnings_follow_from_the_intervals(given, expected):
-    about = {"measured_alarms": given["alarms"], "dataset": "mnist", "ood": "noise"}
+    about = {"alarms": given["alarms"], "dataset": "mnist", "ood": "noise"}
     page = render("ood_warnings.html", rows=score_rows(given), events="images", **about)
     found = re.findall(r'<p class="warning">(.*?)</p>', page)
     assert len(found) == len(expected)

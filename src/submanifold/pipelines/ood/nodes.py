@@ -93,7 +93,6 @@ def write_page(
         auroc=format_interval(measured["scores"][main]["auroc"], ".3f"),
         write=format_interval,
         events="images" if of_images else "rows",
-        alarms=sections.alarm_table(measured),
         rows=[row | {"text": word(row["text"])} for row in sections.score_rows(measured)],
         main=main,
         calibration=model.calibration,
@@ -103,6 +102,6 @@ def write_page(
         pictures=figures,
         run=run,
         score=model_command(run, "score", "PICTURES" if of_images else "TABLE"),
-        measured_alarms=measured.get("alarms", []),
+        alarms=measured.get("alarms", []),
     )
     return {"page": page, **figures}

@@ -30,16 +30,6 @@ def main_score(measured: Measured) -> str:
     return ANOMALY if ANOMALY in measured["scores"] else COMBINATION
 
 
-def alarm_table(measured: Measured) -> pd.DataFrame | None:
-    """Return promised and observed rates; None without a calibration."""
-    rows = measured.get("alarms", [])
-    return pd.DataFrame({
-        "promised rate": [f"{100 * row['rate']:g}%" for row in rows],
-        "false alarms": [format_interval(row["false_alarms"], ".1%") for row in rows],
-        "detected": [format_interval(row["detected"], ".1%") for row in rows],
-    }) if rows else None  # fmt: skip
-
-
 def score_rows(measured: Measured) -> list[dict[str, Any]]:
     """Return the rows of the table of scores, the highest AUROC first."""
     scores, main = measured["scores"], main_score(measured)
