@@ -13,6 +13,7 @@ from pages import pictures as rows_of_images
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.calibration import Calibration
 from submanifold.evaluation.intervals import plus_minus
+from submanifold.evaluation.metrics import format_value
 from submanifold.evaluation.ood import ANOMALY, LINEAR, LINEAR_COMBINATION, MEASURES, NORMAL, OOD
 from submanifold.flows import RealNVP, context_of
 from submanifold.models import Hierarchy, Stage
@@ -22,7 +23,6 @@ from submanifold.pipelines.reporting.sections import (
     against_pca,
     alarms,
     anomalies,
-    column_table,
     extremes,
     likelihood,
 )
@@ -130,10 +130,10 @@ def test_the_code_of_the_report_runs(tmp_path, monkeypatch, kind, make):
 
 def test_columns_are_described_by_plain_numbers():
     income = [50_000, 1_250_000, 50_100]
-    found = column_table(
-        Preprocessor.fit(pd.DataFrame({"income": income, "year": [1984, 1985, 7]}))
-    )
-    assert found["values"].tolist() == [
+    table = Preprocessor.fit(pd.DataFrame({"income": income, "year": [1984, 1985, 7]}))
+    found = cells(render("columns.html", columns=table.columns, number=format_value))
+    assert [row[2] for row in found] == [
+        "values",
         "50,000 to 1,250,000 in steps of 100",
         "7 to 1985 in steps of 1",
     ]

@@ -18,6 +18,7 @@ from submanifold.evaluation.metrics import (
     PROJECTION_ERRORS,
     SUBSET,
     events_of,
+    format_value,
     training_images_reach,
 )
 from submanifold.evaluation.samples import TEMPERATURES
@@ -138,7 +139,7 @@ def report_table(
         "dimensions": dimension_curves(metrics["curve"], dim, first_order, unit=unit),
     }
     content = sections.of_model(metrics, split_scores, hierarchy)
-    content["columns"] = sections.column_table(preprocessor)
+    content |= {"columns": preprocessor.columns, "number": format_value}
     content["anomalies"] = sections.anomalies(anomalies)
     return _report("table", figures, content, metrics=metrics, hierarchy=hierarchy, **about)
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.calibration import Calibration, false_alarms
 from submanifold.evaluation.illustrations import pixel_errors
 from submanifold.evaluation.metrics import (
@@ -66,27 +65,6 @@ def against_pca(metrics: Metrics) -> tuple[dict[str, str] | None, str | None]:
     if ratios["encoder"] > TOO_LARGE and min(ratios.values()) > 1:
         return sizes, "The errors are larger than PCA's: train for more steps"
     return sizes, None
-
-
-def column_table(preprocessor: Preprocessor) -> pd.DataFrame:
-    """Return the columns of a table with their kinds and ranges, as text."""
-    rows = []
-    for column in preprocessor.columns:
-        low, high, step = (format_value(x or 0, 5) for x in (column.low, column.high, column.step))
-        ends = f"{low} to {high}"
-        text = {
-            "continuous": ends,
-            "quantized": f"{ends} in steps of {step}",
-            "constant": f"{column.names[0] if column.names else low}, not used",
-            "categorical": ", ".join(column.names),
-        }[column.kind]
-        rows.append({
-            "column": column.name,
-            "kind": "categorical" if column.names else column.kind,
-            "values": text,
-            "bits": f"{column.bits:.1f}" if column.kind == "quantized" else "–",
-        })  # fmt: skip
-    return pd.DataFrame(rows)
 
 
 def likelihood(scored: pd.DataFrame) -> dict[str, Any]:
