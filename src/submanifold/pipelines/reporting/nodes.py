@@ -140,7 +140,7 @@ def report_table(
     }
     content = sections.of_model(metrics, split_scores, hierarchy)
     content |= {"columns": preprocessor.columns, "number": format_value}
-    content["anomalies"] = sections.anomalies(anomalies)
+    content["anomalies"] = anomalies
     return _report("table", figures, content, metrics=metrics, hierarchy=hierarchy, **about)
 
 

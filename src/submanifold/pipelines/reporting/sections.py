@@ -28,7 +28,6 @@ from submanifold.plots.strips import strips
 
 COLUMNS, EXTREMES = 8, 16
 TOO_LARGE = 2.0  # times PCA's error: the report warns of an encoder projection's
-HUGE = 1e20  # contribution without which a row has no density
 
 Metrics = dict[str, Any]
 Arrays = Mapping[str, np.ndarray]
@@ -107,30 +106,6 @@ def extremes(scored: pd.DataFrame, test: np.ndarray) -> list[dict[str, Any]]:
         pictures = strips(test[rows["number"].to_numpy()], COLUMNS)
         entries.append({"name": f"{name} test images", "strips": pictures, "text": ends})
     return entries
-
-
-def anomalies(explained: pd.DataFrame) -> pd.DataFrame | None:
-    """Write the result of :func:`.explain_rows`: anomalous rows with the columns responsible."""
-    if explained.empty:
-        return None
-    rows = []
-    for number, columns in explained.groupby("row", sort=False):
-        parts = []
-        for entry in columns.to_dict("records"):
-            gain = f"+{entry['contribution']:.3g}"  # of the log-density; non-finite ones are huge
-            gain = "possible only" if entry["contribution"] > HUGE else gain
-            if entry["contribution"] > 0:
-                parts.append(f"{entry['column']} = {entry['value']} ({gain} with {entry['usual']})")
-        first = columns.iloc[0]
-        rows.append({
-            "row": str(number),
-            "p-value": f"{first['p_value']:.4f}",
-            "log-density": f"{-first['nll']:.2f}",
-            "columns": "; ".join(parts) or "no single column",
-        })  # fmt: skip
-    table = pd.DataFrame(rows)
-    kept = [name for name in table if not table[name].str.contains("nan").all()]
-    return table[kept]
 
 
 def alarms(scored: pd.DataFrame, fitted: Calibration | None) -> dict[str, Any] | None:
