@@ -87,21 +87,25 @@ def test_anomalous_rows_are_listed_with_their_columns():
     (4.0, "More test images are flagged than promised at 10%, 5%, 1%"),
 ])  # fmt: skip
 def test_false_alarms_are_compared_with_those_of_normal_images(power, sentence):
-    found = alarms(scored(p_values=np.linspace(0.003, 1, 400) ** power), CALIBRATION)
     about = {
         "calibration": {},
         "fitted": CALIBRATION,
-        "events": "images",
         "metrics": {"counts": {}},
+        "events": "images",
     }
-    section = render("false_alarms.html", alarms=found, **about)
-    assert sentence in section
-    assert found["table"]["range if normal"][1] == "2.2% to 8.2%"
-    assert list(found["table"]["promised rate"]) == ["10%", "5%", "1%"]
-    at_most = alarms(scored(p_values=np.arange(1, 401) / 400), CALIBRATION)["table"]
-    assert list(at_most["flagged"]) == ["40 of 400", "20 of 400", "4 of 400"]
-    assert list(at_most["observed rate"]) == ["10.0%", "5.0%", "1.0%"]
-    assert "400 images for validation" in section
+
+    def section(p_values):
+        found = alarms(scored(p_values=p_values), CALIBRATION)
+        return render("false_alarms.html", alarms=found, **about)
+
+    page = section(np.linspace(0.003, 1, 400) ** power)
+    assert sentence in page
+    assert cells(page)[2][3] == "2.2% to 8.2%"
+    assert [row[0] for row in cells(page)[1:]] == ["10%", "5%", "1%"]
+    at_most = cells(section(np.arange(1, 401) / 400))[1:]
+    assert [row[1] for row in at_most] == ["40 of 400", "20 of 400", "4 of 400"]
+    assert [row[2] for row in at_most] == ["10.0%", "5.0%", "1.0%"]
+    assert "400 images for validation" in page
     assert alarms(scored(), None) is None
     assert alarms(scored().drop(columns="p_value"), CALIBRATION) is None
 

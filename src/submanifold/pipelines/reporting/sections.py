@@ -116,15 +116,10 @@ def alarms(scored: pd.DataFrame, fitted: Calibration | None) -> dict[str, Any] |
     rows = false_alarms(of_test["p_value"].to_numpy(), fitted.groups, group_numbers(of_test))
     if not rows:
         return None
-    table = pd.DataFrame({
-        "promised rate": [_percents([row["rate"]]) for row in rows],
-        "flagged": [f"{row['flagged']:,} of {len(of_test):,}" for row in rows],
-        "observed rate": [f"{row['observed']['value']:.1%}" for row in rows],
-        "range if normal": ["{low:.1%} to {high:.1%}".format(**row["expected"]) for row in rows],
-    })  # fmt: skip
     fewer = [row["rate"] for row in rows if row["observed"]["value"] < row["expected"]["low"]]
     more = [row["rate"] for row in rows if row["observed"]["value"] > row["expected"]["high"]]
-    return {"table": table, "fewer": _percents(fewer), "more": _percents(more)}
+    rates = {"fewer": _percents(fewer), "more": _percents(more)}
+    return {"rows": rows, "count": len(of_test), **rates}
 
 
 def _percents(rates: Sequence[float]) -> str:
