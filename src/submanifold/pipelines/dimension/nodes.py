@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from submanifold.common.device import choose_device
 from submanifold.data.splits import Groups, groups_of
@@ -35,9 +34,6 @@ def write_page(
     """Write the page with the advice, the error by dimension and the estimates."""
     from submanifold.plots.curves import dimension_curves  # matplotlib is slow to import
 
-    def listed(dims: list[int | None]) -> list[str]:
-        return ["none" if dim is None else str(dim) for dim in dims]
-
     run = information(model_file)
     curve, spectrum, advice = metrics["curve"], found["spectrum"], found["advice"]
     of_images = curve["variance"] is None
@@ -57,16 +53,8 @@ def write_page(
         advice=advice,
         chosen=chosen,
         intrinsic=format_interval(estimates[chosen], ".1f"),
-        estimates=pd.DataFrame({
-            "estimate": names.keys(),
-            "dimension": [format_interval(estimate, ".1f") for estimate in estimates.values()],
-            "of": names.values(),
-        }),
-        smallest=pd.DataFrame({
-            "goal": [*curve["smallest"]],
-            "smallest d": listed([*curve["smallest"].values()]),
-            "PCA": listed(pca),
-        }),
+        estimates=[(name, format_interval(estimates[name], ".1f"), names[name]) for name in names],
+        smallest=[*zip(curve["smallest"], curve["smallest"].values(), pca, strict=True)],
         count=curve["n"],
         events="images" if of_images else "rows",
         curve=figure,

@@ -1,4 +1,4 @@
-"""Sections of the page of out-of-distribution detection: sentences, tables and rows of images."""
+"""Sections of the page of out-of-distribution detection: scores, thresholds, and events."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
