@@ -139,8 +139,7 @@ def report_table(
         "dimensions": dimension_curves(metrics["curve"], dim, first_order, unit=unit),
     }
     content = sections.of_model(metrics, split_scores, hierarchy)
-    content |= {"columns": preprocessor.columns, "number": format_value}
-    content["anomalies"] = anomalies
+    content |= {"columns": preprocessor.columns, "number": format_value, "anomalies": anomalies}
     return _report("table", figures, content, metrics=metrics, hierarchy=hierarchy, **about)
 
 
