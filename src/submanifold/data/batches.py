@@ -97,7 +97,7 @@ def dequantize(pixels: Tensor, generator: torch.Generator | None = None, bits: i
     [-0.5, 0.5). ``bits``, 1 to 8, is the number of upper bits to keep.
     """
     noise = torch.rand(pixels.shape, generator=generator, device=pixels.device)
-    return _add_noise(pixels, noise, bits)
+    return add_noise(pixels, noise, bits)
 
 
 def as_input(events: np.ndarray) -> Tensor:
@@ -109,7 +109,7 @@ def as_input(events: np.ndarray) -> Tensor:
     for row, image in zip(noise, events, strict=True):
         rng = np.random.default_rng(zlib.crc32(image.tobytes()))
         row.copy_(torch.from_numpy(rng.random(image.shape, dtype=np.float32)))
-    return _add_noise(x, noise, 8)
+    return add_noise(x, noise, 8)
 
 
 def fixed_batches(
@@ -130,7 +130,8 @@ def context_tensor(events: np.ndarray, device: str | torch.device = "cpu") -> Te
     return None if context is None else torch.from_numpy(np.array(context)).to(device)
 
 
-def _add_noise(pixels: Tensor, noise: Tensor, bits: int) -> Tensor:
+def add_noise(pixels: Tensor, noise: Tensor, bits: int) -> Tensor:
+    """Compute (pixel + noise) / 2^bits - 0.5 of the upper bits of bytes; noise is in [0, 1)."""
     levels = 2**bits
     kept = (pixels // (256 // levels)).float()
     # the largest byte plus the largest noise rounds up to 0.5 in float32

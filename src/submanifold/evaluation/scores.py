@@ -107,7 +107,7 @@ def score_batch(
 
 def log_prob_at(model: Model, x: Tensor, scale: float, context: Context = None) -> Tensor:
     """Compute the log-density of a noise-conditional model at a noise scale between 0 and 1."""
-    return model.log_prob(x, with_noise_scale(context, x.new_full((len(x),), scale)))
+    return model.log_prob(x, with_noise_scale(context, x.new_full(x.shape[:1], scale)))
 
 
 @torch.no_grad()

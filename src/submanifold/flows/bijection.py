@@ -87,7 +87,7 @@ class Flow(Bijection):
         if context is None or not (embedding or self.takes_noise_scale):
             return None
         columns = embedding.columns or 1 if embedding else 0
-        values, scale = context, context.new_zeros(len(context), 1)
+        values, scale = context, context.new_zeros(context.shape[0], 1)
         if context.shape[1:] == (columns + 1,):
             values, scale = context.split([columns, 1], 1)
             values = values[:, 0].long() if embedding and embedding.classes else values

@@ -66,13 +66,13 @@ class Zuko(Flow):
         self.transform = _build(**self.arguments, context=size)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if not len(x):  # which torch.distributions cannot sum over
+        if not x.shape[0]:  # which torch.distributions cannot sum over
             return x, x.sum(1)
         with full_precision(x):
             return self._transform(x, context).call_and_ladj(x)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        if not len(z):
+        if not z.shape[0]:
             return z
         with full_precision(z):
             return self._transform(z, context).inv(z)

@@ -130,7 +130,7 @@ def nearest_point(
     error = _squared_error(x, images)
     doubtful = ~is_smaller(error, start_error) | (error > best_error)
     if _any(doubtful):
-        rows: Any = slice(None) if _is_traced(x) else doubtful.nonzero()[:, 0]
+        rows: Any = slice(None) if is_traced(x) else doubtful.nonzero()[:, 0]
         other = torch.where(is_smaller(best_error, start_error)[:, None], best, start)[rows]
         other_image = select(decode, context, rows)(other)
         nearer = doubtful[rows] & (_squared_error(x[rows], other_image) <= error[rows])
@@ -187,21 +187,21 @@ def _is_lost(decode: Callable[[Tensor], Tensor], x: Tensor, u: Tensor, error: Te
     return lost
 
 
-def _is_traced(x: Tensor) -> bool:
+def is_traced(x: Tensor) -> bool:
     """Whether a graph for any batch size is traced, which has all branches."""
     return isinstance(x.shape[0], torch.SymInt)
 
 
 def _any(mask: Tensor) -> bool:
-    return _is_traced(mask) or bool(mask.any())
+    return is_traced(mask) or bool(mask.any())
 
 
 def _least_squares(columns: Tensor, target: Tensor) -> Tensor:
     """Compute the weights (batch, n) of vectors (batch, n, m) whose sum is nearest to targets."""
     gram = (columns @ columns.mT).double()
-    diagonal = gram.diagonal(dim1=1, dim2=2)
-    diagonal *= 1 + REGULARIZATION
-    diagonal += torch.finfo(gram.dtype).tiny  # vectors can be 0, such as changes of failed steps
+    is_diagonal = torch.eye(gram.shape[1], dtype=torch.bool, device=gram.device)
+    tiny = torch.finfo(gram.dtype).tiny  # vectors can be 0, such as changes of failed steps
+    gram = torch.where(is_diagonal, gram * (1 + REGULARIZATION) + tiny, gram)
     products = (columns @ target[:, :, None]).double()
     return torch.linalg.solve_ex(gram, products)[0][:, :, 0].to(target.dtype)
 

@@ -404,7 +404,25 @@ def restore(
     _echo(out)
 
 
-COMMANDS = [score, calibrate, encode, project, sample, restore]
+@click.command()
+@model_argument
+@click.argument("file", type=click.Path(path_type=Path))
+def export(model: str, file: Path) -> None:
+    """Write a model with its calibration to FILE, .onnx or .pt2, for programs without submanifold.
+
+    The inputs of the graph are uint8 images, or rows of a table as numbers, and alpha; the outputs
+    are log-density, anomaly score, p-value, coordinates u and projection. It needs the extra
+    export.
+    """
+    from submanifold.inference.export import SUFFIXES
+    from submanifold.inference.export import export as write
+
+    check_output("FILE", file, SUFFIXES, [model_path(model)])
+    write(_load(model, "cpu"), file)
+    _echo(file)
+
+
+COMMANDS = [score, calibrate, encode, project, sample, restore, export]
 
 
 def _load(name: str, device: str, dim: int | None = None) -> "Predictor":

@@ -1,5 +1,7 @@
-"""Export of a model's methods by torch.export."""
+"""Export of functions of a model as graphs without Python, by torch.export."""
 
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,13 +28,54 @@ def export_method(model: Model, method: str) -> ExportedProgram:
         >>> program.module()(torch.zeros(5, 2)).shape
         torch.Size([5])
     """
+    x = torch.zeros(EXAMPLES, *model.event_shape).to(next(model.parameters()))
+    return export_function(lambda x: getattr(model, method)(x), x)
+
+
+def export_function(function: Callable[..., Any], *examples: Tensor) -> ExportedProgram:
+    """Export a function of tensors, (EXAMPLES, ...) or numbers, for any batch size.
+
+    The graph has operators only that ONNX has, too. What does not depend on the arguments, such as
+    inverses of matrices, is computed once.
+    """
+    from torch._decomp import decomposition_table
+    from torch.fx.experimental.const_fold import split_const_subgraphs
     from torch.fx.experimental.proxy_tensor import make_fx  # imports sympy
 
-    def call(x: Tensor) -> Any:
-        return getattr(model, method)(x)
-
-    x = torch.zeros(EXAMPLES, *model.event_shape).to(next(model.parameters()))
-    with torch.no_grad():
+    aten = torch.ops.aten
+    backward = {op: f for op, f in decomposition_table.items() if "backward" in str(op)}
+    table: dict[Any, Any] = {
+        **backward,
+        aten.convolution_backward.default: _convolution_backward,
+        aten._linalg_solve_ex.default: _solve,
+        aten.searchsorted.Tensor: _searchsorted,
+    }
+    with torch.no_grad(), warnings.catch_warnings(action="ignore"):  # of the constants
         # torch.export itself does not trace gradients (pytorch issue 146719)
-        graph = make_fx(call, tracing_mode="symbolic", _allow_non_fake_inputs=True)(x)
-        return torch.export.export(graph, (x,), dynamic_shapes=({0: Dim("batch")},))
+        graph = make_fx(function, table, "symbolic", _allow_non_fake_inputs=True)(*examples)
+        folded = split_const_subgraphs(graph)
+        folded.run_folding()
+        batch = Dim("batch")
+        shapes = tuple({0: batch} if example.ndim else None for example in examples)
+        return torch.export.export(folded, examples, dynamic_shapes=shapes)
+
+
+def _convolution_backward(
+    gradient: Tensor, x: Tensor, weight: Tensor, bias_sizes: Any, stride: Any, padding: Any,
+    dilation: Any, transposed: bool, output_padding: Any, groups: int, mask: Any,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    options = stride, padding, dilation, not transposed, output_padding, groups
+    return torch.convolution(gradient, weight, None, *options), None, None
+
+
+def _solve(a: Tensor, b: Tensor, **_: Any) -> tuple[Tensor, ...]:
+    """Solve positive definite systems (batch, n, n) of few equations by elimination."""
+    rows = [*torch.cat([a, b], 2).unbind(1)]
+    for i, pivot in enumerate(rows):
+        rows[i] = pivot = pivot / pivot[:, i : i + 1]
+        rows = [pivot if j == i else row - row[:, i : i + 1] * pivot for j, row in enumerate(rows)]
+    return torch.stack(rows, 1)[:, :, a.shape[2] :], a, a, a
+
+
+def _searchsorted(ordered: Tensor, values: Tensor, **_: Any) -> Tensor:
+    return (ordered[..., None, :] <= values[..., None]).sum(-1)

@@ -15,7 +15,7 @@ from submanifold.common.errors import UserError, unexpected
 from submanifold.flows.bijection import Context
 from submanifold.flows.conditional import embedding_of
 from submanifold.flows.softflow import is_noise_conditional
-from submanifold.geometry.nearest import Nearest, gauss_newton, nearest_point
+from submanifold.geometry.nearest import Nearest, gauss_newton, is_traced, nearest_point
 from submanifold.models.io import build, describe, load_tensors, save_tensors
 
 FORMAT = 2  #: Version of model files; raise it with every change of what :func:`.describe` returns.
@@ -268,7 +268,7 @@ class Model(nn.Module, ABC):
         if nearest and self.dim <= FEW:
             return gauss_newton(self._decode, x, u, GAUSS_NEWTON_STEPS, context)
         gradients, precision = NEAREST_GRADIENTS if nearest else GRADIENTS, None
-        if not nearest and len(self.event_shape) == 3:
+        if not nearest and len(self.event_shape) == 3 and not is_traced(x):  # a graph is portable
             precision = choose_precision("auto", u)
         return nearest_point(self._decode, x, u, gradients, self.eigenvalues, precision, context)
 

@@ -1,0 +1,260 @@
+"""Export of a model with its preprocessing and calibration, for programs without this package."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from submanifold.common.errors import import_extra, unexpected
+from submanifold.data.batches import add_noise, quantize
+from submanifold.data.tables import Preprocessor
+from submanifold.data.tables.columns import SNAP, TAIL
+from submanifold.data.tables.preprocessor import GOLDEN, MIX
+from submanifold.evaluation.calibration import (
+    COMBINATION,
+    HUGE,
+    LEVELS,
+    MAX_DEVIATIONS,
+    TINY,
+    Calibration,
+)
+from submanifold.evaluation.scores import score_batch
+from submanifold.flows import Flow, context_of
+from submanifold.inference.outputs import output
+from submanifold.inference.predictor import Predictor
+from submanifold.models.export import EXAMPLES, export_function
+from submanifold.models.mixture import Mixture
+from submanifold.models.model import bits_per_dim
+
+OUTPUTS = ("log_prob", "anomaly_score", "p_value", "is_ood", "u", "projection")
+SUFFIXES = (".onnx", ".pt2")
+
+
+def export(predictor: Predictor, path: str | Path) -> None:
+    """Write a model as one graph without Python: ``.onnx``, or ``.pt2`` of torch.export.
+
+    Its inputs are ``images``, uint8 (batch, channels, size, size), and ``png_bits``, int64
+    (batch,), the bits of each as an optimized PNG; or ``rows``, float64 (batch, columns), all
+    columns of the training table, with numbers of categories and NaN for missing values; and
+    ``alpha``, float64. Its outputs, :data:`OUTPUTS`, are those of :meth:`.Predictor.score`, the
+    encoder's u, and the default projection. The noise that dequantizes images is another one, which
+    they determine, too. The entry ``submanifold`` of the metadata, or the extra file
+    ``submanifold.json``, has the format of the images, or columns and their categories, as JSON.
+
+    Raises:
+        UserError: There is no calibration, or the model depends on a context, has charts or no
+            density, or operators that cannot be exported; or the extra ``export`` is missing.
+    """
+    path = Path(path)
+    is_onnx = path.suffix == ".onnx"
+    model, calibration, table = predictor.model, predictor.calibrated(), predictor.preprocessor
+    if is_onnx:
+        import_extra("onnxscript", "export")
+    unsupported = {
+        "a condition": bool(context_of(model)), "charts": isinstance(model, Mixture),
+        "no density on all of space": not model.has_density,
+        "points": table is None and not predictor.is_image,
+    }  # fmt: skip
+    if names := [name for name, applies in unsupported.items() if applies]:
+        expected = "one hierarchy with a density of images or of a table, to export it"
+        raise unexpected("MODEL", expected, f"one with {' and '.join(names)}", "Use another model")
+    alpha = torch.tensor(0.05, dtype=torch.float64)
+    if table is None:
+        images = torch.zeros(EXAMPLES, *model.event_shape, dtype=torch.uint8)
+        inputs, about = {"images": images, "alpha": alpha}, model.data
+    else:
+        rows = torch.zeros(EXAMPLES, len(table.inputs), dtype=torch.float64)
+        columns = {column.name: column.names for column in table.columns}
+        inputs, about = {"rows": rows, "alpha": alpha}, {"columns": columns}
+    if "complexity" in calibration.combined:
+        inputs["png_bits"] = torch.zeros(EXAMPLES, dtype=torch.int64)
+    try:
+        program = export_function(scorer(predictor), *inputs.values())
+        if is_onnx:
+            graph: Any = torch.onnx.export(program, dynamo=True, verbose=False,
+                                           input_names=[*inputs], output_names=OUTPUTS)  # fmt: skip
+            graph.model.metadata_props["submanifold"] = json.dumps(about)
+    except Exception as error:  # torch raises nearly anything
+        flows = {type(part).__name__ for part in model.modules() if isinstance(part, Flow)}
+        got = f"{', '.join(flows)} ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
+        raise unexpected("MODEL", "flows that torch can export", got, "Use others") from error
+    with output("FILE", path) as partial:
+        if is_onnx:
+            graph.save(partial)
+        else:
+            files = {"submanifold.json": json.dumps(about)}
+            with partial.open("wb") as file:  # of a path, torch wants the suffix
+                torch.export.save(program, file, extra_files=files)
+
+
+def scorer(predictor: Predictor) -> Callable[..., tuple[Tensor, ...]]:
+    """Return :func:`export`'s function of events, alpha, and ``png_bits`` if they are a score."""
+    model, calibration = predictor.model, predictor.calibrated()
+    read, write = _images(model.event_dim) if predictor.is_image else _rows(predictor.columns)
+    names = {*calibration.combined, "density"}
+    combine, p_values = _combination(calibration), _p_values(calibration)
+
+    def score(*inputs: Tensor) -> tuple[Tensor, ...]:
+        events, alpha, *png_bits = inputs
+        x, log_det, is_unknown = read(events)
+        scores = score_batch(model, x, np.empty(0), names)
+        if png_bits:
+            bits = model.event_dim * bits_per_dim(-scores["density"], model.event_dim, 8)
+            scores["complexity"] = bits - png_bits[0]
+        combination = torch.where(is_unknown, HUGE, combine(scores))
+        p = p_values(combination)
+        u, log_prob = model.encode(x)[0], log_det - scores["density"]
+        return log_prob, combination, p, p <= alpha, u, write(model.project(x))
+
+    return score
+
+
+def _images(dim: int) -> tuple[Callable[..., Any], ...]:
+    factors = np.random.default_rng(0).integers(2**63, size=dim)
+    weights, known = torch.from_numpy(factors), torch.tensor(False)
+
+    def read(images: Tensor) -> tuple[Any, ...]:
+        state = (images.flatten(1) * weights).sum(1)  # wraps around
+        return add_noise(images, _uniform(state, dim).float().view(images.shape), 8), 0.0, known
+
+    return read, quantize
+
+
+def _rows(preprocessor: Preprocessor) -> tuple[Callable[..., Any], ...]:
+    """Return :class:`.Preprocessor` as functions of tensors: rows to vectors, and back."""
+    columns = preprocessor.varying
+
+    def numbers(value: Callable[..., float]) -> Tensor:
+        return torch.tensor([*map(value, columns)], dtype=torch.float64)
+
+    places = torch.tensor([preprocessor.inputs.index(column.name) for column in columns])
+    origin, offset = numbers(lambda c: c.origin), numbers(lambda c: c.offset)
+    scale, step = numbers(lambda c: c.scale), numbers(lambda c: c.step or 0)
+    fill = numbers(lambda c: np.nan if c.fill is None
+                   else c.names.index(c.fill) if c.categories else c.fill)  # fmt: skip
+    is_category = numbers(lambda c: c.kind == "categorical") > 0
+    snap = numbers(lambda c: 0 if c.levels or not c.step else SNAP * c.step)
+    last, unit = numbers(lambda c: c.high), numbers(lambda c: c.step or 1)
+
+    def read(rows: Tensor) -> tuple[Tensor, ...]:
+        values = rows.index_select(1, places)
+        values = torch.where(values.isnan(), fill, values)
+        is_unknown = is_category & ~((values >= 0) & (values <= last) & (values == values.floor()))
+        values = torch.where(is_unknown, last, values)
+        state = torch.zeros_like(places[0])
+        for bits in _float32_bits(values).unbind(1):
+            state = _mix(state ^ bits)
+        shifted = values - origin
+        on_grid = (shifted / unit).round() * unit
+        shifted = torch.where((shifted - on_grid).abs() < snap, on_grid, shifted)
+        shifted = shifted + step * _uniform(state, len(columns))
+        ends = shifted, last + 1 - shifted
+        left, right = (end.clamp(2.0**-40, TAIL) for end in ends)
+        moved = left - right + TAIL * ((right / TAIL).log() - (left / TAIL).log())
+        shifted = torch.where(is_category, shifted - moved, shifted)
+        ends = shifted, last + 1 - shifted
+        tails = sum((1 - end / TAIL).clamp_min(0) for end in ends)
+        log_det = torch.where(is_category, tails, 0.0).sum(1) - scale.log().sum()
+        return ((shifted - offset) / scale).float(), log_det, is_unknown.any(1)
+
+    def write(x: Tensor) -> Tensor:
+        shifted = x.double() * scale + offset
+        cells = torch.where(step > 0, (shifted / unit).floor() * unit, shifted)
+        cells = torch.where(is_category, cells.clamp_min(0.0).minimum(last), cells)
+        by_name = dict(zip(preprocessor.features, (cells + origin).unbind(1), strict=True))
+        for column, values in zip(columns, shifted.unbind(1), strict=True):
+            if column.levels:
+                levels = torch.tensor(column.levels, dtype=torch.float64)
+                index = (levels - column.origin <= values[:, None]).sum(1) - 1
+                by_name[column.name] = levels[index.clamp_min(0)]
+        zeros = torch.zeros_like(shifted[:, 0])
+        ordered = (by_name.get(c.name, zeros + c.origin) for c in preprocessor.columns)
+        return torch.stack([*ordered], 1)
+
+    return read, write
+
+
+def _float32_bits(values: Tensor) -> Tensor:
+    """Return the bits of float32 as int64, by arithmetic: ONNX cannot reinterpret them."""
+    size = values.float().double().abs()
+    powers = 2.0 ** torch.arange(-126, 128, dtype=torch.float64)
+    exponent = (powers <= size[..., None]).sum(-1)
+    units = torch.cat([powers[:1], powers]) * 2.0**-23  # of the last place
+    bits = (size / units[exponent]).nan_to_num(0.0, 0.0, 0.0).long()
+    return bits + (exponent - 1).clamp_min(0) * 2**23 + (values < 0) * 2**31
+
+
+def _uniform(state: Tensor, count: int) -> Tensor:
+    """Return the numbers of :func:`.uniform_by_content`, (batch, count), in int64."""
+    steps = torch.from_numpy((np.arange(1, count + 1, dtype=np.uint64) * GOLDEN).view(np.int64))
+    return (_shifted(_mix(state[:, None] + steps), 12).double() + 0.5) * 2.0**-52
+
+
+def _mix(state: Tensor) -> Tensor:
+    golden, *factors = (int(number.astype(np.int64)) for number in (GOLDEN, *MIX))
+    state = state + golden
+    for factor, bits in zip(factors, (30, 27), strict=True):
+        state = (state ^ _shifted(state, bits)) * factor
+    return state ^ _shifted(state, 31)
+
+
+def _shifted(state: Tensor, bits: int) -> Tensor:
+    return (state >> bits) & (2 ** (64 - bits) - 1)
+
+
+def _combination(calibration: Calibration) -> Callable[[dict[str, Tensor]], Tensor]:
+    """Return :meth:`.Calibration.complete` of tensors."""
+    if len(calibration.combined) == 1:
+        return lambda scores: scores[calibration.combined[0]]
+    half = 0.5 / calibration.count
+    normal = torch.special.ndtri(torch.from_numpy(LEVELS.clip(half, 1 - half)))
+    mean, precision = torch.from_numpy(calibration.mean), torch.from_numpy(calibration.precision)
+    parts = {}
+    for name in calibration.combined:
+        quantiles = calibration.quantiles[name]
+        low, high = np.interp([0.159, 0.841], LEVELS, quantiles)
+        parts[name] = (
+            _interpolation(quantiles, normal.numpy()),
+            quantiles,
+            max((high - low) / 2, TINY),
+        )
+
+    def combine(scores: dict[str, Tensor]) -> Tensor:
+        columns = []
+        for name, (interpolate, quantiles, width) in parts.items():
+            values = _finite(scores[name])
+            outside = values - values.clamp(quantiles[0], quantiles[-1])
+            columns.append(interpolate(values) + outside / width)
+        z = torch.stack(columns, 1).clamp(-MAX_DEVIATIONS, MAX_DEVIATIONS) - mean
+        return (z @ precision * z).sum(1)
+
+    return combine
+
+
+def _p_values(calibration: Calibration) -> Callable[[Tensor], Tensor]:
+    """Return :meth:`.Calibration.p_values` of tensors of the combination."""
+    groups = calibration.groups
+    above = _interpolation(-calibration.quantiles[COMBINATION][::-1], 1 - LEVELS[::-1])
+    return lambda values: (1 + groups * above(-_finite(values))) / (groups + 1)
+
+
+def _interpolation(x: np.ndarray, y: np.ndarray) -> Callable[[Tensor], Tensor]:
+    """Return :func:`numpy.interp` of tensors (batch,), with operators that ONNX has."""
+    rises, runs = np.diff(y, append=y[-1]), np.diff(x, append=np.inf)
+    slopes = np.divide(rises, runs, out=np.zeros(len(x)), where=runs > 0)
+    starts, values, slope = (torch.from_numpy(part.copy()) for part in (x, y, slopes))
+
+    def interpolate(t: Tensor) -> Tensor:
+        t = t.clamp(x[0], x[-1])
+        index = (starts <= t[:, None]).sum(1) - 1
+        return values[index] + slope[index] * (t - starts[index])
+
+    return interpolate
+
+
+def _finite(values: Tensor) -> Tensor:
+    return values.nan_to_num(HUGE, HUGE, -HUGE).clamp(-HUGE, HUGE)
