@@ -106,8 +106,8 @@ def scorer(predictor: Predictor) -> Callable[..., tuple[Tensor, ...]]:
             bits = model.event_dim * bits_per_dim(-scores["density"], model.event_dim, 8)
             scores["complexity"] = bits - png_bits[0]
         combination = torch.where(is_unknown, HUGE, combine(scores))
-        p = p_values(combination)
-        u, log_prob = model.encode(x)[0], log_det - scores["density"]
+        log_prob = torch.where(is_unknown, -torch.inf, log_det - scores["density"])
+        p, u = p_values(combination), model.encode(x)[0]
         return log_prob, combination, p, p <= alpha, u, write(model.project(x))
 
     return score
