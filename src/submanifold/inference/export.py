@@ -114,12 +114,12 @@ def scorer(predictor: Predictor) -> Callable[..., tuple[Tensor, ...]]:
 
 
 def _images(dim: int) -> tuple[Callable[..., Any], ...]:
-    factors = np.random.default_rng(0).integers(2**63, size=dim)
+    factors = np.random.default_rng(0).integers(2**31, size=dim)
     weights, known = torch.from_numpy(factors), torch.tensor(False)
 
     def read(images: Tensor) -> tuple[Any, ...]:
-        state = (images.flatten(1) * weights).sum(1)  # wraps around
-        return add_noise(images, _uniform(state, dim).float().view(images.shape), 8), 0.0, known
+        state = (images.flatten(1).long() * weights).sum(1)
+        return add_noise(images.int(), _uniform(state, dim).float().view(images.shape), 8), 0.0, known
 
     return read, quantize
 
