@@ -119,7 +119,8 @@ def _images(dim: int) -> tuple[Callable[..., Any], ...]:
 
     def read(images: Tensor) -> tuple[Any, ...]:
         state = (images.flatten(1).long() * weights).sum(1)
-        return add_noise(images.int(), _uniform(state, dim).float().view(images.shape), 8), 0.0, known
+        noise = _uniform(state, dim).float().view(images.shape)
+        return add_noise(images.int(), noise, 8), 0.0, known
 
     return read, quantize
 
