@@ -78,6 +78,7 @@ def check(model, x, outputs, monkeypatch):
     )
 
 
+@pytest.mark.pipeline  # a minute each
 @pytest.mark.parametrize("build", [images, table])
 def test_onnx_models_score_like_the_predictor_without_torch(build, tmp_path, monkeypatch):
     pytest.importorskip("onnxscript", reason="needs the extra export")
@@ -102,6 +103,7 @@ def test_onnx_models_score_like_the_predictor_without_torch(build, tmp_path, mon
     assert about["size"] == 8 if build is images else [*about["columns"]] == [*x]
 
 
+@pytest.mark.pipeline
 def test_pt2_files_score_like_the_predictor(tmp_path, monkeypatch):
     model, x, inputs = table()
     exports.export(Predictor(model), tmp_path / "model.pt2")

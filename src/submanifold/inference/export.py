@@ -75,8 +75,11 @@ def export(predictor: Predictor, path: str | Path) -> None:
     try:
         program = export_function(scorer(predictor), *inputs.values())
         if is_onnx:
-            graph: Any = torch.onnx.export(program, dynamo=True, verbose=False,
-                                           input_names=[*inputs], output_names=OUTPUTS)  # fmt: skip
+            # onnxruntime optimizes, too, and torch's optimizer drops nodes that are used
+            graph: Any = torch.onnx.export(
+                program, dynamo=True, verbose=False, optimize=False, input_names=[*inputs],
+                output_names=OUTPUTS,
+            )  # fmt: skip
             graph.model.metadata_props["submanifold"] = json.dumps(about)
     except Exception as error:  # torch raises nearly anything
         flows = {type(part).__name__ for part in model.modules() if isinstance(part, Flow)}
