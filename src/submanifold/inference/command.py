@@ -418,7 +418,9 @@ def export(model: str, file: Path) -> None:
     from submanifold.inference.export import export as write
 
     check_output("FILE", file, SUFFIXES, [model_path(model)])
-    write(_load(model, "cpu"), file)
+    predictor = _load(model, "cpu")
+    click.echo("Tracing the model, which takes one to a few minutes")
+    write(predictor, file)
     _echo(file)
 
 
