@@ -1,6 +1,7 @@
 """Export of a model with its preprocessing and calibration, for programs without this package."""
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,10 +77,11 @@ def export(predictor: Predictor, path: str | Path) -> None:
         program = export_function(scorer(predictor), *inputs.values())
         if is_onnx:
             # onnxruntime optimizes, too, and torch's optimizer drops nodes that are used
-            graph: Any = torch.onnx.export(
-                program, dynamo=True, verbose=False, optimize=False, input_names=[*inputs],
-                output_names=OUTPUTS,
-            )  # fmt: skip
+            with warnings.catch_warnings(action="ignore"):  # about torch's own code
+                graph: Any = torch.onnx.export(
+                    program, dynamo=True, verbose=False, optimize=False, input_names=[*inputs],
+                    output_names=OUTPUTS,
+                )  # fmt: skip
             graph.model.metadata_props["submanifold"] = json.dumps(about)
     except Exception as error:  # torch raises nearly anything
         flows = {type(part).__name__ for part in model.modules() if isinstance(part, Flow)}
