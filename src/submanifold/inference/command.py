@@ -420,6 +420,7 @@ def export(model: str, file: Path) -> None:
     check_output("FILE", file, SUFFIXES, [model_path(model)])
     predictor = _load(model, "cpu")
     click.echo("Tracing the model, which takes one to a few minutes")
+    logging.getLogger("onnx_ir").setLevel(logging.WARNING)
     write(predictor, file)
     _echo(file)
 
