@@ -13,7 +13,7 @@ from submanifold.inverse import parse
 from submanifold.inverse.linear import GaussianPosterior, matrix_of
 from submanifold.models import Model
 
-SHAPES = [(2, 4, 4), (3, 2, 6)]
+SHAPES = [(2, 4, 4), (3, 2, 6), (9,)]
 
 
 def fitted(shape, rank=4):
@@ -39,12 +39,12 @@ def test_products_and_draws_have_one_covariance(shape):
 
 def test_the_covariance_is_of_training_data_and_its_shrinkage_of_validation_data():
     rng = np.random.default_rng(0)
-    train, valid = (rng.normal(size=(n, 1, 2, 3)).astype(np.float32) for n in (10, 500))
+    train, valid = (rng.normal(size=(n, 6)).astype(np.float32) for n in (10, 500))
     small = Gaussian.fit(train, 0.1 * valid + 5)
     torch.testing.assert_close(small.mean, torch.from_numpy(train).double().mean(0))
-    axes = torch.eye(6).double().view(6, 1, 2, 3)
-    variances = small.covariance_product(axes).flatten(1).diagonal()
-    np.testing.assert_allclose(variances.sum(), train.var(0).sum(), rtol=1e-4)
+    axes = torch.eye(6).double()
+    variances = small.covariance_product(axes).diagonal()
+    np.testing.assert_allclose(variances, train.var(0), rtol=1e-4)
     held_out, memorized = (Gaussian.fit(train, data).eigenvalues for data in (valid, train))
     assert held_out.max() / held_out.min() < 0.5 * memorized.max() / memorized.min()
 

@@ -18,31 +18,33 @@ SMALLEST_SCALE = 1e-4  # smallest standard deviation of a coordinate, relative t
 
 @dataclass(frozen=True)
 class Gaussian:
-    r"""A normal density N(m, C) of images, :math:`C = B (U (\Lambda - r) U^T + r I) B^T`.
+    r"""A normal density N(m, C) of events, :math:`C = B (U (\Lambda - r) U^T + r I) B^T`.
 
-    :math:`B^{-1}` standardizes the coefficients of their cosine transform after a rotation of the
-    channels. There the covariance of training images is shrunk toward the identity, a nearly
-    stationary covariance, which needs few images. The axes U have shrunk eigenvalues, all others
-    the eigenvalue r.
+    :math:`B^{-1}` standardizes coordinates: those of vectors, and of images the coefficients of
+    their cosine transform after a rotation of the channels. There the covariance of training events
+    is shrunk toward the identity, for images toward a nearly stationary covariance, which needs few
+    images. The axes U have shrunk eigenvalues, all others the eigenvalue r.
     """
 
-    mean: Tensor  # m, in the shape of an image
-    channels: Tensor  # orthogonal matrix (channels, channels)
-    scale: Tensor  # standard deviations of the coefficients, in the shape of an image
+    mean: Tensor  # m, in the shape of an event
+    channels: Tensor  # orthogonal matrix (channels, channels) of images; (0, 0) for vectors
+    scale: Tensor  # standard deviations of the coordinates, in the shape of an event
     axes: Tensor  # U, (D, k)
     eigenvalues: Tensor  # those of the axes, and r, (k + 1,)
 
     @classmethod
     def fit(cls, train: np.ndarray, valid: np.ndarray, rank: int = RANK) -> "Gaussian":
-        """Fit at most 16,384 uint8 images (N, ...), and ``rank`` axes."""
+        """Fit at most 16,384 uint8 images or float vectors (N, ...), and ``rank`` axes."""
         batches = pca_batches(train[:: math.ceil(len(train) / MOST_FITTED)])
         dim = math.prod(train.shape[1:])
         rank = min(rank, dim)
         zero = torch.zeros(train.shape[1:], dtype=torch.double)
         mean = sum((batch.double().sum(0) for batch in batches), zero) / len(batches)
-        centered = (batch.double() - mean for batch in batches)
-        moments = torch.stack([torch.einsum("nchw,ndhw->cd", x, x) for x in centered])
-        channels = torch.linalg.eigh(moments.sum(0)).eigenvectors
+        channels = torch.zeros(0, 0, dtype=torch.double)
+        if mean.ndim == 3:
+            centered = (batch.double() - mean for batch in batches)
+            moments = torch.stack([torch.einsum("nchw,ndhw->cd", x, x) for x in centered])
+            channels = torch.linalg.eigh(moments.sum(0)).eigenvectors
         unscaled = cls(mean, channels, torch.ones_like(mean), axes=zero[:0], eigenvalues=zero[:0])
         squares = (unscaled.standardize(x.double() - mean).square().sum(0) for x in batches)
         scale = (sum(squares, zero.flatten()) / len(batches)).sqrt().view_as(mean)
@@ -95,15 +97,19 @@ class Gaussian:
         return self._inverse(root[-1] * standard + along @ self.axes.T)
 
     def _inverse(self, c: Tensor) -> Tensor:
-        """Compute B c, in the shape of images, for coefficients (batch, D)."""
-        columns, rows = self._cosines
+        """Compute B c, in the shape of events, for coordinates (batch, D)."""
         x = c.view(-1, *self.mean.shape) * self.scale
-        return torch.einsum("dc,ndhw->nchw", self.channels.T, columns.T @ x @ rows)
+        if len(self.channels):
+            columns, rows = self._cosines
+            x = torch.einsum("dc,ndhw->nchw", self.channels.T, columns.T @ x @ rows)
+        return x
 
     def _transform(self, x: Tensor) -> Tensor:
-        """Compute the coefficients of images before they are divided by their scale."""
-        columns, rows = self._cosines
-        return columns @ torch.einsum("cd,nchw->ndhw", self.channels, x) @ rows.T
+        """Compute the coordinates of events before they are divided by their scale."""
+        if len(self.channels):
+            columns, rows = self._cosines
+            x = columns @ torch.einsum("cd,nchw->ndhw", self.channels, x) @ rows.T
+        return x
 
     @cached_property
     def _cosines(self) -> list[Tensor]:
