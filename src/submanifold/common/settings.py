@@ -78,6 +78,10 @@ def _explain(problem: Any, mapping: Any, where: str, known: Mapping[str, list[st
             return f"{name} is not a setting; known: {', '.join(names)}{hint and '.' + hint}"
         case "missing":
             return f"{name} is missing"
+        case "union_tag_invalid":
+            tag = problem["ctx"]
+            kind = tag["discriminator"].strip("'")
+            return f"{name}.{kind}={tag['tag']} is not known; known: {tag['expected_tags']}"
         case "value_error":  # its message begins with the name of a setting
             return f"{name}.{problem['ctx']['error']}".removeprefix(".")
     return f"{name}={problem['input']} cannot be used: {problem['msg']}"

@@ -1,8 +1,10 @@
 """Export of a model with its preprocessing and calibration, for programs without this package."""
 
+import copy
 import json
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,7 @@ def export(predictor: Predictor, path: str | Path) -> None:
     """
     path = Path(path)
     is_onnx = path.suffix == ".onnx"
+    predictor = replace(predictor, model=copy.deepcopy(predictor.model).requires_grad_(False))
     model, calibration, table = predictor.model, predictor.calibrated(), predictor.preprocessor
     if is_onnx:
         import_extra("onnxscript", "export")
@@ -255,8 +258,8 @@ def _interpolation(x: np.ndarray, y: np.ndarray) -> Callable[[Tensor], Tensor]:
     starts, values, slope = (torch.from_numpy(part.copy()) for part in (x, y, slopes))
 
     def interpolate(t: Tensor) -> Tensor:
-        t = t.clamp(x[0], x[-1])
-        index = (starts <= t[:, None]).sum(1) - 1
+        t = t.double().clamp(x[0], x[-1])
+        index = ((starts <= t[:, None]).sum(1) - 1).clamp_min(0)
         return values[index] + slope[index] * (t - starts[index])
 
     return interpolate
