@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy.stats import false_discovery_control
 from sklearn.datasets import load_digits, load_iris
+from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -172,6 +173,8 @@ def test_images_are_rows(digits, of_digits):
     assert np.array_equal(of_digits.predict(digits) == -1, p_values <= 0.05)
     flagged = false_discovery_control(p_values) <= 0.3
     assert np.array_equal(of_digits.select(digits, fdr=0.3), flagged)
+    with pytest.raises(UserError, match=r"^fdr: expected a rate below 1, .* got 30"):
+        of_digits.select(digits, fdr=30)
     assert np.array_equal(of_digits.decision_function(digits) < 0, p_values <= 0.05)
     again = pickle.loads(pickle.dumps(of_digits))
     assert np.array_equal(again.transform(digits), of_digits.transform(digits))
@@ -294,6 +297,10 @@ def test_data_that_are_no_rows_are_refused(digits, of_digits, of_flowers):
     for rows in (digits.astype(float), digits[..., :7], digits[:1]):
         with pytest.raises(UserError, match=r"^X: expected at least 2 images, uint8 \(n, 1 or 3"):
             ManifoldFlow().fit(rows)
+    with pytest.raises(UserError, match=r"size divisible by 8.*28, 28\). Pad images"):
+        ManifoldFlow().fit(np.zeros((9, 1, 28, 28), np.uint8))
+    with pytest.raises(NotFittedError):
+        ManifoldFlow().project(np.zeros((3, 64)))
     for rows in (digits[..., :4, :4], np.zeros((3, 64))):
         with pytest.raises(UserError, match=r"^events: expected uint8 of shape \(N, 1, 8, 8\)"):
             of_digits.transform(rows)

@@ -36,6 +36,7 @@ from submanifold.training import PhaseSettings, train_phases
 from submanifold.training.cost import fit_budget, phase_costs, with_steps
 
 STORED = int | float | str | None  #: Types of parameters in model files.
+SIDE = 8  #: Factor of the sides of images, which the levels of the flow halve.
 HELD_OUT = 0.1
 """Fraction of the rows that validates the training and calibrates the p-values, at least 20."""
 MIN_ROWS = 2 * MIN_IMAGES
@@ -53,10 +54,10 @@ class ManifoldFlow(
     manifold, v = 0. Model and training are the default methods of the pipelines.
 
     Rows are a table (n, columns) of numbers, an array or a DataFrame; or images
-    (n, channels, height, width), uint8, with one or three channels and equal sides. Columns are
-    standardized; integers and other quantized columns are dequantized by uniform noise over their
-    step, which the row determines; constant columns are ignored. Encode categories before, for
-    example by :class:`sklearn.preprocessing.OneHotEncoder`, and fill missing values.
+    (n, channels, height, width), uint8, with one or three channels and equal sides, divisible by 8.
+    Columns are standardized; integers and other quantized columns are dequantized by uniform noise
+    over their step, which the row determines; constant columns are ignored. Encode categories
+    before, for example by :class:`sklearn.preprocessing.OneHotEncoder`, and fill missing values.
 
     A tenth of the rows, at least 20, validates the training and calibrates the p-values. Of fewer
     than 40 rows all do so and train the model, so that p-values of new rows are too small.
@@ -251,8 +252,9 @@ class ManifoldFlow(
         ``nearest`` computes the nearest projection (:meth:`.Model.project`), which is slower. None
         does it for tables, so that the result is ``inverse_transform(transform(X))``.
         """
+        rows = self._validated(X)
         nearest = self.preprocessor_ is not None if nearest is None else nearest
-        return np.asarray(self._predictor.project(self._validated(X), nearest)[0])
+        return np.asarray(self._predictor.project(rows, nearest)[0])
 
     def sample(self, n_samples: int = 1, random_state: Any = None) -> np.ndarray:
         """Draw rows on the manifold, in the units of the data."""
@@ -304,10 +306,13 @@ class ManifoldFlow(
             check_is_fitted(self)
         if reset and getattr(X, "ndim", 0) == 4:
             images = np.asarray(X)
-            is_square = images.shape[1] in (1, 3) and images.shape[2] == images.shape[3]
-            if images.dtype != np.uint8 or not is_square or len(images) < 2:
-                expected = "at least 2 images, uint8 (n, 1 or 3 channels, size, size), or a table"
-                raise unexpected("X", expected, f"{images.dtype} {images.shape}")
+            channels, size = images.shape[1:3]
+            fits = channels in (1, 3) and size == images.shape[3] and size % SIDE == 0
+            if images.dtype != np.uint8 or not fits or len(images) < 2:
+                expected = (f"at least 2 images, uint8 (n, 1 or 3 channels, size, size) with a "
+                            f"size divisible by {SIDE}, or a table")  # fmt: skip
+                got = f"{images.dtype} {images.shape}"
+                raise unexpected("X", expected, got, "Pad images with numpy.pad")
             self.n_features_in_ = int(np.prod(images.shape[1:]))
             if hasattr(self, "feature_names_in_"):
                 del self.feature_names_in_

@@ -193,6 +193,8 @@ def test_a_density_given_a_context_is_audited_in_this_package():
         flow = perturb(make_conditional(RealNVP(3, 2, 8), **size))
         table = submanifold.audit(flow, normal(), context=context).table
         assert [*table.index[table.status != "pass"]] == ["held-out"]
+        with pytest.raises(UserError, match=r"^context: expected that of one event.*context\[0\]"):
+            submanifold.audit(flow, normal(), context=context[None])
     with pytest.raises(UserError, match=r"^context: expected none for a flow of another package"):
         submanifold.audit(Normal(), normal(), context=torch.ones(1))
 
@@ -206,6 +208,7 @@ def test_images_have_a_log_determinant_but_no_integral():
 
 @pytest.mark.parametrize(("flow", "x", "message"), [
     (Normal(), normal().byte(), r"x: expected .* floats .*, got torch.uint8 of shape \(1000, 3\)"),
+    (RealNVP(3), normal() / 0, "x: expected finite numbers"),
     (RealNVP(2), normal(), r"x: expected events that the flow takes, got shape \(1000, 3\) "),
     (abs, normal(), "flow: expected a torch.nn.Module, got builtin_function_or_method. Wrap"),
     (nn.Identity(), normal(), r"flow: expected a flow, or a module with forward.*, got Identity"),

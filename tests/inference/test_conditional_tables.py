@@ -15,6 +15,7 @@ from calibrated import (
 )
 from commands import run, succeed
 from submanifold import Predictor
+from submanifold.common.errors import UserError
 from submanifold.runs.information import usage_commands
 
 ROWS = 40
@@ -139,6 +140,8 @@ def test_mistakes_have_one_message(model_file, table, tmp_path):
         assert "numbers in age (40, such as 'old'" in refused(command, model_file, bad)
     assert "conditional on (age, dose), got none" in refused("sample", model_file)
     assert "label: expected none" in refused("score", model_file, table, "--label=1")
+    with pytest.raises(UserError, match=r"^table: expected a DataFrame, .*condition, got ndarray"):
+        Predictor.load(model_file).log_prob(conditional_rows(ROWS, 2).to_numpy())
     np.save(tmp_path / "rows.npy", conditional_rows(ROWS, 2).to_numpy())
     assert "got a table without weight" in refused("score", model_file, tmp_path / "rows.npy")
     (tmp_path / "empty.csv").write_text("age,dose\n")

@@ -30,6 +30,8 @@ def test_a_flow_of_the_user_is_registered_before_training(tmp_path, monkeypatch)
         with pytest.raises(UserError, match=r'^flow: .*got Custom.*FLOWS\["<name>"\] = Custom'):
             run()
     assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match=r"^flows: expected instances of .*Flow, got Linear"):
+        Stage(torch.nn.Linear(4, 4), 2)
     monkeypatch.setitem(FLOWS, "custom", Custom)
     fit(model, *arguments, "work")  # a str, as any path
     model.save("model")
@@ -52,7 +54,7 @@ def flow(**arguments):
 @pytest.mark.parametrize(("change", "reason"), [
     (lambda header: header.pop("format"), "format 1 instead of 2"),
     (lambda header: header.update(format=99), "format 99 instead of 2"),
-    (flow(type="spline"), "type: expected one of .*, got spline"),
+    (flow(type="spline"), "type: expected one of .*, got spline. Register a flow of yours"),
     (flow(unknown=1), "unknown"),
     (flow(couplings=5), "do not match the config"),
     (flow(dim=9), "do not match the config"),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from submanifold.common.errors import UserError
 from submanifold.data.arrays import with_context
 from submanifold.flows import RealNVP, make_conditional
 from submanifold.losses import penalized_likelihood
@@ -22,6 +23,11 @@ def clusters(count):
     labels = rng.integers(0, 3, count)
     points = 0.5 * rng.normal(size=(count, 4)) + 3 * np.eye(4)[labels]
     return with_context(points.astype(np.float32), labels)
+
+
+def test_a_context_has_a_row_for_each_event():
+    with pytest.raises(UserError, match=r"^context: expected one row for each of 3 events, got 2"):
+        with_context(np.zeros((3, 4)), np.zeros(2))
 
 
 def test_all_phases_are_given_the_context(tmp_path):

@@ -36,9 +36,10 @@ def small(couplings=2, dim=4):
     return Hierarchy([Stage(RealNVP(dim, couplings, 8), 2)])
 
 
-def run(folder, objective=MSE, hierarchy=None, on_log=None, **changes):
+def run(folder, objective=MSE, hierarchy=None, on_log=None, rows=None, seed=1, **changes):
     hierarchy = hierarchy or small()
-    train, valid = Batches(data(), 16, seed=1), Batches(data(40, seed=5), 16)
+    train = Batches(data() if rows is None else rows, 16, seed=seed)
+    valid = Batches(data(40, seed=5), 16)
     how = settings(**changes)
     return hierarchy, fit(hierarchy, objective, train, valid, how, folder, "stage_1", on_log)
 
@@ -217,6 +218,27 @@ def test_the_training_fails_after_three_rollbacks_and_can_be_continued(tmp_path)
 def test_the_learning_rate_warms_up_stays_and_cools_down(changes, expected):
     factors = {step: lr_factor(step, settings(steps=100, **changes)) for step in expected}
     assert factors == pytest.approx(expected)
+
+
+OTHERS = {
+    "data": {"rows": data(seed=2)},
+    "rows": {"rows": data(80)},
+    "seed": {"seed": 2},
+    "dim": {"hierarchy": Hierarchy([Stage(RealNVP(4, 2, 8), 3)])},
+    "terms": {"objective": penalized_likelihood("mse", weight=2.0)},
+    "learning_rate, clip": {"learning_rate": 0.02, "clip": None},
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_checkpoint_of_another_training_is_refused(tmp_path, name, caplog):
+    run(tmp_path, steps=10)
+    with caplog.at_level(logging.INFO, "submanifold"):
+        _, again = run(tmp_path, steps=10, rows=data() * np.float32(1 + 1e-5))  # rounding
+    assert again["steps_trained"] == 0
+    assert f"delete {tmp_path} to train again" in caplog.text
+    with pytest.raises(UserError, match=rf"expected .* this training, got one with other {name}\."):
+        run(tmp_path, **{"steps": 10, **OTHERS[name]})
 
 
 @pytest.mark.parametrize(("first", "second"), [(2, 4), (4, 2)])

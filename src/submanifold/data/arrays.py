@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from submanifold.common.errors import unexpected
 from submanifold.common.files import atomic_write, is_unchanged
 
 
@@ -34,9 +35,14 @@ class ConditionalArray(np.ndarray):
 
 
 def with_context(events: np.ndarray, context: np.ndarray | None) -> np.ndarray:
-    """Return events (N, ...) as a :class:`ConditionalArray`, unless the context is None."""
+    """Return events (N, ...) with a context (N, ...) of each, unless it is None.
+
+    :class:`.Batches` of them train a conditional model.
+    """
     if context is None:
         return events
+    if len(context) != len(events):
+        raise unexpected("context", f"one row for each of {len(events)} events", len(context))
     conditional = events.view(ConditionalArray)
     conditional.context = context
     return conditional

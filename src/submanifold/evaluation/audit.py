@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from submanifold.common.errors import unexpected
 from submanifold.common.progress import ProgressBar
 from submanifold.evaluation.baselines import evenly_spaced
-from submanifold.flows import Flow
+from submanifold.flows import Flow, context_of
 from submanifold.models import Hierarchy, Model, Stage
 from submanifold.models.diagnostics import LARGEST_INVERSE_ERROR
 from submanifold.models.stage import standard_normal_log_prob
@@ -258,11 +258,13 @@ def integrate(
 
 
 def _events(name: str, data: Any) -> Tensor:
-    events = torch.as_tensor(data)
+    events = torch.as_tensor(data if isinstance(data, Tensor) else np.asarray(data))
     if not events.is_floating_point() or len(events) < 2:
         got = f"{events.dtype} of shape {tuple(events.shape)}"
         fix = "Convert bytes with submanifold.data.dequantize"
         raise unexpected(name, "two or more events, floats (N, ...)", got, fix)
+    if not events.isfinite().all():
+        raise unexpected(name, "finite numbers", "infinities or NaN", "Correct them")
     return events[evenly_spaced(np.arange(len(events)), EVENTS)]
 
 
@@ -307,6 +309,10 @@ def _functions_of_model(model: Any, context: Tensor | None) -> _Functions:
         got = "one with an injection, noise or charts"
         fix = "Audit its invertible stages, or its charts"
         raise unexpected("flow", "a model with an exact density on R^D", got, fix)
+
+    if context is not None and context.ndim != ("columns" in context_of(model)):
+        got = f"shape {tuple(context.shape)}"
+        raise unexpected("context", "that of one event", got, "Pass one row, such as context[0]")
 
     def rows(x: Tensor) -> Tensor | None:
         if context is None:

@@ -82,7 +82,8 @@ def build_flow(
     arguments = dict(settings)
     name, context = arguments.pop("type", None), arguments.pop("context", None)
     if not isinstance(name, str) or name not in FLOWS:
-        raise UserError(f"type: expected one of {', '.join(FLOWS)}, got {name}")
+        fix = f"Register a flow of yours first: submanifold.flows.FLOWS[{name!r}] = ..."
+        raise unexpected("type", f"one of {', '.join(FLOWS)}", name, fix)
     if event_shape is not None:
         first = event_shape[0] if FLOWS[name].axes == (1,) else list(event_shape)
         arguments |= zip(_leading(name), (first, dim), strict=False)

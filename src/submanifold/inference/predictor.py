@@ -131,6 +131,8 @@ class Predictor:
             )
             raise UserError(f"model: expected a calibration of p-values, got none. {reason}")
         least = self.calibration.smallest_p_value
+        if rate is not None and not rate < 1:
+            raise unexpected(name, "a rate below 1, such as 0.05 for 5%", rate)
         if rate is not None and rate < least:
             raise UserError(
                 f"{name}: expected at least 1/{self.calibration.groups + 1:,} ({least:.3%}), the "
@@ -361,6 +363,9 @@ class Predictor:
         """Return rows with the known columns, or images or vectors with their labels as context."""
         if self.is_table:
             self._labels(label, len(x))
+            if self.condition is not None and not isinstance(x, pd.DataFrame):
+                expected = "a DataFrame, whose names tell the condition"
+                raise unexpected("table", expected, type(x).__name__, "Name the columns")
             rows = self.columns.check_names(as_frame(x, self.columns.inputs)).reset_index(drop=True)
             if rows.empty:
                 raise UserError("table: expected at least one row, got none.")

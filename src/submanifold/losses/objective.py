@@ -54,6 +54,13 @@ class Objective:
         self.reconstruction: Any = terms.get("reconstruction", Reconstruction())
         self.input_noise, self.outer, self.input_noise_min = input_noise, outer, input_noise_min
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """JSON-able settings of the terms and of the noise."""
+        terms = {name: term.model_dump(mode="json") for name, term in self.terms.items()}
+        noise = {"input_noise": self.input_noise, "input_noise_min": self.input_noise_min}
+        return {"terms": terms, **noise}
+
     def __call__(
         self,
         model: Model,

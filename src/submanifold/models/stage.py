@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from submanifold.common.errors import UserError
+from submanifold.common.errors import UserError, unexpected
 from submanifold.flows import Flow, Injection, Rotation
 from submanifold.flows.bijection import Context
 from submanifold.flows.orthogonal import LARGEST_MATRIX
@@ -53,7 +53,11 @@ class Stage(nn.Module):
         noise: float = 0.0,
     ):
         super().__init__()
-        flows = [flows] if isinstance(flows, Flow) else list(flows)
+        flows = [flows] if isinstance(flows, nn.Module) else list(flows)
+        for flow in flows:
+            if not isinstance(flow, Flow):
+                expected = "instances of submanifold.flows.Flow"
+                raise unexpected("flows", expected, type(flow).__name__, "Derive it from Flow")
         self.flows: Sequence[Flow] = nn.ModuleList(flows)  # type: ignore[assignment]
         self.dim, self.off_manifold_scale, self.noise = dim, off_manifold_scale, noise
         self.event_shape, self.latent_dim = flows[0].event_shape, flows[-1].latent_dim

@@ -56,12 +56,13 @@ def fit(
     Returns the history: ``name``, rows by step in ``train`` and ``valid``, ``best_step``,
     ``steps``, ``rollbacks``, ``warnings``, ``seconds``, and ``steps_trained`` by this call. A
     UserError says that the training diverged again after three rollbacks, that the checkpoint has
-    another architecture, that the model could not be saved, or that the batch size is not divisible
-    by the number of shards.
+    another architecture, data or settings, that the model could not be saved, or that the batch
+    size is not divisible by the number of shards.
     """
     describe(model)
     folder = Path(folder)
     trainer = Trainer(model, objective, settings)
+    trainer.identity |= train.identity
     if train.batch_size % trainer.shards[0].count:
         raise UserError(
             f"{name}.training.batch_size: expected a multiple of {trainer.shards[0].count} (ranks "
@@ -125,6 +126,8 @@ def _restore_or_initialize(
     step, steps = trainer.state.step, trainer.settings.steps
     if is_restored and step < steps:
         log.info("%s: resuming at step %d of %d", name, step, steps)
+    elif is_restored:
+        log.info("%s: trained before; delete %s to train again", name, folder)
     if not is_restored:
         if (folder / LAST).exists():
             log.warning("%s: training restarts from the beginning", name)

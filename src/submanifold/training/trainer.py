@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from safetensors import SafetensorError
@@ -29,8 +30,10 @@ from submanifold.training.optimizers import optimizers_for
 
 log = logging.getLogger(__name__)
 
+RESTART = "Delete its folder to train from the beginning, or restore the settings"
 LAST, EARLIER = "last.safetensors", "earlier.safetensors"
 MAX_ROLLBACKS = 3
+MEMORY_ONLY = {"activation_checkpointing", "grad_accumulation_steps"}  # change only rounding
 
 
 class TrainingSettings(Settings):
@@ -115,6 +118,7 @@ class Trainer:
         state: Progress.
         average: Averages of ``weights``.
         best: ``state_dict`` of the model with averaged weights at the best validation.
+        identity: What a checkpoint must agree with: settings, and data up to rounding.
     """
 
     def __init__(self, model: Model, objective: Objective, settings: TrainingSettings):
@@ -126,6 +130,8 @@ class Trainer:
         self.precision = choose_precision(settings.precision, self.weights[0])
         self.best: dict[str, Tensor] = {}
         self.state = TrainState()
+        chosen = settings.model_dump(mode="json", exclude=MEMORY_ONLY)
+        self.identity = {"dim": model.dim, **objective.identity, **chosen}
         self.reset_average()
 
     def reset_average(self) -> None:
@@ -212,14 +218,14 @@ class Trainer:
                 for optimizer in self.optimizers:
                     moments = optimizer.state.get(weight, {})
                     tensors |= {f"{kind}/{name}": value for kind, value in moments.items()}
-            header = {"state": asdict(self.state)}
+            header = {"state": asdict(self.state), "identity": self.identity}
             save_tensors(tensors, Path(folder) / LAST, header, Path(folder) / EARLIER)
         distributed.barrier()
 
     def restore(self, folder: str | Path) -> bool:
         """Restore the last intact checkpoint of a folder; returns whether there is one.
 
-        A checkpoint of another architecture raises a UserError.
+        A checkpoint of another architecture, data or settings raises a UserError.
         """
         for path in (Path(folder) / LAST, Path(folder) / EARLIER):
             if path.exists():
@@ -228,10 +234,22 @@ class Trainer:
                 except (SafetensorError, OSError, ValueError) as error:
                     log.warning("%s is damaged (%s)", path, error)
                     continue
+                self._check(header.get("identity", {}), path)
                 self.state = TrainState(**header["state"])
                 self._load(tensors, path)
                 return True
         return False
+
+    def _check(self, identity: Mapping[str, Any], path: Path) -> None:
+        others = []
+        for name, value in identity.items():
+            known = self.identity.get(name, value)
+            is_list = isinstance(value, list) and isinstance(known, list)
+            if known != value and not (is_list and np.allclose(known, value, 0.01, 0.001)):
+                others.append(name)
+        if others:
+            expected, got = "a checkpoint of this training", f"one with other {', '.join(others)}"
+            raise unexpected(path, expected, got, RESTART)
 
     @torch.no_grad()
     def _load(self, tensors: dict[str, Tensor], path: Path) -> None:
@@ -243,8 +261,7 @@ class Trainer:
             self.model.load_state_dict(groups.pop("model"))
         except RuntimeError as error:
             expected = "a checkpoint of this architecture"
-            fix = "Delete its folder to train from the beginning, or restore the settings"
-            raise unexpected(path, expected, f"another one ({error})", fix) from error
+            raise unexpected(path, expected, f"another one ({error})", RESTART) from error
         self.best, averages = groups.pop("best", {}), groups.pop("average")
         owners: dict[Tensor, Optimizer] = {}
         for optimizer in self.optimizers:
