@@ -79,6 +79,7 @@ def measure_images(run: CachedRun, models: Sequence[Model]) -> list[Measured]:
         if model.dim < model.event_dim:
             projections: dict[str, Callable[[Tensor], Tensor]] = {
                 "encoder": model.encoder_projection,
+                "default": model.project,
                 "nearest": partial(model.project, nearest=True),
             }
             for name, project in projections.items():
