@@ -86,13 +86,19 @@ def run_command() -> click.Command:
     from kedro.framework.cli.project import run as kedro_run
 
     def run(pipeline: str | None, pipelines: list[str], **options: Any) -> Any:
-        options["runner"] = options["runner"] or RUNNER
+        if options["runner"] or options["is_async"]:
+            expected = "the default, because phases need one another and MLflow one thread"
+            raise UserError(f"--runner, --async: expected {expected}. Omit them.")
+        options["runner"] = RUNNER
         options["conf_source"] = options["conf_source"] or str(conf_source(project_folder()))
         configure(project_folder())
         if not any(options[name] for name in NODE_OPTIONS):
             options["only_missing_outputs"] = True  # paths contain a key of all settings
         try:
             return kedro_run.callback(pipeline=pipeline, pipelines=pipelines, **options)  # type: ignore[misc]
+        except KeyboardInterrupt:
+            click.echo("Interrupted. The same command continues.", err=True)
+            raise
         except ValueError as error:
             *_, (last, _) = traceback.walk_tb(error.__traceback__)
             if not last.f_globals["__name__"].startswith(("kedro.pipeline.", "kedro.framework.s")):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from kedro.config import MissingConfigException
 
 from submanifold.common.errors import UserError
 from submanifold.config.loader import LOADER_ARGS, ExperimentConfigLoader
@@ -147,6 +148,20 @@ def test_a_changed_file_is_read_again_and_runtime_parameters_lie_over_it(own_con
     assert own_loader(own_conf)["parameters"]["seed"] == 12
     assert own_loader(own_conf, seed=3)["parameters"]["seed"] == 3
     assert own_loader(own_conf)["parameters"]["seed"] == 12
+
+
+def test_a_configuration_elsewhere_is_one_of_the_current_project(own_conf, tmp_path, monkeypatch):
+    project = tmp_path / "project"
+    project.mkdir()
+    shutil.copy(CONF.parent / "pyproject.toml", project)
+    monkeypatch.chdir(project)
+    assert own_loader(own_conf).project == project
+    archive = shutil.make_archive(str(tmp_path / "conf"), "gztar", own_conf.parent, own_conf.name)
+    packaged = own_loader(archive)
+    assert packaged.project == project
+    assert packaged["parameters"]["seed"] == 0
+    with pytest.raises(MissingConfigException):  # which Kedro catches
+        packaged["credentials"]
 
 
 @pytest.mark.parametrize("metadata", [

@@ -218,6 +218,9 @@ def test_kedro_run_computes_missing_outputs_and_named_nodes(
     code, output = project.invoke("run", "--env=test", *arguments)
     assert code == 0, output
     assert given["only_missing_outputs"] is only_missing
+    for option in ("--async", "--runner=ThreadRunner"):
+        code, output = project.invoke("run", "--env=test", option)
+        assert (code, output.count("--runner, --async: expected the default")) == (1, 1)
 
 
 def write_images(folder, numbers):

@@ -17,7 +17,13 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from submanifold.common.errors import error_prefix, unexpected
-from submanifold.config.project import PACKAGED_CONF, RAW_FOLDER, conf_source, project_folder
+from submanifold.config.project import (
+    PACKAGED_CONF,
+    RAW_FOLDER,
+    conf_source,
+    find_checkout,
+    project_folder,
+)
 from submanifold.inference.records import RunRecord, choose_name
 
 if TYPE_CHECKING:  # imports torch, which most commands do not need
@@ -133,9 +139,9 @@ class ExperimentConfigLoader(OmegaConfigLoader):
 
     @property
     def project(self) -> Path:
-        """The folder of the artifacts: that of ``conf/``, or the current one (packaged conf)."""
-        source = Path(self.conf_source)
-        return Path.cwd() if source == PACKAGED_CONF else source.resolve().parent
+        """The folder of artifacts: the checkout of ``conf/``, or that of the current folder."""
+        folder = Path(self.conf_source).resolve().parent
+        return folder if find_checkout(folder) == folder else project_folder()
 
     def _read(self, key: str) -> dict[str, Any]:
         keys = {} if key == "parameters" else self.artifact_keys
@@ -152,7 +158,8 @@ class ExperimentConfigLoader(OmegaConfigLoader):
                     OmegaConf.register_new_resolver(name, resolver, replace=True)
                 return super().__getitem__(key)
         except MissingConfigException as error:
-            if Path(self.conf_source, self.env or self.default_run_env).is_dir():
+            conf = Path(self.conf_source)  # a folder, or an archive of `kedro package`
+            if not conf.is_dir() or (conf / (self.env or self.default_run_env)).is_dir():
                 raise  # Kedro does not need every kind
             expected = f"the name of a folder of {self.conf_source}"
             raise unexpected("--env", expected, self.env, "Change it with --env=<name>") from error

@@ -6,6 +6,7 @@ Every Kedro command imports this module, so torch is imported in the functions t
 import atexit
 import logging
 import os
+import platform
 import re
 import signal
 import threading
@@ -31,6 +32,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SELECTIONS = (
+    "from_nodes",
+    "to_nodes",
+    "node_names",
+    "from_inputs",
+    "to_outputs",
+    "tags",
+    "namespaces",
+)
+"""Options of ``kedro run`` that select a part of a pipeline."""
 MEASUREMENTS = {"metrics", "truth", "ood_metrics", "dimension_metrics"}
 """Entries of the catalog whose numbers are metrics of MLflow."""
 
@@ -87,7 +98,9 @@ class RunHooks(MlflowHook):
       would log a typed parameter as one string.
     - Metrics of the tables, and curves of phases that are not trained again, are logged although
       Kedro skips their nodes. The model is logged once with a signature.
-    - An interrupted run is KILLED, rather than FINISHED or RUNNING; SIGTERM interrupts it, too.
+    - An interrupted run is KILLED, rather than FINISHED or RUNNING; SIGTERM interrupts it, too. The
+      next run on the machine marks one that could not do so itself.
+    - The name of a run of some nodes ends with ``(part)``.
     """
 
     @hook_impl
@@ -130,9 +143,12 @@ class RunHooks(MlflowHook):
 
         experiment = self._loader.experiment
         self._computed: set[str] = set()
-        self.mlflow_config.tracking.run.name = self._loader.run_name
-        tags = {"dataset": experiment.data_name, "method": experiment.method}
+        part = " (part)" if any(run_params.get(option) for option in SELECTIONS) else ""
+        self.mlflow_config.tracking.run.name = self._loader.run_name + part
+        tags = {"dataset": experiment.data_name, "method": experiment.method,
+                "process": f"{platform.node()}:{os.getpid()}"}  # fmt: skip
         with _required(self._loader):
+            _end_killed_runs()
             super().before_pipeline_run(run_params, pipeline, catalog)
             mlflow.set_tags({**tags, "seed": str(experiment.seed), **observer.get().tags})
         params = experiment.parameters() | {"keys": self._loader.artifact_keys}
@@ -206,10 +222,20 @@ class RunHooks(MlflowHook):
             cause = cause.__cause__
 
 
+def _end_killed_runs() -> None:
+    """Mark the runs of processes that were killed on this machine."""
+    here = f"attributes.status = 'RUNNING' and tags.process LIKE '{platform.node()}:%'"
+    for run in mlflow.search_runs(filter_string=here, output_format="list"):
+        if not is_alive(int(run.data.tags["process"].rpartition(":")[2])):
+            mlflow.MlflowClient().set_terminated(run.info.run_id, "KILLED")
+
+
 @contextmanager
 def _required(loader: ExperimentConfigLoader) -> Iterator[None]:
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:
         reason = str(error).partition("\n")[0]
         uri = str(loader["mlflow"]["server"]["mlflow_tracking_uri"])

@@ -57,7 +57,8 @@ class RankRunner(SequentialRunner):
         hook_manager: PluginManager | None = None, run_id: str | None = None,
     ) -> None:  # fmt: skip
         if distributed.world_size() == 1:
-            super()._run(pipeline, catalog, hook_manager, run_id)
+            # not that of SequentialRunner, which advises --async
+            super(SequentialRunner, self)._run(pipeline, catalog, hook_manager, run_id)
             return
         for node in pipeline.nodes:
             is_shared = "distributed" in node.tags
