@@ -148,7 +148,8 @@ def reproduce(
     from submanifold.studies import reproduce as studies
 
     project = _project()
-    planned = studies.plan(targets, project, env, seeds, flatten(params))
+    changed = flatten(params)
+    planned = studies.plan(targets, project, env, seeds, changed)
     if finished_only:
         planned = studies.finished(planned, project)
         if not planned:
@@ -158,8 +159,14 @@ def reproduce(
         width = max(map(len, states), default=0)
         for name, text in states.items():
             click.echo(f"{name:<{width}}  {text}")
+        for name in [name for name, runs in planned.items() if not runs]:
+            click.echo(f"{name}  needs no training")
         return
-    for page in studies.reproduce(planned, project, env):
+    options = f" --env={env}" if env else ""
+    options += f" --seeds={seeds}" if seeds > 1 else ""
+    if changed:
+        options += f" --params={','.join(f'{name}={value}' for name, value in changed.items())}"
+    for page in studies.reproduce(planned, project, env, options):
         click.echo(page)
 
 

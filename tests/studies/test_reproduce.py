@@ -18,10 +18,13 @@ pytestmark = pytest.mark.pipeline
 SMALL = {"dataset": "photos", "stage_1.dim": 24, "stage_2.dim": 12, "device": "cpu"}
 
 
-def make(project, *names, seeds=1, **params):
+def make(project, *names, seeds=1, only=None, **params):
     with project.session():
         planned = reproduce.plan(names, project.path, "test", seeds, SMALL | params)
-        return planned, reproduce.reproduce(planned, project.path, "test")
+        if only is not None:
+            planned = {name: {only: runs[only]} for name, runs in planned.items()}
+        options = f" --seeds={seeds}"
+        return planned, reproduce.reproduce(planned, project.path, "test", options)
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +45,10 @@ def test_a_table_is_written_as_csv_and_markdown(table_4):
     text = page.read_text()
     assert "62.72" in text, "the paper's FID"
     assert "H-MH*" in text
+    assert "`submanifold reproduce table-4 --seeds=1`" in text
+    assert re.search(r"Dimensions of the trained stages: .*H-MH\* 192 → 24 → 12", text)
+    (some,) = make(project, "table-4", only="H-MH*")[1]
+    assert "Not trained: H-MM*" in some.read_text()
 
 
 def test_finished_runs_are_not_repeated(table_4):
@@ -97,6 +104,11 @@ def test_invalid_parameters_are_reported_before_any_run(project):
     with project.session():
         with pytest.raises(UserError, match=r"expected table-1, .* or all, got table-9"):
             reproduce.plan(["table-9"], project.path)
+        for name, seeds in (("method", 1), ("seed", 2)):
+            with pytest.raises(
+                UserError, match=f"^--params: expected .* not differ, got {name}. Omit"
+            ):
+                reproduce.plan(["table-4"], project.path, seeds=seeds, params={name: 1})
         changes = SMALL | {"stage_1.dim": 999}
         planned = reproduce.plan(["table-4"], project.path, "test", params=changes)
         with pytest.raises(UserError, match="999"):

@@ -48,6 +48,8 @@ class Target:
             content = self.make(runs, pd.read_csv(project / str(self.record)))
         else:
             content = self.make(runs)
+        if missing := [label for label in self.needs if not runs.get(label)]:
+            content.notes.append(f"Not trained: {', '.join(missing)}.")
         times = [run.finished_at for seeds in runs.values() for run in seeds]
         if times:
             days = dict.fromkeys(f"{date.fromtimestamp(end(times)):%d %B %Y}" for end in (min, max))
@@ -64,12 +66,12 @@ def read_page(name: str) -> dict[str, Any]:
     return yaml.safe_load((files(__package__) / f"{name}.yml").read_text(encoding="utf-8"))
 
 
-def write(name: str, title: str, content: Content, folder: Path) -> Path:
+def write(name: str, title: str, content: Content, folder: Path, options: str = "") -> Path:
     """Write ``<name>.md`` and ``.csv``, and a PNG and a PDF for each figure; return the page."""
     numbered = name.startswith(("table-", "figure-"))
     lines = [f"# {name.replace('-', ' ').capitalize()}. {title}" if numbered else f"# {title}"]
     lines += ["\n".join(f"- {line}" for line in content.conclusions)]
-    again = f"Regenerate this page with `submanifold reproduce {name}`."
+    again = f"Regenerate this page with `submanifold reproduce {name}{options}`."
     lines += [f"{content.measured} {again}".strip()]
     for caption, table in content.tables.items():
         lines += [f"## {caption}", table.to_markdown(index=False, disable_numparse=True)]

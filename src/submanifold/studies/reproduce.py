@@ -1,11 +1,12 @@
 """Plan, run and write the targets of `submanifold reproduce`."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import mlflow
 
-from submanifold.common.errors import UserError, did_you_mean
+from submanifold.common.errors import UserError, did_you_mean, unexpected
 from submanifold.config.loader import load_configuration
 from submanifold.config.project import RAW_FOLDER, conf_source
 from submanifold.config.schema import nest
@@ -39,10 +40,18 @@ def plan(
             f"{did_you_mean(unknown[0], TARGETS)}"
         )
     chosen = {target for name in names for target in GROUPS.get(name, [name])}
+    changed = dict(params or {})
+    for target in chosen:
+        needs = TARGETS[target].needs.values()
+        kinds, left = ({json.dumps({**need, **changes}, sort_keys=True) for need in needs}
+                       for changes in ({}, changed))  # fmt: skip
+        if len(left) < len(kinds) or ("seed" in changed and seeds > 1):
+            expected = f"settings in which trainings of {target} do not differ"
+            raise unexpected("--params", expected, ", ".join(changed), "Omit some")
     parameters = load_configuration(conf_source(project), env=env).tables
 
     def runs(name: str, need: Params, target: Target) -> list[CachedRun]:
-        values = nest({**need, **(params or {})})
+        values = nest({**need, **changed})
         run = CachedRun(name, values, project, env, target.evaluated, parameters)
         others = range(1, seeds if target.seeds else 1)
         return [run, *(run.with_params({"seed": seed}) for seed in others)]
@@ -104,14 +113,19 @@ def finished(planned: Plan, project: Path) -> Plan:
     return kept
 
 
-def reproduce(planned: Plan, project: Path, env: str | None = None) -> list[Path]:
-    """Run what is missing, write every target, and log it to MLflow; returns the Markdown pages."""
+def reproduce(
+    planned: Plan, project: Path, env: str | None = None, options: str = ""
+) -> list[Path]:
+    """Run what is missing, write every target, and log it to MLflow; returns the Markdown pages.
+
+    A page has its command, with the ``options`` of the command line.
+    """
     run_all(unique(_all_runs(planned)).values())
     pages = []
     for name, runs in planned.items():
         target = TARGETS[name]
         folder = project / "data/08_reporting/paper" / (env or "base") / name
-        pages.append(write(name, target.title, target.content(runs, project), folder))
+        pages.append(write(name, target.title, target.content(runs, project), folder, options))
         with session(project, env, {}) as kedro:
             kedro.load_context()  # connects MLflow
         with mlflow.start_run(run_name=name):

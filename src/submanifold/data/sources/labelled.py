@@ -72,7 +72,7 @@ def labelled_source(
         except Exception as error:  # each download and each broken file raises other errors
             place = f"at path={settings.path}" if settings.path else "by torchvision's download"
             got = f"an error: {' '.join(str(error).split())}"
-            fix = "Fetch it again, or by hand, and set path to it"
+            fix = "Fetch it again, or by hand, and set data.path to it"
             raise unexpected(f"source={settings.source}", f"{path} {place}", got, fix) from error
         return open_labelled(settings, data)
 

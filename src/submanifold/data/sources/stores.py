@@ -185,7 +185,7 @@ def _download_celeba(raw_folder: Path) -> list[Path]:
         except Exception as error:  # each kind of download raises other errors
             shutil.rmtree(folder, ignore_errors=True)
             expected = "a download from its home page"
-            fix = f"Download {CELEBA_ZIP} by hand from {CELEBA_PAGE}, and set path to it"
+            fix = f"Download {CELEBA_ZIP} by hand from {CELEBA_PAGE}, and set data.path to it"
             raise unexpected("source=celeba", expected, error, fix) from error
     return [folder / CELEBA_ZIP, folder / PARTITION]
 

@@ -139,7 +139,8 @@ def report_table(
         "dimensions": dimension_curves(metrics["curve"], dim, first_order, unit=unit),
     }
     content = sections.of_model(metrics, split_scores, hierarchy)
-    content |= {"columns": preprocessor.columns, "number": format_value, "anomalies": anomalies}
+    content |= {"columns": preprocessor.columns, "number": format_value, "anomalies": anomalies,
+                "is_rotated": first_order is not None}  # fmt: skip
     return _report("table", figures, content, metrics=metrics, hierarchy=hierarchy, **about)
 
 

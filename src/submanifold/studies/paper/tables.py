@@ -111,13 +111,17 @@ def _target(number: int) -> Target:
     def make(runs: Runs) -> Content:
         results = results_table(number, stage_dims, runs)
         tables = {TITLES[number]: readable(results)}
-        return Content(tables, data=results, notes=_notes(results, runs))
+        return Content(tables, data=results, notes=_notes(results, runs, stage_dims))
 
     return Target(TITLES[number], needs_of(cells), make, seeds=True)
 
 
-def _notes(results: pd.DataFrame, runs: Runs) -> list[str]:
+def _notes(results: pd.DataFrame, runs: Runs, stage_dims: Mapping[str, str]) -> list[str]:
     first = results.iloc[0]
+    trained = {method: "-".join(map(str, seeds[0].load("metrics")["dims"]))
+               for method, seeds in runs.items()}  # fmt: skip
+    others = [f"{method} {dims.replace('-', ' → ')}" for method, dims in trained.items()
+              if dims != stage_dims[method]]  # fmt: skip
     metrics = next(iter(runs.values()))[0].load("metrics")
     seeds = sorted({len(seeds) for seeds in runs.values()})
     groups = metrics["counts"].get("test_groups")
@@ -128,6 +132,7 @@ def _notes(results: pd.DataFrame, runs: Runs) -> list[str]:
         f"over {over} (bootstrap) or, with several seeds, over seeds (Student's t).",
         "MSE is on pixels in [0, 1], through all stages; the paper does not state its scale.",
         f"Features of precision, recall and KID: {metrics['features']}.",
+        *([f"Dimensions of the trained stages: {', '.join(others)}."] if others else []),
     ]
 
 
