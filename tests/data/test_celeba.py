@@ -64,7 +64,7 @@ def test_torchvision_downloads_zip_and_partition(tmp_path, monkeypatch):
 
     utils = torchvision.datasets.utils
     monkeypatch.setattr(utils, "download_file_from_google_drive", fail)
-    with pytest.raises(UserError, match=r"too many users.*set path"):
+    with pytest.raises(UserError, match=r"too many users.*set data\.path"):
         chosen.open(tmp_path)
     assert names_in(tmp_path) == []
     monkeypatch.setattr(utils, "download_file_from_google_drive", download)

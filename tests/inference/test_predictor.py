@@ -219,6 +219,10 @@ def test_columns_are_found_by_name_and_those_of_arrays_by_position(name, caplog)
     pd.testing.assert_frame_equal(shuffled, expected)
     assert caplog.text.count("columns note are unknown to the model; they are ignored") == 1
     array = frame[[*predictor.columns.inputs]].to_numpy()
+    if predictor.condition is not None:
+        with pytest.raises(UserError, match=r"^table: expected a DataFrame, whose names tell"):
+            predictor.score(array)
+        return
     pd.testing.assert_frame_equal(predictor.score(array).set_axis(frame.index), expected)
     projected, _ = predictor.project(array)
     assert np.array_equal(projected, predictor.project(frame)[0].to_numpy())

@@ -140,8 +140,10 @@ class ExperimentConfigLoader(OmegaConfigLoader):
     @property
     def project(self) -> Path:
         """The folder of artifacts: the checkout of ``conf/``, or that of the current folder."""
-        folder = Path(self.conf_source).resolve().parent
-        return folder if find_checkout(folder) == folder else project_folder()
+        source = Path(self.conf_source)
+        folder = source.resolve().parent
+        is_own = source != PACKAGED_CONF and find_checkout(folder) == folder
+        return folder if is_own else project_folder()
 
     def _read(self, key: str) -> dict[str, Any]:
         keys = {} if key == "parameters" else self.artifact_keys
