@@ -59,7 +59,7 @@ class Batches:
 
     @property
     def identity(self) -> dict[str, object]:
-        """What tells batches from those of other data: numbers, and 64 values of 64 items."""
+        """What distinguishes these batches from others: seed, number, and 64 values of items."""
         values = self.rows[:64].flatten()
         chosen = values[torch.linspace(0, len(values) - 1, 64).long()].tolist()
         return {"seed": self.seed, "rows": len(self), "data": chosen}

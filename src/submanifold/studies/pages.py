@@ -48,7 +48,8 @@ class Target:
             content = self.make(runs, pd.read_csv(project / str(self.record)))
         else:
             content = self.make(runs)
-        if missing := [label for label in self.needs if not runs.get(label)]:
+        missing = [label for label in self.needs if not runs.get(label)]
+        if missing and self.record is None:  # comparisons note theirs
             content.notes.append(f"Not trained: {', '.join(missing)}.")
         times = [run.finished_at for seeds in runs.values() for run in seeds]
         if times:
