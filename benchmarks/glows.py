@@ -18,7 +18,6 @@ LEVELS = 3
 SHAPE = (3, 32, 32)
 SIZES = {"S": (4, 64), "M": (8, 128), "P": (32, 512)}  # steps on a level, and width
 
-Shape = tuple[int, int, int]
 Model = Any  # a flow with an inverse
 
 
@@ -44,13 +43,13 @@ class MultiScale(nn.Module):
     def __init__(
         self, make: Callable[[int], nn.Module],
         forward: Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]],
-        inverse: Callable[[nn.Module, Tensor], Tensor], steps: int, shape: Shape,
+        inverse: Callable[[nn.Module, Tensor], Tensor], steps: int,
     ):  # fmt: skip
         super().__init__()
         self.levels = nn.ModuleList()
         self.shapes = []
         self.one_forward, self.one_inverse = forward, inverse
-        channels, side, _ = shape
+        channels, side, _ = SHAPE
         for level in range(1, LEVELS + 1):
             channels, side = 4 * channels, side // 2
             self.levels.append(nn.ModuleList(make(channels) for _ in range(steps)))
@@ -85,25 +84,25 @@ class MultiScale(nn.Module):
         return x
 
 
-def ours(steps: int, width: int, shape: Shape = SHAPE) -> Model:
-    return Glow(shape, LEVELS, steps, width)
+def ours(steps: int, width: int) -> Model:
+    return Glow(SHAPE, LEVELS, steps, width)
 
 
-def normflows(steps: int, width: int, shape: Shape = SHAPE) -> Model:
+def normflows(steps: int, width: int) -> Model:
     """Build normflows' GlowBlock, which samples forward and scores by its inverse."""
     from normflows.flows import GlowBlock
 
     return MultiScale(lambda channels: GlowBlock(channels, width, scale_map="exp"),
                       lambda step, x: step.inverse(x), lambda step, z: step(z)[0],
-                      steps, shape)  # fmt: skip
+                      steps)  # fmt: skip
 
 
-def freia(steps: int, width: int, shape: Shape = SHAPE) -> Model:
+def freia(steps: int, width: int) -> Model:
     """Build FrEIA's AllInOneBlock, whose mixing is a fixed permutation."""
     from FrEIA.modules import AllInOneBlock
 
     def make(channels: int) -> nn.Module:
-        side = shape[1] // 2 * 4 * shape[0] // channels
+        side = SHAPE[1] // 2 * 4 * SHAPE[0] // channels
         return AllInOneBlock(
             [(channels, side, side)], subnet_constructor=lambda c, o: net(c, o, width)
         )
@@ -112,10 +111,10 @@ def freia(steps: int, width: int, shape: Shape = SHAPE) -> Model:
         (z,), log_det = step([x])
         return z, log_det
 
-    return MultiScale(make, forward, lambda step, z: step([z], rev=True)[0][0], steps, shape)
+    return MultiScale(make, forward, lambda step, z: step([z], rev=True)[0][0], steps)
 
 
-def nflows(steps: int, width: int, shape: Shape = SHAPE) -> Model:
+def nflows(steps: int, width: int) -> Model:
     """Build a step from the transforms of nflows."""
     from nflows import transforms
 
@@ -128,9 +127,7 @@ def nflows(steps: int, width: int, shape: Shape = SHAPE) -> Model:
             [transforms.ActNorm(channels), transforms.OneByOneConvolution(channels), coupling]
         )
 
-    return MultiScale(
-        make, lambda step, x: step(x), lambda step, z: step.inverse(z)[0], steps, shape
-    )
+    return MultiScale(make, lambda step, x: step(x), lambda step, z: step.inverse(z)[0], steps)
 
 
 PEERS: dict[str, Callable[..., Model]] = {"normflows": normflows, "FrEIA": freia, "nflows": nflows}
