@@ -22,7 +22,6 @@ from benchmarks.results import kept, markdown, over_seeds
 from benchmarks.tables import train_flow
 from submanifold.evaluation.dimension import (
     SPECTRUM,
-    choose_estimate,
     intrinsic_dimensions,
     spectrum_dimension,
 )
@@ -43,7 +42,6 @@ def main(seeds: int) -> None:
             path = Path("data/dimension") / f"{name}-{seed}.json"
             estimates = kept(path, partial(estimate, points, seed))
             values = {key: interval["value"] for key, interval in estimates.items()}
-            values["chosen"] = values[choose_estimate(estimates)]
             rows.append({"manifold": name, "seed": seed, "dimension": int(truth[name]), **values})
     print(table(pd.DataFrame(rows)))
 

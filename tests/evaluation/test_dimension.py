@@ -5,10 +5,11 @@ import torch
 from strategies import affine, initialized_glow
 from submanifold.evaluation import dimension
 from submanifold.evaluation.dimension import (
+    CORRECTED,
     ESTIMATORS,
     HALVES,
     advise,
-    choose_estimate,
+    correct,
     intrinsic_dimensions,
     spectrum_dimension,
 )
@@ -19,7 +20,7 @@ def test_estimators_find_a_plane_of_three_dimensions():
     rng = np.random.default_rng(0)
     points = rng.uniform(-1, 1, (700, 3)) @ rng.normal(size=(3, 64))
     found = intrinsic_dimensions((points * 1000).reshape(-1, 1, 8, 8))
-    assert found.keys() == ESTIMATORS.keys()
+    assert found.keys() == {*ESTIMATORS, CORRECTED}
     for name, each in found.items():
         assert each["value"] == pytest.approx(3, abs=0.6), name
         assert each["low"] <= each["value"] <= each["high"]
@@ -41,6 +42,7 @@ def test_interval_has_the_width_of_the_standard_error(monkeypatch):
     import skdim
 
     monkeypatch.setattr(skdim.id, "TwoNN", Mean)
+    monkeypatch.setattr(dimension, "correct", lambda estimate, _: estimate)
     monkeypatch.setattr(dimension, "ESTIMATORS", {"TwoNN": "a mean"})
     n, std, widths = 400, 3.0, []
     for seed in range(40):
@@ -56,11 +58,20 @@ def test_interval_has_the_width_of_the_standard_error(monkeypatch):
     assert np.sqrt(np.mean(np.square(widths))) == pytest.approx(expected, rel=0.25)
 
 
-@pytest.mark.parametrize(("value", "chosen"), [(5.9, "TwoNN"), (6.1, "spectrum of JᵀJ")])
-def test_distances_of_1000_points_determine_at_most_six_dimensions(value, chosen):
-    spectrum = {"value": 9.0, "n": 64}
-    estimates = {"TwoNN": {"value": value, "n": 1000}, "spectrum of JᵀJ": spectrum}
-    assert choose_estimate(estimates) == chosen
+@pytest.mark.parametrize("dim", [1, 3, 12])
+def test_twonn_is_corrected_for_its_bias(dim):
+    """Uniform points in a ball, of which TwoNN finds 9 of 12 dimensions."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(1500, dim))
+    x *= rng.uniform(size=(1500, 1)) ** (1 / dim) / np.linalg.norm(x, axis=1, keepdims=True)
+    corrected = intrinsic_dimensions(256 * np.pad(x, ((0, 0), (0, 20 - dim))))[CORRECTED]
+    assert corrected["value"] == pytest.approx(dim, rel=0.15)
+    assert corrected["low"] <= corrected["value"] <= corrected["high"]
+
+
+def test_a_correction_ends_at_the_number_of_columns():
+    two_nn = {"value": 8.0, "low": 7.0, "high": 9.0, "n": 100}
+    assert correct(two_nn, 5)["value"] == 5.0
 
 
 CURVE = {"dims": [1, 10, 100], "mse": [0.1, 0.0015, 0.0001],

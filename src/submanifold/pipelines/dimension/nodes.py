@@ -37,26 +37,26 @@ def write_page(
     run = information(model_file)
     curve, spectrum, advice = metrics["curve"], found["spectrum"], found["advice"]
     of_images = curve["variance"] is None
-    change, unit = "an image by a grey level", "pixels in [0, 1]"
+    events, change, unit = "images", "an image by a grey level", "pixels in [0, 1]"
     if not of_images:
         change, unit = "a row by a tenth of a standard deviation", "standardized columns"
+        events = "rows"
     figure = dimension_curves(curve, metrics["dims"][-1], advised=advice["dim"], unit=unit)
     about = f"of {spectrum['directions']} directions, those that change {change}"
-    names = {**dimension.ESTIMATORS, dimension.SPECTRUM: about}
+    corrected = f"normal data of as many {events} with the same TwoNN"
+    names = {dimension.CORRECTED: corrected, **dimension.ESTIMATORS, dimension.SPECTRUM: about}
     estimates = {**found["estimates"], dimension.SPECTRUM: spectrum}
-    chosen = dimension.choose_estimate(estimates)
     pca = [dimension.pca_dim_of(baselines, error) for error in curve["goals"].values()]
     page = render(
         "dimension.html",
         dataset=dataset,
         method=method,
         advice=advice,
-        chosen=chosen,
-        intrinsic=format_interval(estimates[chosen], ".1f"),
+        intrinsic=format_interval(estimates[dimension.CORRECTED], ".1f"),
         estimates=[(name, format_interval(estimates[name], ".1f"), names[name]) for name in names],
         smallest=[*zip(curve["smallest"], curve["smallest"].values(), pca, strict=True)],
         count=curve["n"],
-        events="images" if of_images else "rows",
+        events=events,
         curve=figure,
         spectrum=spectrum,
         project=model_command(run, "project", "PICTURES" if of_images else "TABLE"),
