@@ -81,3 +81,7 @@ def test_a_claim_is_judged_by_the_interval_of_the_difference(one, other, less, e
     for expected, verdict in (("less", less), ("equal", equal)):
         found = findings.compare(runs, "claim", "bits_per_dim", "A", expected, "B")
         assert found.verdict == verdict
+
+
+def test_every_method_of_a_claim_is_trained():
+    assert set(findings.TARGET.needs) >= findings.CLAIMED
