@@ -175,7 +175,16 @@ def test_damaged_checkpoints_are_skipped(tmp_path, caplog, damage, damaged, step
     assert again["train"][-1]["loss"] == history["train"][-1]["loss"]
 
 
-def test_a_loss_that_is_not_finite_rolls_back_and_halves_the_learning_rate(
+@pytest.mark.parametrize("wrong", [lambda loss: loss * math.nan, lambda loss: loss * 1e30])
+def test_a_batch_that_overflows_changes_no_weight_to_nan(tmp_path, wrong):
+    hierarchy, history = run(tmp_path, Faulty(bad={13, 20, 25}, wrong=wrong), steps=40)
+    assert history["rollbacks"] == 0
+    assert [row["step"] for row in history["train"]] == [10, 30, 40]
+    assert all(math.isfinite(row["loss"]) for row in history["train"] + history["valid"])
+    assert all(torch.isfinite(p).all() for p in hierarchy.parameters())
+
+
+def test_losses_that_are_not_finite_roll_back_and_halve_the_learning_rate(
     tmp_path, caplog, monkeypatch
 ):
     rates = []
@@ -185,14 +194,14 @@ def test_a_loss_that_is_not_finite_rolls_back_and_halves_the_learning_rate(
         "step",
         lambda self: (rates.append(self.param_groups[0]["lr"]), step(self)),
     )
-    objective = Faulty(bad={13})
+    objective = Faulty(bad=range(11, 31))
     with caplog.at_level(logging.WARNING, "submanifold"):
         hierarchy, history = run(tmp_path, objective)
-    assert "stage_1: not finite at step 20; back to step 10" in caplog.text
+    assert "stage_1: not finite at step 30; back to step 10" in caplog.text
     assert "learning rate halved (1 of 3)" in caplog.text
-    # ten good steps, ten before the rollback, and the last twenty at half the rate
-    assert rates == [0.01] * 20 + [0.005] * 20
-    assert objective.calls == 40
+    # ten good steps, twenty before the rollback, and the last twenty at half the rate
+    assert rates == [0.01] * 30 + [0.005] * 20
+    assert objective.calls == 50
     assert (history["rollbacks"], history["steps_trained"]) == (1, 30)
     assert [row["step"] for row in history["train"]] == [10, 20, 30]
     assert all(math.isfinite(row["loss"]) for row in history["train"] + history["valid"])
@@ -201,9 +210,9 @@ def test_a_loss_that_is_not_finite_rolls_back_and_halves_the_learning_rate(
 
 def test_the_training_fails_after_three_rollbacks_and_can_be_continued(tmp_path):
     objective = Faulty(bad=range(11, 1000))
-    with pytest.raises(UserError, match=r"stage_1: .*not finite at step 20.*learning_rate"):
+    with pytest.raises(UserError, match=r"stage_1: .*not finite at step 30.*learning_rate"):
         run(tmp_path, objective)
-    assert objective.calls == 10 + 4 * 10
+    assert objective.calls == 10 + 4 * 20
     objective = Faulty(bad=())
     _, history = run(tmp_path, objective)
     assert (history["rollbacks"], objective.calls) == (3, 20), "rollbacks survive a restart"

@@ -19,12 +19,11 @@ from submanifold.losses import ForwardPass, Objective
 from submanifold.models import Model
 from submanifold.models.io import describe
 from submanifold.training import monitor
-from submanifold.training.monitor import Row
+from submanifold.training.monitor import LOG_EVERY, Row
 from submanifold.training.trainer import EARLIER, LAST, Trainer, TrainingSettings, read
 
 log = logging.getLogger(__name__)
 
-LOG_EVERY = 10
 INITIAL_ROWS = 8192  #: Rows that initialize a flow with log-uniform noise scales.
 
 Log = Callable[[int, Row], None]
@@ -90,12 +89,14 @@ def fit(
             if (problem := monitor.divergence(row, state.train)) is not None:
                 trainer.roll_back(folder, name, problem)
                 continue
-            doubtful = monitor.is_far_above(row, state.train) and step < settings.steps
-            elapsed = time.monotonic() - started
-            row["rows_per_second"] = (step - before) * train.batch_size / elapsed
-            state.train.append(row)
-            _log_row("train", row, on_log)
-            meter.update(step - meter.n, _summary(row))
+            is_finite = monitor.is_finite(row)
+            doubtful = not is_finite or monitor.is_far_above(row, state.train)
+            if is_finite:
+                elapsed = time.monotonic() - started
+                row["rows_per_second"] = (step - before) * train.batch_size / elapsed
+                state.train.append(row)
+                _log_row("train", row, on_log)
+                meter.update(step - meter.n, _summary(row))
 
             if validates:
                 row = trainer.validate(valid)
@@ -104,7 +105,7 @@ def fit(
                         state.warnings[kind] = text
                         log.warning("%s: %s", name, text)
                 state.seconds = seconds + time.monotonic() - started
-                if not doubtful:
+                if not doubtful or step == settings.steps:
                     trainer.save(folder)
                 _log_row("valid", row | {"seconds": state.seconds}, on_log)
 

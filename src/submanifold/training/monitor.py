@@ -16,6 +16,7 @@ from submanifold.models.diagnostics import (
 
 Row = dict[str, float]  #: Values by name, with their ``step``.
 
+LOG_EVERY = 10  #: Steps between rows.
 LARGEST_GAP = 10.0
 """Bits per dimension between validation and training data above which the training warns."""
 
@@ -24,13 +25,20 @@ def divergence(row: Row, earlier: Sequence[Row]) -> str | None:
     """Describe why a training has diverged, or return None.
 
     A too large learning rate can also leave a finite loss that is worse than at the start. A single
-    spike is not divergence: one rare image can dominate a batch.
+    spike, finite or not, is not divergence: one rare image can dominate a batch. ``earlier`` has
+    the finite rows of the training.
     """
-    if not all(map(math.isfinite, row.values())):
-        return "not finite"
+    if not is_finite(row):
+        is_single = earlier and row["step"] - earlier[-1]["step"] <= LOG_EVERY
+        return None if is_single else "not finite"
     if earlier and is_far_above(row, earlier) and is_far_above(earlier[-1], earlier):
         return f"{row['loss']:.3g}, far above the {earlier[0]['loss']:.3g} of the start"
     return None
+
+
+def is_finite(row: Row) -> bool:
+    """Whether all values of a row are finite."""
+    return all(map(math.isfinite, row.values()))
 
 
 def is_far_above(row: Row, earlier: Sequence[Row]) -> bool:

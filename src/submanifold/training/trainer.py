@@ -143,9 +143,10 @@ class Trainer:
     ) -> dict[str, Tensor]:
         """Make one step without waiting for the device.
 
-        Each process computes its shards of the full batch. The objective draws its random numbers
-        from the generator. A conditional model receives the context of each event of the batch.
-        Returns the objective's values and ``gradient_norm``.
+        Each process computes its shards of the full batch. A gradient that is not finite counts as
+        zero. The objective draws its random numbers from the generator. A conditional model
+        receives the context of each event of the batch. Returns the objective's values and
+        ``gradient_norm``.
         """
         factor = lr_factor(self.state.step, self.settings) * 0.5**self.state.rollbacks
         for optimizer in self.optimizers:
@@ -155,6 +156,9 @@ class Trainer:
         distributed.average([w.grad for w in self.weights if w.grad is not None])
         largest = self.settings.clip or math.inf
         norm = nn.utils.clip_grad_norm_(self.weights, largest, foreach=True)
+        for weight in self.weights:
+            if weight.grad is not None:  # one event that overflows must not end the training
+                weight.grad.nan_to_num_(0.0, 0.0, 0.0)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
