@@ -19,6 +19,7 @@ from submanifold.models import Hierarchy, Mixture, Stage
 def test_estimators_find_a_plane_of_three_dimensions():
     rng = np.random.default_rng(0)
     points = rng.uniform(-1, 1, (700, 3)) @ rng.normal(size=(3, 64))
+    points = np.concatenate([points, points[:100]])  # equal images count once
     found = intrinsic_dimensions((points * 1000).reshape(-1, 1, 8, 8))
     assert found.keys() == {*ESTIMATORS, CORRECTED}
     for name, each in found.items():

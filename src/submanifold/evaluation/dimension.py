@@ -38,17 +38,19 @@ distinguish from the original."""
 def intrinsic_dimensions(images: np.ndarray) -> dict[str, Interval]:
     """Estimate the intrinsic dimension of images or rows (N, ...), at most 2,000, without a model.
 
+    Equal images count once: the logarithm of a distance of 0 would make MLE's estimate 0.
     The 95% interval is by the delete-half jackknife (Shao & Wu 1989), whose standard error is the
     standard deviation over random halves. It does not cover the bias of an estimator. A bootstrap
     would repeat images, at distance 0. Of TwoNN there is a second estimate, by :func:`correct`.
     """
     skdim = import_extra("skdim", "dimension")  # slow to import
-    flat = images[:ESTIMATOR_IMAGES].reshape(min(ESTIMATOR_IMAGES, len(images)), -1) / 256
+    chosen = images[:ESTIMATOR_IMAGES]
+    flat = np.unique(chosen.reshape(len(chosen), -1), axis=0) / 256
     rng = np.random.default_rng(0)
     halves = [flat[rng.permutation(len(flat))[: len(flat) // 2]] for _ in range(HALVES)]
     estimates: dict[str, Interval] = {}
     with (
-        np.errstate(divide="ignore", invalid="ignore"),  # estimators skip log 0 of equal images
+        np.errstate(divide="ignore", invalid="ignore"),  # TLE skips what it divides by 0
         ProgressBar("intrinsic dimensions", "estimates", len(ESTIMATORS)) as bar,
     ):
         for name in ESTIMATORS:

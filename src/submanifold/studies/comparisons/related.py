@@ -27,7 +27,6 @@ class System(NamedTuple):
     points: Mapping[str, Any] = {}
     weighted: Mapping[str, float] = {}
     noisy: str | None = None
-    derivatives: str | None = None  # the phase whose steps compute one derivative per dimension
     dims: Sequence[int] = (1,)
     images: bool = True
     least_dim: int = 1  # manifold dimension from which on it differs from the method
@@ -38,7 +37,6 @@ class System(NamedTuple):
 SYSTEMS = {name: System(**settings) for name, settings in PAGE["systems"].items()}
 IMAGES: dict[str, dict[str, Any]] = PAGE["images"]
 BITS_IMAGES = 1000
-LARGEST_VOLUME, VOLUME_DERIVATIVES = 64, 2000  # of systems with derivatives, on images
 LARGEST_SHARE, LARGEST_DIVERGENCE = 0.5, 0.1  # relative to the distance of the data; in nats
 
 
@@ -60,10 +58,7 @@ def on_points(data: str, system: System) -> Params:
 
 def on_images(data: str, dim: int, system: System) -> Params:
     """Return the parameters of a system on images, with a manifold of dimension ``dim``."""
-    steps = system.image_steps
-    if system.derivatives:
-        steps = {system.derivatives: VOLUME_DERIVATIVES // dim}
-    params = {f"{phase}.training.steps": count for phase, count in steps.items()}
+    params = {f"{phase}.training.steps": n for phase, n in system.image_steps.items()}
     params |= {f"stage_{n}.dim": factor * dim for n, factor in enumerate(system.dims, start=1)}
     return {"dataset": data, **params, **system.params}
 
@@ -77,8 +72,7 @@ def needs() -> dict[str, Params]:
                 needs[f"{data}: {name}"] = on_points(data, system)
     for data, images in IMAGES.items():
         for name, system in SYSTEMS.items():
-            is_too_slow = system.derivatives and images["dim"] > LARGEST_VOLUME
-            if system.images and not is_too_slow:
+            if system.images:
                 needs[f"{data}: {name}"] = on_images(images["dataset"], images["dim"], system)
     return needs
 
