@@ -86,13 +86,13 @@ def point_measures(nearest=None, divergence=None):
 RELATED = {
     "circle: nested (ours)": point_measures(0.06, 0.09),
     "circle: density-first (ours)": point_measures(0.05, 0.08),
-    "circle: two charts": point_measures(0.01, 0.02),
+    "circle: four charts": point_measures(0.01, 0.02),
     "circle: Trumpet": point_measures(0.02),
     "circle: SoftFlow": point_measures(None, 0.01),
     "circle: PIE": point_measures(),
     "paraboloid: nested (ours)": point_measures(0.01, 0.02),
     "paraboloid: density-first (ours)": point_measures(0.015, 0.03),
-    "paraboloid: two charts": point_measures(0.02, 0.01),
+    "paraboloid: four charts": point_measures(0.02, 0.01),
 }
 
 
@@ -123,7 +123,7 @@ def test_related_marks_manifolds_and_densities_below_the_thresholds():
     shown = ["manifolds", "densities", "circle", "paraboloid"]
     rows = table.set_index("system")[shown].T.to_dict("list")
     assert rows["nested (ours)"] == ["1 of 2", "2 of 2", "D", "MD"]
-    assert rows["two charts"] == ["2 of 2", "2 of 2", "MD", "MD"]
+    assert rows["four charts"] == ["2 of 2", "2 of 2", "MD", "MD"]
     assert rows["PIE"] == ["0 of 1", "0 of 1", "", "–"]
     assert rows["Trumpet"] == ["1 of 1", "not available", "M", "–"]
     assert rows["SoftFlow"] == ["not available", "1 of 1", "D", "–"]

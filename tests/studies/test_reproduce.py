@@ -88,7 +88,7 @@ def test_finished_only_shows_recorded_results(new_project):
     project = new_project()
     record = project.path / TARGETS["related"].record
     record.parent.mkdir(parents=True)
-    columns = {"data": "circle", "row": "two charts", "seed": 0, "low": 1.0, "high": 2.0}
+    columns = {"data": "circle", "row": "four charts", "seed": 0, "low": 1.0, "high": 2.0}
     pd.DataFrame([
         {**columns, "measure": name, "value": 1.5}
         for name in ("divergence", "nearest_distance", "data_distance", "seconds")
@@ -97,7 +97,7 @@ def test_finished_only_shows_recorded_results(new_project):
         planned = reproduce.plan(["related"], project.path, "test")
         planned = reproduce.finished(planned, project.path)
         (page,) = reproduce.reproduce(planned, project.path, "test")
-    assert "| two charts | 0 of 1 " in re.sub(" +", " ", page.read_text())
+    assert "| four charts | 0 of 1 " in re.sub(" +", " ", page.read_text())
 
 
 def test_invalid_parameters_are_reported_before_any_run(project):
