@@ -28,7 +28,6 @@ class System(NamedTuple):
     weighted: Mapping[str, float] = {}
     noisy: str | None = None
     dims: Sequence[int] = (1,)
-    images: bool = True
     least_dim: int = 1  # manifold dimension from which on it differs from the method
     has_density: bool = True
     has_manifold: bool = True
@@ -72,7 +71,7 @@ def needs() -> dict[str, Params]:
                 needs[f"{data}: {name}"] = on_points(data, system)
     for data, images in IMAGES.items():
         for name, system in SYSTEMS.items():
-            if system.images:
+            if system.image_steps:
                 needs[f"{data}: {name}"] = on_images(images["dataset"], images["dim"], system)
     return needs
 
