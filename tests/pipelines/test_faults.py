@@ -2,6 +2,7 @@
 
 import logging
 import os
+import platform
 import signal
 import sqlite3
 
@@ -73,6 +74,21 @@ def test_interrupted_run_resumes_with_the_same_result(new_project, project, sign
     assert {**run.load("metrics"), "seconds": 0} == {**other.load("metrics"), "seconds": 0}
     steps = {row["step"] for row in run.load("stage_2.history")["valid"]}
     assert steps == set(range(EVERY, STEPS + 1, EVERY))
+
+
+def test_run_that_was_killed_while_it_was_logged_is_logged_again(project):
+    params = {"evaluation": {"samples": 31}}
+    project.run(**params)
+    *_, killed = project.mlflow_runs()
+    process = f"{platform.node()}:{2**22 + 1}"  # larger than any number of a process
+    project.mlflow_client.set_tag(killed.info.run_id, "process", process)
+    project.mlflow_client.update_run(killed.info.run_id, "RUNNING")
+    for _ in range(2):  # the second finds the record of the first
+        project.run(**params, only_missing_outputs=True)
+        *_, again = project.mlflow_runs()
+        assert statuses(project)[-2:] == ["KILLED", "FINISHED"]
+        for name in (name for name in killed.data.metrics if name.startswith("test.")):
+            assert again.data.metrics[name] == killed.data.metrics[name]
 
 
 @pytest.mark.parametrize(("error", "raised"), [

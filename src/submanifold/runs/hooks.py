@@ -93,7 +93,8 @@ class FileHooks:
 class RunHooks(MlflowHook):
     """Refuses runs that cannot succeed, records the others, and adds to kedro-mlflow's hook.
 
-    - A run of which all outputs exist, and every rank but the first, have no MLflow run.
+    - A run of which all outputs and a finished MLflow run exist, and every rank but the first, have
+      none.
     - Parameters are those of the experiment, flattened, also of nodes that are skipped; the plugin
       would log a typed parameter as one string.
     - Metrics of the tables, and curves of phases that are not trained again, are logged although
@@ -126,11 +127,19 @@ class RunHooks(MlflowHook):
         if "hierarchy" in outputs and self._is_first_rank:
             with suppress(OSError) if is_finished else nullcontext():  # may be read-only
                 write_record(loader.project, loader.record())
-        is_skipped = is_finished and run_params["only_missing_outputs"]
+        is_skipped = is_finished and run_params["only_missing_outputs"] and self._is_recorded()
         is_registered = loader.experiment.register_as is not None
         self._is_mlflow_enabled = self._is_first_rank and (not is_skipped or is_registered)
         if self._is_mlflow_enabled:
             self._start_run(run_params, pipeline, catalog)
+
+    def _is_recorded(self) -> bool:
+        """Whether MLflow has a finished run of these artifacts: one may be killed at its end."""
+        keys = self._loader.artifact_keys
+        query = "attributes.status = 'FINISHED'"
+        for name in {"run", "ood_run"} & keys.keys():
+            query += f" and params.`keys.{name}` = '{keys[name]}'"
+        return bool(mlflow.search_runs(filter_string=query, max_results=1, output_format="list"))
 
     def _start_run(
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol
