@@ -26,6 +26,7 @@ from submanifold.runs.experiments import CachedRun
 from submanifold.studies.results import Measured
 
 POINT_SAMPLES, IMAGE_SAMPLES, SAMPLED_AT_ONCE = 2000, 1000, 250
+TEST_POINTS = 1000
 PROJECTED = 256  # test images whose projections are measured
 
 
@@ -38,7 +39,7 @@ def measure_points(run: CachedRun) -> Measured:
     """
     model: Model = run.load("hierarchy")
     data: Any = run.settings.data
-    truth, test = data.manifold, run.load("x_test")
+    truth, test = data.manifold, run.load("x_test")[:TEST_POINTS]
     generator = torch.Generator().manual_seed(0)
     samples = model.sample(POINT_SAMPLES, generator=generator).double().numpy()
     measured = against_truth(model, truth, test, samples)
