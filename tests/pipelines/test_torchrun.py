@@ -27,13 +27,17 @@ def finish(*processes):
 
 @pytest.fixture(scope="module")
 def one(new_project):
-    return new_project().run(method="nested")
+    """One process that adds the same parts of the gradients.
+
+    Those of initialized modules are rounding errors at the first step, and Adam amplifies them.
+    """
+    return new_project().run(method="nested", training={"grad_accumulation_steps": 2})
 
 
 def assert_same_figures(project, one):
     metrics, expected = project.catalog(method="nested").load("metrics"), one.load("metrics")
-    for name, tolerance in (("bits_per_dim", 1e-3), ("mse", 2e-2)):
-        assert metrics[name]["value"] == pytest.approx(expected[name]["value"], rel=tolerance)
+    for name in ("bits_per_dim", "mse"):
+        assert metrics[name]["value"] == pytest.approx(expected[name]["value"], rel=1e-4)
 
 
 def test_two_ranks_have_the_figures_of_one(new_project, one):
