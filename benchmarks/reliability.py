@@ -2,7 +2,7 @@
 
     python -m benchmarks.reliability --kills 50
 
-Each trial is a `kedro run --env=test` of four phases of the default method in a separate project
+Each trial is a `kedro run --env=test` of the four phases of `nested` in a separate project
 on the CPU, so that undisturbed runs are equal bit for bit. The run is disturbed, the command is
 repeated, and must end with the weights and metrics of an undisturbed run. The results are written
 to `docs/evidence/reliability.md`.
