@@ -1,10 +1,12 @@
 import copy
+import shutil
 
 import pytest
 import torch
 from resumable import MODEL, phase, smooth_images
 
 from splits import as_maps, checked_splits
+from submanifold.common.errors import UserError
 from submanifold.data.batches import Batches
 from submanifold.losses import Objective
 from submanifold.training import RotationSettings
@@ -129,3 +131,43 @@ def test_all_phases_train_on_training_data_and_validate_on_validation_data(tmp_p
         )
     assert {"train_phase: train", "train_phase: valid", "rotate_phase: train"} <= checked
     assert sizes == 2 * [(len(IMAGES) - 20, 20)]
+
+
+def test_a_phase_is_not_resumed_after_another_first_phase(tmp_path):
+    """Its checkpoint has the weights of the first phase that it started from."""
+
+    def train(learning_rate):
+        phases = {"first": phase(1, learning_rate=learning_rate), "second": phase(1, **FROZEN)}
+        data = IMAGES[20:], IMAGES[:20]
+        return train_phases(phases, MODEL, *data, seed=7, device=torch.device("cpu"),
+                            folder=tmp_path)  # fmt: skip
+
+    train(3e-3)
+    shutil.rmtree(tmp_path / "first")
+    with pytest.raises(UserError, match=r"second/last\.safetensors: .* initial weights"):
+        train(1e-2)
+    shutil.rmtree(tmp_path / "second")
+    trained = train(1e-2)
+    assert same(train(1e-2), weights(trained)), "both phases are finished"
+
+
+def test_phases_after_a_rotation_resume_with_its_result(tmp_path, monkeypatch):
+    phases = {"density": phase(1, **FROZEN), "rotation": RotationSettings(rotate=1, probes=64),
+              "penalty": phase(1, **FROZEN)}  # fmt: skip
+    arguments = MODEL, IMAGES[20:], IMAGES[:20], 7, torch.device("cpu"), tmp_path
+    train_phases(phases, *arguments)
+    monkeypatch.setattr("submanifold.training.rotation.draw_probes", None)
+    train_phases(phases, *arguments)
+
+
+def test_a_folder_is_locked_while_a_rotation_is_fitted(tmp_path, first, monkeypatch):
+    locks = []
+
+    def fit(*_):
+        locks.append((tmp_path / ".lock").exists())
+        return {"seconds": 0.0}
+
+    monkeypatch.setattr(module, "fit_rotation", fit)
+    phase = RotationSettings(rotate=1, probes=64)
+    module.rotate_phase(phase, first, IMAGES, 7, torch.device("cpu"), tmp_path, "rotation")
+    assert locks == [True]

@@ -3,6 +3,7 @@ import torch
 from resumable import MODEL, phase, smooth_images
 
 from strategies import affine, perturb
+from submanifold.common.errors import UserError
 from submanifold.data.batches import Batches
 from submanifold.evaluation.baselines import PCA
 from submanifold.flows import Glow
@@ -27,8 +28,8 @@ def linear_gaussian(dim, n, seed=0, leading=None):
     return x, Hierarchy([Stage(affine(other @ (axes / scales).T), leading or dim // 2)])
 
 
-def glow(dim=40):
-    torch.manual_seed(0)
+def glow(dim=40, seed=0):
+    torch.manual_seed(seed)
     return perturb(Hierarchy([Stage(Glow((3, 8, 8), levels=2, steps=2, width=8), dim)]))
 
 
@@ -143,7 +144,34 @@ def test_a_killed_fit_resumes_bit_for_bit(largest_matrix, tmp_path, monkeypatch)
     assert again | times == found | times
     state = expected.state_dict()
     assert all(torch.equal(each, state[name]) for name, each in model.state_dict().items())
-    assert not list(tmp_path.iterdir())
+    # the result is kept
+    kept = glow()
+    assert fit_rotation(kept, Dying(IMAGES, 16), 2000, folder=tmp_path) == again
+    assert all(torch.equal(each, state[name]) for name, each in kept.state_dict().items())
+
+
+@pytest.mark.parametrize("is_finished", [False, True], ids=["killed", "finished"])
+@pytest.mark.parametrize(("arguments", "name"), [
+    ({"model": glow(seed=1)}, "architecture or initial weights"),
+    ({"images": IMAGES[::-1].copy()}, "data"),
+    ({"seed": 1}, "seed"),
+    ({"probes": 1000}, "probes"),
+], ids=["model", "data", "seed", "probes"])  # fmt: skip
+def test_a_checkpoint_of_another_rotation_is_refused(
+    arguments, name, is_finished, tmp_path, monkeypatch
+):
+    def fit(kind, model=None, images=IMAGES, seed=0, probes=2000):
+        model = model or glow()
+        return fit_rotation(model, kind(images, 16, seed), probes, folder=tmp_path)
+
+    monkeypatch.setattr(rotation, "SAVE_EVERY", 0.0)
+    if is_finished:
+        fit(Batches)
+    else:
+        with pytest.raises(KilledError):
+            fit(Dying)
+    with pytest.raises(UserError, match=rf"rotation\.safetensors: .* with other {name}"):
+        fit(Batches, **arguments)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from submanifold.losses import ForwardPass, Objective
 from submanifold.models import Model
 from submanifold.models.io import describe
 from submanifold.training import monitor
+from submanifold.training.identity import WEIGHTS, hash_weights
 from submanifold.training.monitor import LOG_EVERY, Row
 from submanifold.training.trainer import EARLIER, LAST, Trainer, TrainingSettings, read
 
@@ -61,7 +62,8 @@ def fit(
     describe(model)
     folder = Path(folder)
     trainer = Trainer(model, objective, settings)
-    trainer.identity |= train.identity
+    parts = [model, objective.outer]
+    trainer.identity |= {**train.identity, WEIGHTS: hash_weights(parts, fresh or ())}
     if train.batch_size % trainer.shards[0].count:
         raise UserError(
             f"{name}.training.batch_size: expected a multiple of {trainer.shards[0].count} (ranks "

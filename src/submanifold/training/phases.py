@@ -3,7 +3,7 @@
 import copy
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -87,7 +87,7 @@ def train_phase(
     full, trained, fresh, objective = assemble(phase, limited, copied, shape, device, context)
     batches = Batches(train, settings.batch_size, _phase_seed(seed, len(done)), device)
     validation = Batches(valid[: settings.validation_rows], settings.batch_size, seed, device)
-    with locked(folder, name) if distributed.rank() == 0 else nullcontext():
+    with _locked(folder, name):
         history = fit(
             trained, objective, batches, validation, settings, folder, name,
             on_log and partial(on_log, name), fresh,
@@ -147,7 +147,8 @@ def rotate_phase(
     outer = Hierarchy(full.stages[: phase.rotate - 1]) if phase.rotate > 1 else None
     batches = Batches(train, ROTATION_BATCH_SIZE, _phase_seed(seed, len(done)), device)
     rotated = Hierarchy([full.stages[phase.rotate - 1]])
-    fitted = fit_rotation(rotated, batches, phase.probes, outer, folder, f"{name}, rotation")
+    with _locked(folder, name):
+        fitted = fit_rotation(rotated, batches, phase.probes, outer, folder, f"{name}, rotation")
     last = done[-1] if done else {}
     full.notes = {"phases": [*done, {**last, "stages": [phase.rotate], "rotated": True}]}
     history = {
@@ -201,6 +202,11 @@ def encode_rows(model: Model, array: np.ndarray, seed: int, device: torch.device
         for batch in batches
     ]
     return with_context(np.concatenate(encoded), context_of_array(array))
+
+
+def _locked(folder: str | Path, name: str) -> AbstractContextManager[None]:
+    """Lock a folder on rank 0, which alone writes."""
+    return locked(folder, name) if distributed.rank() == 0 else nullcontext()
 
 
 def _phase_seed(seed: int, number: int) -> int:

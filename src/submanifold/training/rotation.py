@@ -22,6 +22,7 @@ from submanifold.flows.orthogonal import tail_sums
 from submanifold.geometry.linearization import Linearization
 from submanifold.models import Hierarchy
 from submanifold.models.io import is_intact, load_tensors, save_tensors
+from submanifold.training.identity import WEIGHTS, check_identity, hash_weights
 
 PROBES_PER_AXIS = 8
 PROBES_PER_EVENT = 4
@@ -83,7 +84,8 @@ def fit_rotation(
 
     The last stage gets a :class:`.Rotation` if it has none. ``outer`` are the frozen stages before
     the model. The number of probes is by default 8 for each axis that is chosen. A killed fit
-    resumes from a checkpoint in the folder.
+    resumes from a checkpoint in the folder, which then has the result; one of another model, other
+    data or another number of probes raises a UserError.
 
     Returns ``probes``, ``left_out``, ``seconds``, ``decomposition_seconds``, and by d in ``dims``
     the first-order mean squared error ``mse`` on the held-out probes (sums of the eigenvalues).
@@ -95,9 +97,15 @@ def fit_rotation(
     every = min(HELD_OUT_EVERY, rounds)
     precision = torch.float32 if rotation.is_dense else torch.bfloat16
     path = None if folder is None else Path(folder) / "rotation.safetensors"
+    identity = {**batches.identity, "batch_size": batches.batch_size, "probes": rounds * per_round,
+                "dim": model.dim, WEIGHTS: hash_weights([model, outer])}  # fmt: skip
     drawn, seconds = list[Tensor](), 0.0
-    if path is not None and is_intact(path):  # of a killed fit
+    if path is not None and is_intact(path):
         tensors, header = load_tensors(path)
+        check_identity(header["identity"], identity, path)
+        if fitted := header.get("fitted"):
+            rotation.load_state_dict(tensors)
+            return fitted
         drawn = [tensors[str(number)].to(batches.device) for number in range(len(tensors))]
         seconds = header["seconds"]
     distributed.barrier()  # before another process writes the file
@@ -114,20 +122,18 @@ def fit_rotation(
             if path and distributed.rank() == 0 and time.monotonic() - saved > SAVE_EVERY:
                 saved = time.monotonic()
                 rows = {str(index): rows for index, rows in enumerate(drawn)}
-                save_tensors(rows, path, {"seconds": saved - started})
+                save_tensors(rows, path, {"identity": identity, "seconds": saved - started})
     decomposed, kept = time.monotonic(), sum(map(len, drawn))
     held_out = drawn[every - 1 :: every]
-    fitted = [rows for number, rows in enumerate(drawn) if number % every < every - 1]
+    others = [rows for number, rows in enumerate(drawn) if number % every < every - 1]
     blocks = [slice(0, stage.latent_dim)]
     if stage.off_manifold_scale != 1:
         blocks = [slice(0, stage.dim), slice(stage.dim, stage.latent_dim)]
-    mse = _set_rotation(rotation, blocks, torch.cat(fitted or held_out), torch.cat(held_out))
-    if path and distributed.rank() == 0:
-        path.unlink(missing_ok=True)
+    mse = _set_rotation(rotation, blocks, torch.cat(others or held_out), torch.cat(held_out))
     spaced = {round(stage.latent_dim ** (n / CURVE_POINTS)) for n in range(CURVE_POINTS + 1)}
     dims = sorted(d for d in spaced if d < len(mse))
     event_dim = (outer or model).event_dim
-    return {
+    fitted = {
         "probes": kept,
         "left_out": total - kept,
         "dims": dims,
@@ -135,6 +141,9 @@ def fit_rotation(
         "seconds": time.monotonic() - started,
         "decomposition_seconds": time.monotonic() - decomposed,
     }
+    if path and distributed.rank() == 0:
+        save_tensors(rotation.state_dict(), path, {"identity": identity, "fitted": fitted})
+    return fitted
 
 
 def draw_probes(model: Hierarchy, batches: Batches, outer: Hierarchy | None, number: int) -> Tensor:

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from safetensors import SafetensorError
@@ -17,7 +16,7 @@ from torch.optim import Optimizer
 
 from submanifold.common import distributed
 from submanifold.common.device import autocast, choose_precision
-from submanifold.common.errors import UserError, unexpected
+from submanifold.common.errors import UserError
 from submanifold.common.settings import Settings
 from submanifold.data.batches import Batches
 from submanifold.flows import set_activation_checkpointing
@@ -25,12 +24,12 @@ from submanifold.flows.bijection import Context
 from submanifold.losses import Objective
 from submanifold.models import Model
 from submanifold.models.io import load_tensors, save_tensors
+from submanifold.training.identity import check_identity
 from submanifold.training.monitor import Row, diagnose
 from submanifold.training.optimizers import optimizers_for
 
 log = logging.getLogger(__name__)
 
-RESTART = "Delete its folder to train from the beginning, or restore the settings"
 LAST, EARLIER = "last.safetensors", "earlier.safetensors"
 MAX_ROLLBACKS = 3
 MEMORY_ONLY = {"activation_checkpointing", "grad_accumulation_steps"}  # change only rounding
@@ -118,7 +117,8 @@ class Trainer:
         state: Progress.
         average: Averages of ``weights``.
         best: ``state_dict`` of the model with averaged weights at the best validation.
-        identity: What a checkpoint must agree with: settings, and data up to rounding.
+        identity: What a checkpoint must agree with (:func:`.check_identity`): settings, to which
+            :func:`.fit` adds the initial weights and the data.
     """
 
     def __init__(self, model: Model, objective: Objective, settings: TrainingSettings):
@@ -229,7 +229,7 @@ class Trainer:
     def restore(self, folder: str | Path) -> bool:
         """Restore the last intact checkpoint of a folder; returns whether there is one.
 
-        A checkpoint of another architecture, data or settings raises a UserError.
+        A checkpoint of another :attr:`identity` raises a UserError.
         """
         for path in (Path(folder) / LAST, Path(folder) / EARLIER):
             if path.exists():
@@ -238,34 +238,19 @@ class Trainer:
                 except (SafetensorError, OSError, ValueError) as error:
                     log.warning("%s is damaged (%s)", path, error)
                     continue
-                self._check(header.get("identity", {}), path)
+                check_identity(header.get("identity", {}), self.identity, path)
                 self.state = TrainState(**header["state"])
-                self._load(tensors, path)
+                self._load(tensors)
                 return True
         return False
 
-    def _check(self, identity: Mapping[str, Any], path: Path) -> None:
-        others = []
-        for name, value in identity.items():
-            known = self.identity.get(name, value)
-            is_list = isinstance(value, list) and isinstance(known, list)
-            if known != value and not (is_list and np.allclose(known, value, 0.01, 0.001)):
-                others.append(name)
-        if others:
-            expected, got = "a checkpoint of this training", f"one with other {', '.join(others)}"
-            raise unexpected(path, expected, got, RESTART)
-
     @torch.no_grad()
-    def _load(self, tensors: dict[str, Tensor], path: Path) -> None:
+    def _load(self, tensors: dict[str, Tensor]) -> None:
         groups: dict[str, dict[str, Tensor]] = defaultdict(dict)
         for label, tensor in tensors.items():
             group, _, name = label.partition("/")
             groups[group][name] = tensor
-        try:
-            self.model.load_state_dict(groups.pop("model"))
-        except RuntimeError as error:
-            expected = "a checkpoint of this architecture"
-            raise unexpected(path, expected, f"another one ({error})", RESTART) from error
+        self.model.load_state_dict(groups.pop("model"))
         self.best, averages = groups.pop("best", {}), groups.pop("average")
         owners: dict[Tensor, Optimizer] = {}
         for optimizer in self.optimizers:
