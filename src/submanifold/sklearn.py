@@ -2,7 +2,6 @@
 
 import copy
 import math
-from functools import lru_cache
 from numbers import Integral, Real
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -137,14 +136,6 @@ class ManifoldFlow(
         device = choose_device(self.device)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         rows = events = self._validated(X, reset=True)
-        self.preprocessor_ = None
-        if rows.ndim == 2:
-            names = getattr(self, "feature_names_in_", [f"x{n}" for n in range(rows.shape[1])])
-            table = pd.DataFrame(rows, columns=list(names))
-            self.preprocessor_ = Preprocessor.fit(table, scale=self.scale)
-            if not self.preprocessor_.varying:
-                raise UserError("X: expected a column with several values, got constant columns.")
-            events = self.preprocessor_.transform(table, salt=np.arange(len(rows)))
         order = np.random.default_rng(seed).permutation(len(rows))
         count = max(round(HELD_OUT * len(rows)), MIN_IMAGES)
         held_out, train = order[:count], order[count:]
@@ -156,22 +147,27 @@ class ManifoldFlow(
                 f"{len(held_out)} held-out rows, got {self.alpha:g}. Increase it, or pass at least "
                 f"{math.ceil((1 / self.alpha - 1) / HELD_OUT)} rows."
             )
-        valid = events[held_out]
-        model_settings, phases = self._method(events.shape[1:], len(train), device)
-        # torch's global generator is the user's
-        with (
-            hidden_progress(not self.verbose),
-            torch.random.fork_rng([device] if device.type == "cuda" else []),
-            TemporaryDirectory() as folder,
-        ):
+        preprocessor = None
+        if rows.ndim == 2:
+            names = getattr(self, "feature_names_in_", [f"x{n}" for n in range(rows.shape[1])])
+            table = pd.DataFrame(rows, columns=list(names))
+            is_training = np.isin(np.arange(len(rows)), train)
+            preprocessor = Preprocessor.fit(table, scale=self.scale, training=is_training)
+            if not preprocessor.varying:
+                raise UserError("X: expected a column with several values, got constant columns.")
+            events = preprocessor.transform(table, salt=np.arange(len(rows)))
+        valid, shape = events[held_out], events.shape[1:]
+        model_settings, phases = self._method(shape, len(train), device, preprocessor is not None)
+        with hidden_progress(not self.verbose), TemporaryDirectory() as folder:
             model = train_phases(phases, model_settings, events[train], valid, seed, device, folder)
-            if self.preprocessor_ is None:
+            if preprocessor is None:
                 form = {"channels": rows.shape[1], "size": rows.shape[2]}
                 model.data = ImageSettings.model_validate(form).facts
             else:
-                model.data = {"table": self.preprocessor_.to_dict()}
+                model.data = {"table": preprocessor.to_dict()}
             model.calibration = calibrate(model, valid, device)
-        self.model_, self.noise_scale_ = model.cpu(), model.calibration[NOISE_SCALE]
+        self.preprocessor_, self.model_ = preprocessor, model.cpu()
+        self.noise_scale_ = model.calibration[NOISE_SCALE]
         parameters = {name: value for name, value in self.get_params().items()
                       if name != "device" and isinstance(value, STORED)}  # fmt: skip
         named = hasattr(self, "feature_names_in_")
@@ -228,8 +224,7 @@ class ManifoldFlow(
         calibration = self._predictor.calibrated(self.alpha)
         if self.preprocessor_ is None or calibration.combined != (SMOOTHED_DENSITY,):
             return None
-        log_det = self.preprocessor_.log_det_at(np.zeros((1, self.model_.event_dim)))[0]
-        return float(log_det - calibration.threshold(COMBINATION, self.alpha))
+        return float(self.preprocessor_.log_det - calibration.threshold(COMBINATION, self.alpha))
 
     def transform(self, X: Any) -> np.ndarray:  # noqa: N803
         """Compute the coordinates of :meth:`project` on the manifold, (n, n_components).
@@ -325,19 +320,23 @@ class ManifoldFlow(
 
     @property
     def _predictor(self) -> Predictor:
+        """Copy the model to the device, for rows in double precision, independent of batches."""
         check_is_fitted(self)
-        return _predictor(self.model_, choose_device(self.device))
+        model = copy.deepcopy(self.model_).to(choose_device(self.device))
+        return Predictor(model.double() if "table" in model.data else model)
 
-    def _method(self, shape: tuple[int, ...], count: int, device: torch.device) -> Method:
+    def _method(
+        self, shape: tuple[int, ...], count: int, device: torch.device, is_table: bool
+    ) -> Method:
         size, dim = int(np.prod(shape)), self.n_components
         if dim is not None and dim > size:
             expected = f"at most {size}, the number of columns that vary"
             raise unexpected("n_components", expected, dim, "Decrease it")
         half = max(1, min(size, count) // 2)
-        if self.preprocessor_ is None:
-            model, phases = default_method("photos", dim or min(500, half))
-        else:
+        if is_table:
             model, phases = default_method("table", dim or half)
+        else:
+            model, phases = default_method("photos", dim or min(500, half))
         steps: dict[str, int] = {}
         if self.minutes is not None:
             steps = fit_budget(60 * self.minutes, phase_costs(model, phases, shape, device))
@@ -347,10 +346,3 @@ class ManifoldFlow(
             factor = self.steps / sum(usual.values())
             steps = {name: max(1, round(factor * count)) for name, count in usual.items()}
         return model, phases | {name: with_steps(phases[name], steps[name]) for name in steps}
-
-
-@lru_cache(maxsize=4)
-def _predictor(model: Model, device: torch.device) -> Predictor:
-    """Copy a model to a device, for rows in double precision: results depend on no batch size."""
-    copied = copy.deepcopy(model).to(device)
-    return Predictor(copied.double() if "table" in model.data else copied)

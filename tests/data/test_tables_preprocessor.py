@@ -88,8 +88,7 @@ def test_the_log_determinant_is_that_of_the_transformation():
     """Of a normal variable in its own units, log-density = standard log-density + log_det."""
     values = 1e6 + 250 * RNG.normal(size=(4000, 2))
     preprocessor = Preprocessor.fit(values)
-    log_det = preprocessor.log_det(values)
-    assert log_det == pytest.approx(-2 * math.log(250), abs=0.05)
+    assert preprocessor.log_det == pytest.approx(-2 * math.log(250), abs=0.05)
 
 
 def test_the_density_of_a_quantized_column_bounds_its_probability():
@@ -102,8 +101,33 @@ def test_the_density_of_a_quantized_column_bounds_its_probability():
     ends = column.standardize(np.array([0.0, 6.0]))
     assert x.min() == pytest.approx(ends[0], abs=0.01)
     assert x.max() == pytest.approx(ends[1], abs=0.01)
-    log_density = -math.log(ends[1] - ends[0]) + preprocessor.log_det(die)
+    log_density = -math.log(ends[1] - ends[0]) + preprocessor.log_det
     assert np.exp(log_density) == pytest.approx(1 / 6)
+
+
+def test_other_draws_stay_in_the_cells_of_their_rows():
+    frame = pd.DataFrame({"a": NORMAL, "n": RNG.integers(0, 5, N), "d": RNG.integers(0, 9, N) / 10,
+                          "level": RNG.choice([1.0, 2.5, 7.0], N),
+                          "city": RNG.choice(["x", "y", "z"], N)})  # fmt: skip
+    preprocessor = Preprocessor.fit(frame, categorical="intervals")
+    x = preprocessor.transform(frame, salt=np.arange(N))
+    draws, _ = zip(*(preprocessor.redraw(x, salt) for salt in range(-50, 0)), strict=True)
+    for drawn in draws[:3]:
+        pd.testing.assert_frame_equal(
+            preprocessor.inverse_transform(drawn), preprocessor.inverse_transform(x)
+        )
+        assert (drawn[:, 0] == x[:, 0]).all()
+    assert (np.std(draws, axis=0)[:, 1:].mean(0) > 0.01).all()
+    # they depend on the row alone, not on the noise that it has already
+    again, _ = preprocessor.redraw(preprocessor.transform(frame), -50)
+    np.testing.assert_array_equal(again, draws[0])
+
+
+def test_noise_does_not_depend_on_units():
+    frame = pd.DataFrame({"a": NORMAL, "n": RNG.integers(0, 5, N), "d": RNG.integers(0, 9, N) / 10})
+    grams = frame.assign(a=1000 * frame["a"], d=1000 * frame["d"])
+    x, in_grams = (Preprocessor.fit(table).transform(table) for table in (frame, grams))
+    np.testing.assert_allclose(in_grams, x, rtol=0, atol=1e-6)
 
 
 def test_noise_is_uniform_and_determined_by_the_row():
@@ -158,7 +182,7 @@ def test_categories_become_intervals_of_one_coordinate():
     assert (found.inverse_transform(found.transform(numbers))["zip"] == numbers["zip"]).all()
 
 
-def test_the_log_determinant_of_categories_is_that_of_their_noise():
+def test_the_weight_of_a_category_is_the_inverse_density_of_its_noise():
     frame = pd.DataFrame({"city": ["a"] * 3 + ["b"] * 2 + ["c"]})
     (column,) = Preprocessor.fit(frame, categorical="intervals").columns
     noise = np.concatenate([np.linspace(1e-9, 1 - 1e-9, 1001), [0.1999, 0.2001]])
@@ -167,8 +191,9 @@ def test_the_log_determinant_of_categories_is_that_of_their_noise():
             column.standardize(column.dequantize(np.full(len(noise), category), noise + change))
             for change in (-1e-10, 1e-10)
         )
-        slope = column.log_slope(column.dequantize(np.full(len(noise), category), noise))
-        np.testing.assert_allclose(np.log((end - start) / 2e-10), slope, atol=1e-2)
+        weight = column.log_weight(column.dequantize(np.full(len(noise), category), noise))
+        slope = np.log((end - start) / 2e-10 * column.scale)
+        np.testing.assert_allclose(slope, weight, atol=1e-2)
         assert (column.cell(column.restore((start + end) / 2)) == category).all()
 
 
@@ -188,7 +213,6 @@ def test_unknown_categories_have_no_density(caplog):
     assert not preprocessor.unknown(frame).any(axis=None)
     rows = frame[:4].assign(city=["Rome", "Bonn", None, "Oslo"], country=["IT", "IT", "IT", "FR"])
     assert preprocessor.unknown(rows).any(axis=1).tolist() == [False, True, False, True]
-    assert np.isneginf(preprocessor.log_det(rows)).tolist() == [False, True, False, True]
     assert np.isfinite(preprocessor.transform(rows)).all()
     assert "column city: the training data have no category Bonn" in caplog.text
     assert "column country: the training data have no category FR" in caplog.text

@@ -4,13 +4,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from scipy.special import log_ndtr
 
 from strategies import affine, perturb
 from submanifold.data.batches import Batches
+from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.likelihood import (
     dequantized_log_probs,
     importance_log_prob,
+    log_prob,
     noisy_log_prob,
 )
 from submanifold.flows import Affine, SoftRealNVP
@@ -79,3 +82,27 @@ def test_a_noise_conditional_model_receives_the_scale_of_its_training():
     assert found == pytest.approx(of_scale(1.0).numpy(), rel=1e-12)
     for other in (None, 0.0, 0.5):
         assert (of_scale(other) - of_scale(1.0)).abs().max() > 0.01
+
+
+def test_the_density_of_a_row_is_the_probability_of_its_cell():
+    """Of a normal distribution, rounded to multiples of 0.8, whose exact probabilities are known."""
+    rows = np.round(np.random.default_rng(0).standard_normal((2000, 3)) / 0.8) * 0.8
+    table = Preprocessor.fit(rows)
+    model = Hierarchy([Stage(Affine(3), 3)])  # a standard normal density in standard units
+    x = torch.from_numpy(table.transform(rows, salt=np.arange(2000)))
+    low, high = (
+        np.array([c.standardize(rows[:, j] - c.origin + end) for j, c in enumerate(table.columns)])
+        for end in (0, 0.8)
+    )
+    exact = np.log((stats.norm.cdf(high) - stats.norm.cdf(low)) / 0.8).sum(0)
+    with torch.no_grad():
+        of_one = model.log_prob(x).numpy() + table.log_det - exact
+        of_draws = log_prob(model, x, table=table).numpy() + table.log_det - exact
+    assert abs(of_draws.mean()) < 0.02
+    assert of_draws.std() < 0.45 * of_one.std()
+
+
+def test_a_density_that_is_no_number_is_zero():
+    model = Hierarchy([Stage(Affine(3), 3)])
+    x = torch.tensor([[0.0, 0.0, torch.nan], [0.0, 0.0, 0.0]])
+    assert log_prob(model, x).isneginf().tolist() == [True, False]

@@ -33,10 +33,10 @@ def images(count, seed=0):
 def test_the_best_noise_scale_ignores_the_tenth_of_the_lowest_density(monkeypatch):
     """Of normal rows with a standard deviation of 0.25, and anomalies far away."""
 
-    def log_prob_at(model, x, scale, context):
-        return torch.distributions.Normal(0.0, 0.01 + scale).log_prob(x[:, 0])
+    def log_prob(model, x, context, noise_scale):
+        return torch.distributions.Normal(0.0, 0.01 + noise_scale).log_prob(x[:, 0])
 
-    monkeypatch.setattr(scores, "log_prob_at", log_prob_at)
+    monkeypatch.setattr(scores, "log_prob", log_prob)
     rows = 0.25 * np.random.default_rng(0).normal(size=(500, 1)).astype(np.float32)
     flow = Hierarchy([Stage(RealNVP(2), 1)])
     for anomalies, expected in ((0, 0.25), (50, 0.25), (60, 1.0)):

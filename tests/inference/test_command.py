@@ -367,7 +367,8 @@ def test_restore_simulates_observations_and_measures_errors(
     assert "PSNR" in result.output
     assert "Skipped 1 unreadable images" in caplog.text
     table = pd.read_csv(out / "restorations.csv")
-    assert [*table] == ["picture", "std", "residual", "acceptance", "r_hat", "psnr", "coverage"]
+    assert [*table] == ["picture", "std", "residual", "acceptance", "r_hat", "converged",
+                         "psnr", "coverage"]  # fmt: skip
     assert len(table) == 4
     assert table["coverage"].between(0, 1).all()
     restored = np.asarray(Image.open(out / "00002-2.png")).transpose(2, 0, 1) / 255.0
@@ -401,7 +402,7 @@ def test_restore_takes_pictures_in_the_size_of_the_observations(model_file, tmp_
     assert result.exit_code == 0, result.output
     assert "PSNR" not in result.output
     assert Image.open(out / "00000-small.png").size == (8, 8)
-    columns = ["picture", "std", "residual", "acceptance", "r_hat"]
+    columns = ["picture", "std", "residual", "acceptance", "r_hat", "converged"]
     assert [*pd.read_csv(out / "restorations.csv")] == columns
     hole = tmp_path / "hole.png"
     hole.write_bytes(png(smooth_images(1, 0)[0]))

@@ -16,7 +16,7 @@ from calibrated import table_rows as rows
 from commands import run, succeed
 from submanifold import Predictor
 from submanifold.common.errors import UserError
-from submanifold.data.tables.preprocessor import uniform_by_content
+from submanifold.data.tables.preprocessor import HASH_STEPS, uniform_by_content
 from submanifold.evaluation.scores import png_bits
 from submanifold.flows import Tabular
 from submanifold.inference import export as exports
@@ -113,12 +113,12 @@ def test_pt2_files_score_like_the_predictor(tmp_path, monkeypatch):
 
 
 def test_parts_of_the_graph_equal_their_models():
-    values = np.random.default_rng(0).normal(size=(50, 3)) * np.array([1e-40, 1.0, 1e30])
-    values[:2] = [[0.0, -0.0, 1.0], [-1.5, 2.0**-126, 3e38]]
-    state = torch.zeros(50, dtype=torch.int64)
-    for bits in exports._float32_bits(torch.from_numpy(values)).unbind(1):
-        state = exports._mix(state ^ bits)
-    np.testing.assert_array_equal(exports._uniform(state, 3), uniform_by_content(values))
+    numbers = np.random.default_rng(0).integers(-(2**40), 2**40, (50, 3))
+    state = torch.full((50,), -7)
+    for column in torch.from_numpy(numbers).unbind(1):
+        state = exports._mix(state ^ column)
+    expected = uniform_by_content(numbers / HASH_STEPS, np.full(50, -7))
+    np.testing.assert_array_equal(exports._uniform(state, 3), expected)
     x, y = np.array([0.0, 1.0, 1.0, 1.0, 4.0]), np.array([0.0, 0.2, 0.4, 0.6, 1.0])
     t = np.array([-1.0, 0.0, 0.5, 1.0, 1.5, 4.0, 9.0])
     computed = exports._interpolation(x, y)(torch.from_numpy(t))

@@ -1,11 +1,15 @@
 """Choice of device and precision."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from threading import RLock
 
 import torch
 from torch import Tensor
 
 from submanifold.common.errors import unexpected
+
+_GENERATORS = RLock()
 
 
 def choose_device(name: str) -> torch.device:
@@ -41,3 +45,11 @@ def choose_precision(name: str, weight: Tensor) -> torch.dtype:
 def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[None]:
     """Return torch's autocast for bfloat16, and a no-op for any other precision."""
     return torch.autocast(device.type, precision, precision == torch.bfloat16)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators in a block, for one thread at a time, and restore them."""
+    with _GENERATORS, torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

@@ -99,6 +99,8 @@ class ImageSettings(_Data):
                     if getattr(self, name) is not None and not is_supported}  # fmt: skip
         if self.path is None and kind.path_required:
             expected["path"] = f"{kind.path} {source}"
+        if self.labels and self.other_labels:
+            expected["other_labels"] = f"none with labels={[*self.labels]}"
         if 2 * self.margin >= self.size:
             expected["margin"] = f"less than half of size={self.size}"
         if self.split == "official" and not kind.official_split:

@@ -1,5 +1,6 @@
 """Conformal calibration of anomaly scores on normal events: p-values and a combined score."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,10 +21,14 @@ from submanifold.evaluation.scores import (
 from submanifold.flows import is_noise_conditional
 from submanifold.models import Model
 
+log = logging.getLogger(__name__)
+
 COMBINATION = "combination"
 MAX_DEVIATIONS = 8.0
 RIDGE = 0.03
 TINY, HUGE = 1e-12, 1e30
+ROUNDING = 1e-6  # relative; scores of an event in batches of different sizes differ by it
+DECIMALS = 3  # of the combination, whose rounding errors are larger where scores are equal
 LEVELS = np.concatenate([[0.0], 1 / (1 + np.exp(np.linspace(9, -9, 361))), [1.0]])
 FALSE_ALARM_RATES = (0.1, 0.05, 0.01, 0.001)
 FOLDS = 10
@@ -38,7 +43,8 @@ def calibrate(
 ) -> dict[str, Any]:
     """Fit a :class:`Calibration` to the quick scores of validation data, (N, ...).
 
-    It is returned as a JSON-able dict, or the reason ``why`` there are too few events.
+    Events without finite scores, which always have the smallest p-value, are left out. The result
+    is a JSON-able dict, or the reason ``why`` there are too few events.
     """
     model = model.to(device)
     combined, scale = QUICK, None
@@ -46,6 +52,12 @@ def calibrate(
         combined, scale = (SMOOTHED_DENSITY,), best_noise_scale(model, events)
     model.calibration = {NOISE_SCALE: scale}  # for the scores
     scores, kind = score(model, events), "images" if events.dtype == np.uint8 else "rows"
+    is_finite = np.all([np.isfinite(values) for values in scores.values()], axis=0)
+    if count := int((~is_finite).sum()):
+        log.warning("%d of %d validation %s have no finite scores; they do not calibrate the "
+                    "p-values", count, len(events), kind)  # fmt: skip
+        scores = {name: values[is_finite] for name, values in scores.items()}
+        groups = None if groups is None else groups[is_finite]
     try:
         fitted = Calibration.fit(scores, combined, groups, kind)
     except UserError as error:
@@ -170,19 +182,22 @@ class Calibration:
         if len(self.combined) == 1:
             return {**complete, COMBINATION: complete[self.combined[0]]}
         z = self._normal_scores(complete) - self.mean
-        return {**complete, COMBINATION: np.einsum("ni,ij,nj->n", z, self.precision, z)}
+        combination = np.einsum("ni,ij,nj->n", z, self.precision, z).round(DECIMALS)
+        return {**complete, COMBINATION: combination}
 
     def p_values(self, name: str, values: np.ndarray) -> np.ndarray:
         """Return the p-values, (N,) in [1/(groups + 1), 1], of values (N,) of a score."""
-        quantiles = self.quantiles[name]
+        quantiles, values = self.quantiles[name], _finite(values)
+        values = values - ROUNDING * abs(values)
         # negated, so that normal scores that equal a value count as at least as high
-        above = np.interp(-_finite(values), -quantiles[::-1], 1 - LEVELS[::-1], left=0.0, right=1.0)
+        above = np.interp(-values, -quantiles[::-1], 1 - LEVELS[::-1], left=0.0, right=1.0)
         return (1 + self.groups * above) / (self.groups + 1)
 
     def threshold(self, name: str, alpha: float) -> float:
         """Return the value of a score above which p-values are below `alpha`, or its largest."""
         above = (alpha * (self.groups + 1) - 1) / self.groups
-        return float(np.interp(1 - above, LEVELS, self.quantiles[name]))
+        value = float(np.interp(1 - above, LEVELS, self.quantiles[name]))
+        return value + ROUNDING * abs(value)
 
     def _normal_scores(self, scores: Scores) -> np.ndarray:
         """Return z of the combined scores, (N, scores)."""
@@ -194,17 +209,14 @@ class Calibration:
             low, high = np.interp([0.159, 0.841], LEVELS, quantiles)
             outside = values - values.clip(quantiles[0], quantiles[-1])
             z = np.interp(values, quantiles, normal_quantiles)
-            columns.append(z + outside / max((high - low) / 2, TINY))
+            width = max((high - low) / 2, ROUNDING * abs(quantiles).max(), TINY)
+            columns.append(z + outside / width)
         return np.stack(columns, 1).clip(-MAX_DEVIATIONS, MAX_DEVIATIONS)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-able dict with numbers of five digits."""
-
-        def rounded(values: np.ndarray) -> list[float]:
-            return [float(f"{value:.5g}") for value in values]
-
-        quantiles = {name: rounded(values) for name, values in self.quantiles.items()}
-        arrays = {"mean": rounded(self.mean), "precision": [*map(rounded, self.precision)]}
+        """Return a JSON-able dict, without rounding: rounded quantiles would break ties."""
+        quantiles = {name: values.tolist() for name, values in self.quantiles.items()}
+        arrays = {"mean": self.mean.tolist(), "precision": self.precision.tolist()}
         return {**vars(self), "combined": list(self.combined), "quantiles": quantiles, **arrays}
 
     @classmethod

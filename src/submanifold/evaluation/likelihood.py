@@ -13,11 +13,13 @@ from submanifold.common.progress import track
 from submanifold.data.batches import Batch, Batches
 from submanifold.data.tables import Preprocessor
 from submanifold.flows import is_noise_conditional, with_noise_scale
+from submanifold.flows.bijection import Context
 from submanifold.models import Model
 from submanifold.models.model import bits_per_dim
 
 BATCH_SIZE = 256  # events in a batch of encodings, projections or samples
-CHUNK_VALUES = 2**21  # of a table that are converted at a time
+ROW_DRAWS = 8
+"""Dequantizations of a row of a table, which leave TODO nats of the spread of its log-density."""
 
 
 @torch.no_grad()
@@ -77,10 +79,45 @@ def to_bits_per_dim(log_prob: np.ndarray, events: np.ndarray) -> np.ndarray:
     return bits_per_dim(log_prob, math.prod(events.shape[1:]), bits)
 
 
-def log_det_of_table(model: Model, rows: np.ndarray) -> np.ndarray | None:
-    """Compute log-determinants (N,) of a table's preprocessing; None if the model is of others."""
-    if "table" not in model.data:
+def table_of(model: Model) -> Preprocessor | None:
+    """Return the preprocessor of the table that a model describes; None if there is none."""
+    return Preprocessor.from_dict(model.data["table"]) if "table" in model.data else None
+
+
+def redraw(table: Preprocessor, x: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Dequantize transformed rows (batch, D) :data:`ROW_DRAWS` times, always with the same noise.
+
+    Returns rows (draws, batch, D) and log-weights (draws, batch); None if no column is dequantized.
+    """
+    if all(column.step is None for column in table.varying):
         return None
-    preprocessor = Preprocessor.from_dict(model.data["table"])
-    parts = np.array_split(rows, -(-rows.size // CHUNK_VALUES))
-    return np.concatenate([preprocessor.log_det_at(part) for part in parts])
+    rows = x.detach().cpu().numpy()
+    draws = zip(*(table.redraw(rows, -1 - number) for number in range(ROW_DRAWS)), strict=True)
+    drawn, log_weights = (torch.from_numpy(np.stack(parts)).to(x) for parts in draws)
+    return drawn, log_weights
+
+
+def log_prob(
+    model: Model, x: Tensor, context: Context = None, table: Preprocessor | None = None,
+    noise_scale: float | None = None, draws: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:  # fmt: skip
+    r"""Compute log-densities in nats, (batch,); -inf where they are not a number.
+
+    Quantized columns of a ``table`` are dequantized anew: the log-density of a row is
+
+    .. math:: \log \frac1K \sum_k p(x_k) / q(x_k), \qquad x_k \sim q
+
+    (:meth:`.Preprocessor.redraw`), in standard units. ``noise_scale``, between 0 and 1, is that of
+    a noise-conditional model. ``draws`` are those of :func:`redraw`, if they are known.
+    """
+    if draws is None and table is not None:
+        draws = redraw(table, x)
+    events, repeats = (x, 1) if draws is None else (draws[0].flatten(0, 1), len(draws[0]))
+    if context is not None:
+        context = context.repeat(repeats, *(1 for _ in context.shape[1:]))
+    if noise_scale is not None:
+        context = with_noise_scale(context, x.new_full(events.shape[:1], noise_scale))
+    values = model.log_prob(events, context).nan_to_num(-math.inf, math.inf, -math.inf)
+    if draws is None:
+        return values
+    return (values.view(repeats, -1) + draws[1]).logsumexp(0) - math.log(repeats)

@@ -12,15 +12,17 @@ from torch import Tensor
 from submanifold.common.progress import track
 from submanifold.data.arrays import context_of_array
 from submanifold.data.batches import Batches
+from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.baselines import BRIEF, FULL, Extent, evenly_spaced, pca_error
 from submanifold.evaluation.intervals import ENDS, Interval, mean_interval, proportion_interval
 from submanifold.evaluation.likelihood import (
     BATCH_SIZE,
     dequantized_log_probs,
     importance_log_prob,
-    log_det_of_table,
+    log_prob,
     noisy_log_prob,
     per_event,
+    table_of,
     to_bits_per_dim,
 )
 from submanifold.evaluation.reconstruction import (
@@ -58,8 +60,8 @@ def measure(
     """
     batches = Batches(test, BATCH_SIZE, device=device)
     x, context = next(iter(batches))
-    model, log_det = model.to(device), log_det_of_table(model, test)
-    metrics = density(model, test, batches, input_noise, dequantizations, groups, log_det)
+    model, table = model.to(device), table_of(model)
+    metrics = density(model, test, batches, input_noise, dequantizations, groups, table)
     metrics |= reconstructions(model, test, batches, groups, extent.compared)
     if not batches.is_continuous:
         of_few = None if context is None else context[: extent.volumes]
@@ -68,10 +70,9 @@ def measure(
             metrics |= classification(model, test, device, groups)
     metrics["curve"] = error_curve(model, test, baselines, device, extent)
     gaussian = baselines.get("gaussian")
-    if gaussian and log_det is not None:
-        ends = ENDS if np.ptp(log_det) < 1e-6 else ENDS[:1]  # the interval of a sum is unknown
-        bits = {end: gaussian["bits_per_dim"][end] for end in ends}
-        nats = {end: x and x * model.event_dim * math.log(2) - float(log_det.mean())
+    if gaussian and table is not None:
+        bits = {end: gaussian["bits_per_dim"][end] for end in ENDS}
+        nats = {end: x and x * model.event_dim * math.log(2) - table.log_det
                 for end, x in bits.items()}  # fmt: skip
         gaussian = {**gaussian, "nll": nats}
     return metrics | {
@@ -102,14 +103,14 @@ def evaluation_work(counts: Mapping[str, int], draws: int, is_brief: bool) -> fl
 
 def density(
     model: Model, test: np.ndarray, batches: Batches, input_noise: float, dequantizations: int,
-    groups: np.ndarray | None, log_det: np.ndarray | None,
+    groups: np.ndarray | None, table: Preprocessor | None,
 ) -> Metrics:  # fmt: skip
     """Compute bits per dimension, and for vectors the signs of manifold overfitting."""
     metrics: Metrics = {}
-    names = ("bits_per_dim",) if log_det is None else ("bits_per_dim", "nll")
+    names = ("bits_per_dim",) if table is None else ("bits_per_dim", "nll")
 
-    def interval(log_prob: np.ndarray) -> Interval:
-        return mean_interval(to_bits_per_dim(log_prob, test), groups)
+    def interval(nats: np.ndarray) -> Interval:
+        return mean_interval(to_bits_per_dim(nats, test), groups)
 
     if not model.has_density:
         return {name: {"value": None, "why": NO_DENSITY} for name in names}
@@ -121,10 +122,11 @@ def density(
         if diagnostics.is_overfitted(thickness, correlation):
             metrics |= {name: {"value": None, "why": OVERFITTED} for name in names}
         else:
-            log_prob = per_event(model.log_prob, track(batches, "bits per dimension", len(test)))
-            metrics["bits_per_dim"] = interval(log_prob)
-            if log_det is not None:
-                metrics["nll"] = mean_interval(-(log_prob + log_det), groups)
+            tracked = track(batches, "bits per dimension", len(test))
+            nats = per_event(partial(log_prob, model, table=table), tracked)
+            metrics["bits_per_dim"] = interval(nats)
+            if table is not None:
+                metrics["nll"] = mean_interval(-(nats + table.log_det), groups)
     else:
         log_probs = dequantized_log_probs(model, test, dequantizations, batches.device)
         bound = interval(importance_log_prob(log_probs))
@@ -215,8 +217,9 @@ def objectives(model: Model, events: np.ndarray, device: torch.device) -> dict[s
     batches, bits = Batches(events, BATCH_SIZE, device=device), math.nan
     errors = squared_errors(model.encoder_projection, track(batches, "projecting", len(batches)))
     if model.has_density:
-        log_prob = per_event(model.log_prob, track(batches, "bits per dimension", len(batches)))
-        bits = float(to_bits_per_dim(log_prob, events).mean())
+        density = partial(log_prob, model, table=table_of(model))
+        nats = per_event(density, track(batches, "bits per dimension", len(batches)))
+        bits = float(to_bits_per_dim(nats, events).mean())
     mse = reconstruction(errors, of_images=not batches.is_continuous)["mse"]["value"]
     return {"bits_per_dim": bits, "mse": mse}
 

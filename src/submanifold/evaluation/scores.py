@@ -12,7 +12,9 @@ from torch import Tensor
 from submanifold.common import distributed
 from submanifold.common.progress import track
 from submanifold.data.batches import fixed_batches
-from submanifold.flows import is_noise_conditional, with_noise_scale
+from submanifold.data.tables import Preprocessor
+from submanifold.evaluation.likelihood import log_prob, redraw, table_of
+from submanifold.flows import is_noise_conditional
 from submanifold.flows.bijection import Context
 from submanifold.geometry.linearization import jacobian
 from submanifold.models import Hierarchy, Model
@@ -51,11 +53,11 @@ def score(
     The noise of the dequantization depends on the image only: an event has the same scores whatever
     is scored with it, within rounding errors.
     """
-    columns: list[str] = []
+    columns, table = list[str](), table_of(model)
     device, rows = next(model.parameters()).device, []
 
     def score_rows(numbers: Tensor, x: Tensor, context: Context) -> Tensor:
-        by_name = score_batch(model, x, events[numbers.cpu().numpy()], names, context)
+        by_name = score_batch(model, x, events[numbers.cpu().numpy()], names, context, table)
         columns[:] = by_name
         return torch.stack([*by_name.values()], 1)
 
@@ -67,24 +69,29 @@ def score(
 
 
 def score_batch(
-    model: Model, x: Tensor, events: np.ndarray, names: Collection[str], context: Context = None
-) -> dict[str, Tensor]:
+    model: Model, x: Tensor, events: np.ndarray, names: Collection[str], context: Context = None,
+    table: Preprocessor | None = None, draws: tuple[Tensor, Tensor] | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
     """Score a batch x (batch, ...), which is also given before its dequantization, by name.
 
     ``density`` and ``complexity`` are missing for models without a density on all of space,
     ``complexity`` for vectors, and ``smoothed_density`` for models that are not noise-conditional.
-    Errors of vectors are in the units of the model's input.
+    Errors of vectors are in the units of the model's input. ``table`` and ``draws`` are those of
+    :func:`.likelihood.log_prob`.
     """
     scores: dict[str, Tensor] = {}
+    if draws is None and table is not None:
+        draws = redraw(table, x)
     with torch.no_grad():
-        u, v, log_prob = model(x, context)
+        u, v, of_x = model(x, context)
         scores["on_manifold"] = -standard_normal_log_prob(model.coordinates(u))
         scores["off_manifold"] = v.square().sum(1) / 2
         if model.has_density:
-            scores["density"] = -log_prob
+            density = log_prob(model, x, context, draws=draws) if draws else of_x
+            scores["density"] = -density.nan_to_num(-math.inf, math.inf, -math.inf)
         if SMOOTHED_DENSITY in names and model.has_density and is_noise_conditional(model):
             scale = model.calibration.get(NOISE_SCALE) or 0.0
-            scores[SMOOTHED_DENSITY] = -log_prob_at(model, x, scale, context)
+            scores[SMOOTHED_DENSITY] = -log_prob(model, x, context, None, scale, draws)
         if "encoder_distance" in names:
             projection = model.decode(u, context=context)
             scores["encoder_distance"] = (x - projection).square().flatten(1).mean(1)
@@ -92,22 +99,17 @@ def score_batch(
         nearest = model.project(x, nearest=True, context=context)
         scores["nearest_distance"] = (x - nearest).square().flatten(1).mean(1)
     if "complexity" in names and model.has_density and events.dtype == np.uint8:
-        bits = model.event_dim * model.to_bits_per_dim(log_prob.double())
+        bits = model.event_dim * model.to_bits_per_dim(of_x.double())
         scores["complexity"] = bits - torch.tensor(png_bits(events), device=bits.device)
     if "manifold_density" in names or "dimension" in names:
         eigenvalues = leading_spectrum(model, u, context=context)
         volume = eigenvalues.clamp_min(1e-12).log().sum(1) / 2
         leading = model.coordinates(u)[:, : eigenvalues.shape[1]]
-        log_prob = standard_normal_log_prob(leading) + model.overlap(u, context)
-        scores["manifold_density"] = volume - log_prob
+        code_log_prob = standard_normal_log_prob(leading) + model.overlap(u, context)
+        scores["manifold_density"] = volume - code_log_prob
         scores["dimension"] = -local_dimension(eigenvalues, model.event_shape)
     chosen = [name for name in SCORES if name in names and name in scores]
     return {name: scores[name].double().detach() for name in chosen}
-
-
-def log_prob_at(model: Model, x: Tensor, scale: float, context: Context = None) -> Tensor:
-    """Compute the log-density of a noise-conditional model at a noise scale between 0 and 1."""
-    return model.log_prob(x, with_noise_scale(context, x.new_full(x.shape[:1], scale)))
 
 
 @torch.no_grad()
@@ -122,8 +124,8 @@ def best_noise_scale(model: Model, events: np.ndarray) -> float:
     means = {}
     for scale in np.linspace(0, 1, NOISE_SCALES).tolist():
         batches = fixed_batches(events, SCALE_BATCH_SIZE, device)
-        log_probs = torch.cat([log_prob_at(model, x, scale, c) for x, c in batches]).double()
-        kept = log_probs.nan_to_num(-math.inf).sort().values[len(events) // 10 :]
+        log_probs = [log_prob(model, x, c, noise_scale=scale) for x, c in batches]
+        kept = torch.cat(log_probs).double().sort().values[len(events) // 10 :]
         means[scale] = kept.mean().item()
     return max(means, key=means.__getitem__)
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -14,8 +15,9 @@ from submanifold.evaluation.calibration import COMBINATION, Calibration
 from submanifold.evaluation.intervals import Interval, mean_interval
 from submanifold.evaluation.likelihood import (
     BATCH_SIZE,
-    log_det_of_table,
+    log_prob,
     per_event,
+    table_of,
     to_bits_per_dim,
 )
 from submanifold.evaluation.scores import QUICK, score
@@ -38,7 +40,8 @@ def score_splits(
     units; for test data also ``encoder_mse``, and with a calibration ``anomaly_score`` and
     ``p_value``.
     """
-    model, tables = hierarchy.to(choose_device(device)), []
+    model, tables, table_of_rows = hierarchy.to(choose_device(device)), [], table_of(hierarchy)
+    density = partial(log_prob, model, table=table_of_rows)
     for split, events in {"train": train, "valid": valid, "test": test}.items():
         order = np.random.default_rng(SEED).permutation(len(events))
         most = MAX_IMAGES if events.dtype == np.uint8 else MAX_ROWS
@@ -58,16 +61,14 @@ def score_splits(
         elif model.has_density:
             batches = Batches(events, BATCH_SIZE, device=choose_device(device))
             tracked = track(batches, f"bits per dimension, {split}", len(events))
-            columns["bits_per_dim"] = to_bits_per_dim(per_event(model.log_prob, tracked), events)
-        if (log_det := log_det_of_table(model, events)) is not None:
-            columns["log_det"] = log_det
+            columns["bits_per_dim"] = to_bits_per_dim(per_event(density, tracked), events)
         tables.append(pd.DataFrame({"split": split, **columns}))
     table = pd.concat(tables, ignore_index=True)
     if "bits_per_dim" not in table:
         table["bits_per_dim"] = math.nan
-    if "log_det" in table:
+    if table_of_rows is not None:
         nats = table["bits_per_dim"] * model.event_dim * math.log(2)
-        table[NLL] = nats - table.pop("log_det")
+        table[NLL] = nats - table_of_rows.log_det
     return table
 
 

@@ -124,8 +124,7 @@ class Level(Compose):
         steps = self.bijections[:0:-1] if inverse else self.bijections[1:]
         linears, couplings = zip(*(step.bijections for step in steps), strict=True)
         nets = [coupling.net for coupling in couplings]
-        hooked = (layer._forward_hooks or layer._forward_pre_hooks
-                  for layer in (*linears, *couplings))  # fmt: skip
+        hooked = map(fast.is_hooked, (*steps, *linears, *couplings))
         is_called = any(linear.uninitialized for linear in linears) or any(hooked)
         if is_called or not fast.supports_steps(x, nets):
             return None

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from submanifold.common.device import autocast
 from submanifold.flows.bijection import Context
-from submanifold.geometry.linearization import Linearization, jacobian, select
+from submanifold.geometry.linearization import Linearization, is_traced, jacobian, select
 
 FIRST_LENGTH = 0.06  # of steps with eigenvalues; 0.03 to 0.1 have equal errors after three
 GROWTH = 1.5, 1.1  # of the optimal length after the first and after later gradients
@@ -157,7 +157,7 @@ def gauss_newton(
         image = decode_all(u)
         error = _squared_error(x, image)
     for _ in range(steps):
-        before = error
+        improved = torch.zeros_like(error, dtype=torch.bool)
         columns = jacobian(decode, u, context=context).mT
         step = _least_squares(columns, (x - image).flatten(1))
         for _ in range(1 + HALVINGS):
@@ -168,10 +168,11 @@ def gauss_newton(
             u = torch.where(better[:, None], tried, u)
             image = torch.where(better.view(-1, *[1] * (x.ndim - 1)), tried_image, image)
             error = torch.where(better, tried_error, error)
-            if better.all():
+            improved |= better
+            if improved.all():
                 break
-            step = torch.where(better[:, None], 0.0, step / 2)
-        if torch.equal(error, before):  # no point moves any more
+            step = torch.where(improved[:, None], 0.0, step / 2)
+        if not improved.any():
             break
     return Nearest(u, image)
 
@@ -185,11 +186,6 @@ def _is_lost(decode: Callable[[Tensor], Tensor], x: Tensor, u: Tensor, error: Te
     if _any(lost):
         lost &= error > RESTART_FACTOR * _squared_error(x, decode(torch.zeros_like(u)))
     return lost
-
-
-def is_traced(x: Tensor) -> bool:
-    """Whether a graph for any batch size is traced, which has all branches."""
-    return isinstance(x.shape[0], torch.SymInt)
 
 
 def _any(mask: Tensor) -> bool:

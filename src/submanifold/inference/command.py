@@ -162,6 +162,8 @@ def calibrate(
     """
     predictor = _load(model, device)
     _check("--out", out, (".safetensors",), predictor, model, inputs)
+    import numpy as np
+
     from submanifold.evaluation.calibration import MIN_IMAGES
     from submanifold.evaluation.calibration import calibrate as fit
 
@@ -172,6 +174,12 @@ def calibrate(
     if (share := _training_share(predictor, read, label)) > MAX_TRAINING:
         expected = f"{unit} that the model was not trained on"
         raise unexpected("INPUTS", expected, f"about {share:.0%} of these", "Use others")
+    if predictor.model.has_density:
+        is_finite = np.isfinite(predictor.log_prob(read.events, label=label))
+        if not is_finite.all():
+            first = np.asarray(read.names)[~is_finite][0]
+            got = f"none for {(~is_finite).sum():,}, such as {first}"
+            raise unexpected("INPUTS", f"{unit} that have a density", got, "Leave them out")
     fitted, before = predictor.model, predictor.model.calibration
     fitted.calibration = fit(fitted, predictor.events(read.events, label), predictor.device)
     fitted.calibration["training"] = before.get("training", [])
@@ -341,7 +349,7 @@ def restore(
     from submanifold.evaluation.samples import stored
     from submanifold.inference.inputs import read_images
     from submanifold.inverse.operators import Inpaint, Sense, Superresolve, parse
-    from submanifold.inverse.restoration import CHAINS, ITERATIONS, LEVEL, coverage
+    from submanifold.inverse.restoration import CHAINS, CONVERGED, ITERATIONS, LEVEL, coverage
 
     if not predictor.is_image or "size" not in predictor.model.data:
         raise UserError("MODEL: expected a model of images, got another one. Use another model.")
@@ -383,6 +391,7 @@ def restore(
         "residual": residual / problem.noise,
         "acceptance": restored.acceptance,
         "r_hat": restored.r_hat,
+        "converged": restored.r_hat <= CONVERGED,
     })  # fmt: skip
     if simulate:
         errors = (restored.image - x).square().flatten(1).mean(1).double().numpy()

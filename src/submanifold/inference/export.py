@@ -16,15 +16,18 @@ from submanifold.common.errors import import_extra, unexpected
 from submanifold.data.batches import add_noise, quantize
 from submanifold.data.tables import Preprocessor
 from submanifold.data.tables.columns import SNAP, TAIL
-from submanifold.data.tables.preprocessor import GOLDEN, MIX
+from submanifold.data.tables.preprocessor import GOLDEN, HASH_STEPS, MAX_HASHED, MIX
 from submanifold.evaluation.calibration import (
     COMBINATION,
+    DECIMALS,
     HUGE,
     LEVELS,
     MAX_DEVIATIONS,
+    ROUNDING,
     TINY,
     Calibration,
 )
+from submanifold.evaluation.likelihood import ROW_DRAWS
 from submanifold.evaluation.scores import score_batch
 from submanifold.flows import Flow, context_of
 from submanifold.inference.outputs import output
@@ -53,7 +56,7 @@ def export(predictor: Predictor, path: str | Path) -> None:
             density, or operators that cannot be exported; or the extra ``export`` is missing.
     """
     path = Path(path)
-    is_onnx = path.suffix == ".onnx"
+    is_onnx = path.suffix.lower() == ".onnx"
     predictor = replace(predictor, model=copy.deepcopy(predictor.model).requires_grad_(False))
     model, calibration, table = predictor.model, predictor.calibrated(), predictor.preprocessor
     if is_onnx:
@@ -108,8 +111,8 @@ def scorer(predictor: Predictor) -> Callable[..., tuple[Tensor, ...]]:
 
     def score(*inputs: Tensor) -> tuple[Tensor, ...]:
         events, alpha, *png_bits = inputs
-        x, log_det, is_unknown = read(events)
-        scores = score_batch(model, x, np.empty(0), names)
+        x, log_det, is_unknown, draws = read(events)
+        scores = score_batch(model, x, np.empty(0), names, draws=draws)
         if png_bits:
             bits = model.event_dim * bits_per_dim(-scores["density"], model.event_dim, 8)
             scores["complexity"] = bits - png_bits[0]
@@ -128,7 +131,7 @@ def _images(dim: int) -> tuple[Callable[..., Any], ...]:
     def read(images: Tensor) -> tuple[Any, ...]:
         state = (images.flatten(1).long() * weights).sum(1)
         noise = _uniform(state, dim).float().view(images.shape)
-        return add_noise(images.int(), noise, 8), 0.0, known
+        return add_noise(images.int(), noise, 8), 0.0, known, None
 
     return read, quantize
 
@@ -149,26 +152,36 @@ def _rows(preprocessor: Preprocessor) -> tuple[Callable[..., Any], ...]:
     snap = numbers(lambda c: 0 if c.levels or not c.step else SNAP * c.step)
     last, unit = numbers(lambda c: c.high), numbers(lambda c: c.step or 1)
 
-    def read(rows: Tensor) -> tuple[Tensor, ...]:
+    def read(rows: Tensor) -> tuple[Any, ...]:
         values = rows.index_select(1, places)
         values = torch.where(values.isnan(), fill, values)
         is_unknown = is_category & ~((values >= 0) & (values <= last) & (values == values.floor()))
         values = torch.where(is_unknown, last, values)
-        state = torch.zeros_like(places[0])
-        for bits in _float32_bits(values).unbind(1):
-            state = _mix(state ^ bits)
-        shifted = values - origin
-        on_grid = (shifted / unit).round() * unit
-        shifted = torch.where((shifted - on_grid).abs() < snap, on_grid, shifted)
-        shifted = shifted + step * _uniform(state, len(columns))
-        ends = shifted, last + 1 - shifted
-        left, right = (end.clamp(2.0**-40, TAIL) for end in ends)
-        moved = left - right + TAIL * ((right / TAIL).log() - (left / TAIL).log())
-        shifted = torch.where(is_category, shifted - moved, shifted)
-        ends = shifted, last + 1 - shifted
-        tails = sum((1 - end / TAIL).clamp_min(0) for end in ends)
-        log_det = torch.where(is_category, tails, 0.0).sum(1) - scale.log().sum()
-        return ((shifted - offset) / scale).float(), log_det, is_unknown.any(1)
+        snapped = values - origin
+        on_grid = (snapped / unit).round() * unit
+        snapped = torch.where((snapped - on_grid).abs() < snap, on_grid, snapped)
+        standard = ((snapped - offset) / scale).clamp(-MAX_HASHED, MAX_HASHED)
+        hashed = (HASH_STEPS * standard).round().long().unbind(1)
+
+        def dequantize(salt: int) -> tuple[Tensor, Tensor]:
+            state = torch.full_like(hashed[0], salt)
+            for column in hashed:
+                state = _mix(state ^ column)
+            shifted = snapped + step * _uniform(state, len(columns))
+            ends = shifted, last + 1 - shifted
+            left, right = (end.clamp(2.0**-40, TAIL) for end in ends)
+            moved = left - right + TAIL * ((right / TAIL).log() - (left / TAIL).log())
+            shifted = torch.where(is_category, shifted - moved, shifted)
+            ends = shifted, last + 1 - shifted
+            tails = sum((1 - end / TAIL).clamp_min(0) for end in ends)
+            x = ((shifted - offset) / scale).float()
+            return x, torch.where(is_category, tails, 0.0).sum(1)
+
+        draws = None
+        if step.any():
+            salts = range(-1, -1 - ROW_DRAWS, -1)
+            draws = tuple(map(torch.stack, zip(*map(dequantize, salts), strict=True)))
+        return dequantize(0)[0], preprocessor.log_det, is_unknown.any(1), draws
 
     def write(x: Tensor) -> Tensor:
         shifted = x.double() * scale + offset
@@ -185,16 +198,6 @@ def _rows(preprocessor: Preprocessor) -> tuple[Callable[..., Any], ...]:
         return torch.stack([*ordered], 1)
 
     return read, write
-
-
-def _float32_bits(values: Tensor) -> Tensor:
-    """Return the bits of float32 as int64, by arithmetic: ONNX cannot reinterpret them."""
-    size = values.float().double().abs()
-    powers = 2.0 ** torch.arange(-126, 128, dtype=torch.float64)
-    exponent = (powers <= size[..., None]).sum(-1)
-    units = torch.cat([powers[:1], powers]) * 2.0**-23  # of the last place
-    bits = (size / units[exponent]).nan_to_num(0.0, 0.0, 0.0).long()
-    return bits + (exponent - 1).clamp_min(0) * 2**23 + (values < 0) * 2**31
 
 
 def _uniform(state: Tensor, count: int) -> Tensor:
@@ -229,7 +232,7 @@ def _combination(calibration: Calibration) -> Callable[[dict[str, Tensor]], Tens
         parts[name] = (
             _interpolation(quantiles, normal.numpy()),
             quantiles,
-            max((high - low) / 2, TINY),
+            max((high - low) / 2, ROUNDING * abs(quantiles).max(), TINY),
         )
 
     def combine(scores: dict[str, Tensor]) -> Tensor:
@@ -239,7 +242,8 @@ def _combination(calibration: Calibration) -> Callable[[dict[str, Tensor]], Tens
             outside = values - values.clamp(quantiles[0], quantiles[-1])
             columns.append(interpolate(values) + outside / width)
         z = torch.stack(columns, 1).clamp(-MAX_DEVIATIONS, MAX_DEVIATIONS) - mean
-        return (z @ precision * z).sum(1)
+        scale = 10.0**DECIMALS
+        return ((z @ precision * z).sum(1) * scale).round() / scale
 
     return combine
 
@@ -248,7 +252,12 @@ def _p_values(calibration: Calibration) -> Callable[[Tensor], Tensor]:
     """Return :meth:`.Calibration.p_values` of tensors of the combination."""
     groups = calibration.groups
     above = _interpolation(-calibration.quantiles[COMBINATION][::-1], 1 - LEVELS[::-1])
-    return lambda values: (1 + groups * above(-_finite(values))) / (groups + 1)
+
+    def p_values(values: Tensor) -> Tensor:
+        finite = _finite(values)
+        return (1 + groups * above(ROUNDING * finite.abs() - finite)) / (groups + 1)
+
+    return p_values
 
 
 def _interpolation(x: np.ndarray, y: np.ndarray) -> Callable[[Tensor], Tensor]:

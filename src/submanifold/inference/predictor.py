@@ -22,9 +22,9 @@ from submanifold.data.tables import Preprocessor
 from submanifold.data.tables.columns import named
 from submanifold.data.tables.preprocessor import as_frame
 from submanifold.evaluation.calibration import COMBINATION, HUGE, Calibration, select
-from submanifold.evaluation.likelihood import to_bits_per_dim
+from submanifold.evaluation.likelihood import log_prob, to_bits_per_dim
 from submanifold.evaluation.samples import stored
-from submanifold.evaluation.scores import QUICK, log_prob_at, score_batch
+from submanifold.evaluation.scores import QUICK, score_batch
 from submanifold.flows import context_of
 from submanifold.inverse.restoration import ITERATIONS, Restoration, restore
 from submanifold.models import Model
@@ -162,7 +162,7 @@ class Predictor:
         names = (*QUICK, "nearest_distance") if nearest else QUICK
 
         def score(x: Tensor, context: Tensor | None, events: np.ndarray, rows: Any) -> pd.DataFrame:
-            tensors = score_batch(model, x, events, names, context)
+            tensors = score_batch(model, x, events, names, context, self.preprocessor)
             scores = calibration.complete({k: v.cpu().numpy() for k, v in tensors.items()})
             columns = {}
             if model.has_density:
@@ -215,19 +215,17 @@ class Predictor:
         """
 
         def log_prob_of(x: Tensor, context: Tensor | None, _: np.ndarray, rows: Any) -> np.ndarray:
-            if noise_scale is None:
-                log_prob = self.model.log_prob(x, context)
-            else:
-                log_prob = log_prob_at(self.model, x, noise_scale, context)
-            values = log_prob.double().cpu().numpy()
-            return np.where(np.isnan(values), -np.inf, values) + self._log_det(rows)
+            nats = log_prob(self.model, x, context, self.preprocessor, noise_scale)
+            return nats.double().cpu().numpy() + self._log_det(rows)
 
         return np.concatenate(self._apply(log_prob_of, x, label, "scoring"))
 
     def _log_det(self, rows: Any) -> Any:
         if self.preprocessor is None:
             return -self.model.event_dim * np.log(256) if self.is_image else 0.0
-        return self.preprocessor.log_det(_select(rows, self.preprocessor))
+        known = _select(rows, self.preprocessor)
+        is_unknown = self.preprocessor.unknown(known).any(axis=1)
+        return np.where(is_unknown, -np.inf, self.preprocessor.log_det)
 
     def encode(
         self, x: Any, projection: ProjectionKind = "encoder", *, label: Label = None

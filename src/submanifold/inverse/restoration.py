@@ -1,5 +1,6 @@
 """Restoration: the posterior of an image, given an observation of it and a model of images."""
 
+import logging
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,9 @@ from submanifold.inverse.posterior import Posterior, has_forward_mode, is_affine
 from submanifold.inverse.sampler import r_hat, sample
 from submanifold.models import Model
 
+log = logging.getLogger(__name__)
+
+CONVERGED = 1.1  # largest R-hat of chains whose intervals can be used
 BATCH = 32  # images that are restored at a time
 ITERATIONS, CHAINS = 30, 4  # of the sampler for each image
 LEVEL = 0.9  # of the posterior's intervals whose coverage is measured
@@ -26,9 +30,9 @@ COARSE_NOISE = 0.04
 class Restoration(NamedTuple):
     """The posterior of images (batch, channels, height, width), pixels in [0, 1].
 
-    ``r_hat`` is about 1 if the chains of the sampler have converged. Far above, the standard
-    deviations are mostly those of the starts. ``mode`` is that of the posterior in latents, None if
-    the noise is 0.04 or more, or if the operator has no forward-mode derivative.
+    ``r_hat`` is at most 1.1 if the chains of the sampler have converged. Above, the standard
+    deviations depend on the starts and can be too small. ``mode`` is that of the posterior in
+    latents, None if the noise is 0.04 or more, or if the operator has no forward-mode derivative.
     """
 
     image: Tensor  # posterior mean
@@ -122,9 +126,14 @@ def restore(
             reduction, samples = r_hat(samples), samples.flatten(0, 1)
             parts.append((samples.mean(0), samples.std(0), acceptance, samples, reduction, mode))
     image, std, rates, drawn, reductions, modes = zip(*parts, strict=True)
+    r_hats = torch.cat(reductions)
+    if count := int((r_hats > CONVERGED).sum()):
+        log.warning("the chains of %d of %d images have not converged (R-hat %.2g in the median, "
+                    "expected at most %g): their standard deviations can be too small. Increase "
+                    "iterations", count, len(r_hats), r_hats.median(), CONVERGED)  # fmt: skip
     return Restoration(
-        torch.cat(image), torch.cat(std), torch.cat(rates), torch.cat(drawn, 1),
-        torch.cat(reductions), torch.cat(modes) if has_mode else None,
+        torch.cat(image), torch.cat(std), torch.cat(rates), torch.cat(drawn, 1), r_hats,
+        torch.cat(modes) if has_mode else None,
     )  # fmt: skip
 
 

@@ -71,8 +71,8 @@ def _convolution_backward(
 def _solve(a: Tensor, b: Tensor, **_: Any) -> tuple[Tensor, ...]:
     """Solve positive definite systems (batch, n, n) of few equations by elimination."""
     rows = [*torch.cat([a, b], 2).unbind(1)]
-    for i, pivot in enumerate(rows):
-        rows[i] = pivot = pivot / pivot[:, i : i + 1]
+    for i in range(len(rows)):
+        pivot = rows[i] / rows[i][:, i : i + 1]
         rows = [pivot if j == i else row - row[:, i : i + 1] * pivot for j, row in enumerate(rows)]
     return torch.stack(rows, 1)[:, :, a.shape[2] :], a, a, a
 

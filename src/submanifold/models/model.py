@@ -15,7 +15,8 @@ from submanifold.common.errors import UserError, unexpected
 from submanifold.flows.bijection import Context
 from submanifold.flows.conditional import embedding_of
 from submanifold.flows.softflow import is_noise_conditional
-from submanifold.geometry.nearest import Nearest, gauss_newton, is_traced, nearest_point
+from submanifold.geometry.linearization import is_traced
+from submanifold.geometry.nearest import Nearest, gauss_newton, nearest_point
 from submanifold.models.io import build, describe, load_tensors, save_tensors
 
 FORMAT = 2  #: Version of model files; raise it with every change of what :func:`.describe` returns.

@@ -35,7 +35,7 @@ def check_identity(stored: Mapping[str, Any], identity: Mapping[str, Any], path:
     """Raise a UserError if a checkpoint is one of another training; numbers may differ by 1%."""
     others = []
     for name, value in identity.items():
-        known = stored.get(name)
+        known: Any = stored.get(name)
         is_list = isinstance(value, list) and isinstance(known, list) and len(value) == len(known)
         if known != value and not (is_list and np.allclose(known, value, 0.01, 0.001)):
             others.append(name)

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import nn
 
 from submanifold.common import distributed
+from submanifold.common.device import seeded
 from submanifold.common.files import locked
 from submanifold.common.progress import track
 from submanifold.data.arrays import context_of_array, with_context
@@ -79,15 +80,14 @@ def train_phase(
     """
     settings = phase.training
     done = [] if before is None else before.notes["phases"]
-    torch.manual_seed(seed)
     context = describe_context(context_of_array(train))
     limited = model.limited(len(train))
     warned = _warn_of_few(phase, model, limited, before, len(train))
     shape, copied = train.shape[1:], copy.deepcopy(before)
-    full, trained, fresh, objective = assemble(phase, limited, copied, shape, device, context)
     batches = Batches(train, settings.batch_size, _phase_seed(seed, len(done)), device)
     validation = Batches(valid[: settings.validation_rows], settings.batch_size, seed, device)
-    with _locked(folder, name):
+    with seeded(seed, device), _locked(folder, name):
+        full, trained, fresh, objective = assemble(phase, limited, copied, shape, device, context)
         history = fit(
             trained, objective, batches, validation, settings, folder, name,
             on_log and partial(on_log, name), fresh,

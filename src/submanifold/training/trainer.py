@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 from pydantic import Field
@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 LAST, EARLIER = "last.safetensors", "earlier.safetensors"
 MAX_ROLLBACKS = 3
 MEMORY_ONLY = {"activation_checkpointing", "grad_accumulation_steps"}  # change only rounding
+
+
+Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 
 
 class TrainingSettings(Settings):
@@ -66,7 +69,7 @@ class TrainingSettings(Settings):
     lr_scale: float = Field(default=1.0, gt=0)
     warmup: int = Field(default=50, ge=0)
     cooldown_fraction: float = Field(default=0.5, ge=0, le=1)
-    span: tuple[float, float] = (0.0, 1.0)
+    span: tuple[Fraction, Fraction] = (0.0, 1.0)
     clip: float | None = Field(default=10.0, gt=0)
     ema: float = Field(default=0.99, ge=0, lt=1)
     validate_every: int = Field(default=200, gt=0)

@@ -94,17 +94,19 @@ class Column:
                         offset=share, scale=math.sqrt(share * (1 - share)))
                 for name, share in self.categories or ()]  # fmt: skip
 
-    def dequantize(self, values: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        """Subtract the origin, move values to the grid that they are close to, and add noise."""
+    def snap(self, values: np.ndarray) -> np.ndarray:
+        """Subtract the origin, and move values to the grid that they are close to."""
         shifted = values - self.origin
-        if self.kind == "categorical":
-            return to_line(shifted, noise, len(self.names))
-        if self.step is None:
+        if self.step is None or self.levels is not None or self.kind == "categorical":
             return shifted
-        if self.levels is None:
-            on_grid = np.rint(shifted / self.step) * self.step
-            shifted = np.where(abs(shifted - on_grid) < SNAP * self.step, on_grid, shifted)
-        return shifted + self.step * noise
+        on_grid = np.rint(shifted / self.step) * self.step
+        return np.where(abs(shifted - on_grid) < SNAP * self.step, on_grid, shifted)
+
+    def dequantize(self, snapped: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        """Add noise in (0, 1) to values minus the origin."""
+        if self.kind == "categorical":
+            return to_line(snapped, noise, len(self.names))
+        return snapped if self.step is None else snapped + self.step * noise
 
     def standardize(self, shifted: np.ndarray) -> np.ndarray:
         """Map dequantized values minus the origin to standard units."""
@@ -125,20 +127,28 @@ class Column:
         shifted = self.restore(x)
         if self.step is None:
             return self.origin + shifted
-        cell = self.cell(shifted)
-        return np.array(self.names)[cell] if self.kind == "categorical" else self.cell_start(cell)
+        if self.kind == "categorical":
+            return np.array(self.names)[self.cell(np.nan_to_num(shifted))]
+        return self.cell_start(self.cell(shifted))
 
     def restore(self, x: np.ndarray) -> np.ndarray:
         """Invert :meth:`standardize`."""
         return x * self.scale + self.offset
 
-    def log_slope(self, shifted: np.ndarray) -> np.ndarray:
-        """Log-derivative of :meth:`standardize`, and by the noise of categories."""
-        slope = np.full(len(shifted), -math.log(self.scale))
+    def log_weight(self, shifted: np.ndarray) -> np.ndarray:
+        """Minus the log-density of dequantized values given the values, 0 except of categories."""
         if self.kind != "categorical":
-            return slope
+            return np.zeros(len(shifted))
         left, right = 1 - shifted / TAIL, 1 - (len(self.names) - shifted) / TAIL
-        return left.clip(min=0) + right.clip(min=0) + slope
+        return left.clip(min=0) + right.clip(min=0)
+
+    def floor(self, shifted: np.ndarray) -> np.ndarray:
+        """Invert :meth:`dequantize`."""
+        if self.step is None:
+            return shifted
+        cell = self.cell(shifted)
+        is_number = self.kind == "categorical"
+        return cell.astype(float) if is_number else self.cell_start(cell) - self.origin
 
     def cell(self, shifted: np.ndarray) -> np.ndarray:
         """Return the index of the grid's value below each value minus the origin."""

@@ -1,6 +1,7 @@
 """The transformation between rows of a table and the standardized vectors of a model."""
 
 import logging
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,6 +33,7 @@ Table: TypeAlias = "pd.DataFrame | np.ndarray | Sequence[Sequence[float]]"
 COLUMNS = TypeAdapter(tuple[Column, ...])
 MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 MIN_FEATURES = 2
+HASH_STEPS, MAX_HASHED = 2.0**16, 2.0**32  #: Rounding of standardized values before their hash.
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -159,11 +161,22 @@ class Preprocessor:
             salt: Integers (N,) that the noise also depends on, to give equal training rows
                 different noise.
         """
-        shifted = self._dequantized(table, salt)
-        x = np.empty(shifted.shape, np.float32)
-        for j, column in enumerate(self.varying):
-            x[:, j] = column.transform(shifted[:, j])
-        return x
+        return self._dequantized(self._snapped(table), salt)[0]
+
+    def redraw(self, x: np.ndarray, salt: int) -> tuple[np.ndarray, np.ndarray]:
+        r"""Dequantize transformed rows x (N, D) with other noise, which salt and row determine.
+
+        Returns the new x, and log-weights -log q (N,) of the noise in standard units but for a
+        constant, so that the log-density of a row is the log of the mean of
+        :math:`p(x) / q(x)` over draws, plus :attr:`log_det`.
+        """
+        columns = zip(self.varying, np.nan_to_num(self._checked(x)).T, strict=True)
+        snapped = [column.floor(column.restore(values)) for column, values in columns]
+        drawn, log_weights = self._dequantized(np.column_stack(snapped), np.full(len(x), salt))
+        is_continuous = [column.step is None for column in self.varying]
+        drawn[:, is_continuous] = np.asarray(x)[:, is_continuous]  # without rounding
+        drawn[np.isnan(x).any(1)] = np.nan
+        return drawn, log_weights
 
     def inverse_transform(self, x: np.ndarray) -> pd.DataFrame:
         """Map vectors to rows of the table, with its names, units and types.
@@ -193,21 +206,14 @@ class Preprocessor:
             for name, known in self.categories.items() if name in frame
         }, frame.index)  # fmt: skip
 
-    def log_det(self, table: Table, salt: np.ndarray | None = None) -> np.ndarray:
-        """Compute the log-determinant of :meth:`transform` of each row.
+    @property
+    def log_det(self) -> float:
+        """The log-determinant of the standardization.
 
-        Added to the model's log-density of the transformed rows it gives the log-density in the
-        units of the table: of its dequantized values, and of categories their probability. It is
-        -inf for rows with unknown categories.
+        Added to the log-density of transformed rows (:meth:`redraw`) it gives the log-density in
+        the units of the table: of its dequantized values, and of categories their probability.
         """
-        log_det = self._log_slopes(self._dequantized(table, salt))
-        return np.where(self.unknown(table).any(axis=1), -np.inf, log_det)
-
-    def log_det_at(self, x: np.ndarray) -> np.ndarray:
-        """Compute the log-determinants of :meth:`log_det` from transformed rows x, (N, D)."""
-        columns = zip(self.varying, self._checked(x).T, strict=True)
-        shifted = np.column_stack([column.restore(values) for column, values in columns])
-        return self._log_slopes(shifted)
+        return -sum(math.log(column.scale) for column in self.varying)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-serializable description."""
@@ -225,26 +231,33 @@ class Preprocessor:
             raise UserError(f"x: expected shape (N, {len(self.varying)}), got {np.shape(x)}.")
         return np.asarray(x, np.float64)
 
-    def _log_slopes(self, shifted: np.ndarray) -> np.ndarray:
-        slopes = (column.log_slope(shifted[:, j]) for j, column in enumerate(self.varying))
-        return sum(slopes, np.zeros(len(shifted)))
-
-    def _dequantized(self, table: Table, salt: np.ndarray | None) -> np.ndarray:
-        """Check a table, and return dequantized values minus the origins, float64 (N, D)."""
+    def _snapped(self, table: Table) -> np.ndarray:
+        """Check a table, and return values minus the origins, float64 (N, D)."""
         frame = self.check_names(as_frame(table, self.inputs))
         values, problems = np.empty((len(frame), len(self.varying))), list[ColumnProblem]()
         for j, column in enumerate(self.varying):
             try:
-                values[:, j] = _values_of(frame[column.name], column)
+                values[:, j] = column.snap(_values_of(frame[column.name], column))
             except ColumnProblem as problem:
                 problems.append(problem)
         if problems:
             raise TableError(problems, ", or leave out their rows")
         self._warn(frame)
-        noise = uniform_by_content(values, salt)
-        for j, column in enumerate(self.varying):
-            values[:, j] = column.dequantize(values[:, j], noise[:, j])
         return values
+
+    def _dequantized(
+        self, snapped: np.ndarray, salt: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return standardized rows (N, D) of values minus the origins, and log-weights (N,)."""
+        x, log_weights = np.empty(snapped.shape, np.float32), np.zeros(len(snapped))
+        columns = [*enumerate(self.varying)]
+        standard = [column.standardize(snapped[:, j]) for j, column in columns]
+        noise = uniform_by_content(np.stack(standard, 1), salt)
+        for j, column in columns:
+            shifted = column.dequantize(snapped[:, j], noise[:, j])
+            x[:, j] = column.transform(shifted)
+            log_weights += column.log_weight(shifted)
+        return x, log_weights
 
     def _warn(self, frame: pd.DataFrame) -> None:
         for column in self.columns:
@@ -305,13 +318,12 @@ def as_frame(table: Table, names: Sequence[str] | None = None) -> pd.DataFrame:
 def uniform_by_content(values: np.ndarray, salt: np.ndarray | None = None) -> np.ndarray:
     """Draw numbers in (0, 1) that only the values in the same row and its salt determine.
 
-    The generator is SplitMix64 (Steele, Lea & Flood 2014), seeded by a hash of the row. Values are
-    rounded to float32, so that a copy of a row in another type has the same noise.
+    The generator is SplitMix64 (Steele, Lea & Flood 2014), seeded by a hash of the standardized
+    row. Values are rounded, so that a copy of a row in other units has the same noise.
     """
     state = np.zeros(len(values), np.uint64) if salt is None else np.asarray(salt).astype(np.uint64)
-    with np.errstate(over="ignore"):
-        rounded = values.astype(np.float32) + np.float32(0)  # equal bits of 0 and -0
-    for column in rounded.view(np.uint32).T:
+    fixed = np.rint(HASH_STEPS * values.clip(-MAX_HASHED, MAX_HASHED)).astype(np.int64)
+    for column in fixed.astype(np.uint64).T:
         state = _mix(state ^ column)
     steps = np.arange(1, values.shape[1] + 1, dtype=np.uint64) * GOLDEN
     return ((_mix(state[:, None] + steps) >> np.uint64(12)) + 0.5) * 2.0**-52

@@ -187,6 +187,7 @@ def prepare_table(settings: "TableSettings", folder: Path, raw_folder: Path) -> 
 
     def write() -> tuple[dict[str, Any], Sidecars]:
         frame, order, groups = load_rows(settings)
+        order, unseen = _with_known_categories(schema, frame, order)
         for split, rows in order.items():
             path = folder / f"{split}.npy"
             _write(path, frame, schema.inputs, rows)
@@ -205,7 +206,7 @@ def prepare_table(settings: "TableSettings", folder: Path, raw_folder: Path) -> 
             "source": ", ".join(settings.path or [settings.source]),
             "split": settings.split,
             "seed": settings.seed,
-            "split_note": "; ".join(_notes(schema, dropped, duplicates, order)) or None,
+            "split_note": "; ".join(_notes(schema, dropped, unseen, duplicates, order)) or None,
         }
         sidecars: Sidecars = {"rows": {"test": order["test"].tolist()}}
         if (label := settings.label_column) is not None:
@@ -224,14 +225,35 @@ def prepare_table(settings: "TableSettings", folder: Path, raw_folder: Path) -> 
     return prepared
 
 
+def _with_known_categories(
+    schema: TableSchema, frame: pd.DataFrame, order: dict[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """Leave out rows whose density is zero; returns the others and their numbers by split."""
+    is_unknown = schema.preprocessor.unknown(frame[[*schema.preprocessor.inputs]]).any(axis=1)
+    kept = {split: rows[~is_unknown.to_numpy()[rows]] for split, rows in order.items()}
+    unseen = {split: len(rows) - len(kept[split]) for split, rows in order.items()}
+    if empty := [split for split, rows in kept.items() if not len(rows)]:
+        expected = f"{empty[0]} rows whose categories are in the training rows"
+        raise unexpected("split", expected, "none", "Set split=random, or add training rows")
+    return kept, unseen
+
+
 def _notes(
-    schema: TableSchema, dropped: int, duplicates: dict[str, int], order: dict[str, np.ndarray]
+    schema: TableSchema,
+    dropped: int,
+    unseen: dict[str, int],
+    duplicates: dict[str, int],
+    order: dict[str, np.ndarray],
 ) -> Iterator[str]:
     columns, train = schema.preprocessor.columns, len(order["train"])
     if constant := [column.name for column in columns if column.kind == "constant"]:
         yield f"constant columns are left out: {named(constant)}"
     if dropped:
         yield f"{dropped:,} rows with missing values are left out"
+    for split, count in unseen.items():
+        if count:
+            yield (f"{count:,} {split} rows are left out, because they have a category that the "
+                   "training rows do not have, and no density")  # fmt: skip
     for split, count in duplicates.items():
         if count:
             yield f"{count:,} of {len(order[split]):,} {split} rows equal a training row"

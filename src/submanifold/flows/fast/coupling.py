@@ -24,7 +24,7 @@ def supports(x: Tensor, net: nn.Module) -> bool:
         and x.dtype == torch.float32
         and isinstance(net, nn.Sequential)
         and _is_glow_net(net, x)
-        and not net._forward_hooks
+        and not any(map(is_hooked, net.modules()))
         # torch.func and torch.compile do not know the kernels
         and torch._C._functorch.peek_interpreter_stack() is None
         and not torch.compiler.is_compiling()
@@ -35,6 +35,13 @@ def supports(x: Tensor, net: nn.Module) -> bool:
         # products by torch are slower than its convolutions, except in bfloat16
         and (kernels.has_steps(_dtype()) or (_dtype() is torch.bfloat16 and not _is_dual(x)))
     )
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether a module has hooks, which only its call runs."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks,
+             module._backward_pre_hooks)  # fmt: skip
+    return any(hooks)
 
 
 def supports_steps(x: Tensor, nets: Iterable[nn.Module]) -> bool:
@@ -141,15 +148,17 @@ class Steps(torch.autograd.Function):
             y, ld, saved = kernels.step(y, weights, dtype, inverse, save, checkpointing)
             log_det += ld
             ctx.steps.append(saved)
-        ctx.save_for_backward(matrices, shifts, *parameters)
+        z = y.permute(0, 3, 1, 2)
+        # x and z have the memory of the first and the last of the steps: notice changes in place
+        ctx.save_for_backward(x, z, matrices, shifts, *parameters)
         ctx.dtype, ctx.inverse = dtype, inverse
-        return y.permute(0, 3, 1, 2), log_det
+        return z, log_det
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         dz, dlog_det = gradients[0].permute(0, 2, 3, 1).contiguous(), gradients[1].contiguous()
-        matrices, shifts, *parameters = ctx.saved_tensors
+        _, _, matrices, shifts, *parameters = ctx.saved_tensors
         by_step: list[list[Tensor]] = []
         only_x = not any(_needs_gradient(node) for node, _ in ctx.next_functions[1:])
         options = ctx.dtype, ctx.inverse, only_x

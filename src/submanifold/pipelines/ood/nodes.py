@@ -39,7 +39,9 @@ def gather_rows(data: Any, model: Model) -> dict[str, Any]:
     with error_prefix("ood"):
         predictor = Predictor(model)
         rows = read_rows(data.path, predictor).events[:MAX_ROWS]
-        return {"events": predictor.events(rows), "groups": {}}
+        events = predictor.events(rows)
+        events[predictor.columns.unknown(rows).any(axis=1)] = np.nan  # they have no density
+        return {"events": events, "groups": {}}
 
 
 def write_page(
