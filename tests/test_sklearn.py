@@ -1,8 +1,10 @@
 """The estimator as scikit-learn's users use it."""
 
+import copy
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -19,6 +21,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from submanifold import Predictor, sklearn
 from submanifold.common import threads
 from submanifold.common.errors import UserError
+from submanifold.common.threads import use_threads
 from submanifold.config.resolve import default_method
 from submanifold.models import Model
 from submanifold.sklearn import ManifoldFlow
@@ -308,3 +311,50 @@ def test_data_that_are_no_rows_are_refused(digits, of_digits, of_flowers):
         of_flowers.transform(digits)
     with pytest.raises(ValueError, match=r"^X: expected a column with several values"):
         ManifoldFlow().fit(np.ones((30, 3)))
+
+
+def test_preprocessing_does_not_depend_on_held_out_rows(monkeypatch):
+    """Held-out rows do not change how training rows are standardized, nor the weights."""
+    held_out, train_phases = [], sklearn.train_phases
+
+    def watched(phases, model, train, valid, *rest):
+        held_out.append(valid)
+        return train_phases(phases, model, train, valid, *rest)
+
+    monkeypatch.setattr(sklearn, "train_phases", watched)
+    rows = normal(60, 1.0, 2.0, 3.0)
+    ManifoldFlow(scale="none", **FEW).fit(rows)
+    is_held_out = np.isclose(rows[:, :1], held_out[0][:, 0]).any(1)
+    assert is_held_out.sum() == 20
+    flows = [ManifoldFlow(**FEW).fit(rows + 100 * changed) for changed in (0, is_held_out[:, None])]
+    first, second = (flow.preprocessor_.to_dict() for flow in flows)
+    assert first == second
+
+
+def test_scores_follow_the_model(of_flowers, flowers):
+    flow = copy.deepcopy(of_flowers)
+    before = flow.score_samples(flowers)
+    with torch.no_grad():
+        for weight in flow.model_.parameters():
+            weight.add_(0.1)
+    assert not np.allclose(flow.score_samples(flowers), before)
+
+
+def test_a_failed_fit_leaves_the_estimator_as_it_was(flowers):
+    flow = ManifoldFlow(**FEW).fit(flowers)
+    offset = flow.offset_
+    with pytest.raises(ValueError, match="n_components"):
+        flow.set_params(n_components=5).fit(100 * flowers)
+    assert flow.offset_ == offset
+
+
+def test_fits_in_threads_equal_fits_one_by_one():
+    tables = [normal(60, 1.0, 2.0, 3.0, seed=seed) for seed in range(3)]
+
+    def densities(table):
+        return ManifoldFlow(**FEW).fit(table).score_samples(table)
+
+    with use_threads(1), ThreadPoolExecutor(3) as pool:
+        in_threads = [*pool.map(densities, tables)]
+        one_by_one = [*map(densities, tables)]
+    np.testing.assert_allclose(in_threads, one_by_one, rtol=1e-5)

@@ -295,3 +295,21 @@ def test_kinds_are_set_by_names_and_patterns(tmp_path, caplog):
         "continuous", "continuous", "continuous", "categorical"
     ]  # fmt: skip
     assert "columns: 3 continuous: number, count, ratio; 1 categorical: class" in caplog.text
+
+
+def test_held_out_rows_of_unseen_categories_are_left_out(tmp_path):
+    classes = FRAME["class"].where(FRAME.index % 40 != 3, "c")
+    table = FRAME.assign(**{"class": classes})
+    table.loc[:99, "class"] = "a"
+    table.loc[3, "class"] = "b"
+    arrays, manifest, _ = prepared(
+        tmp_path, table, split="part", drop=["patient"], categorical="intervals"
+    )
+    numbers = read_sidecar(tmp_path / "out", "rows")["test"]
+    assert [len(arrays[split]) for split in ("train", "valid", "test")] == [100, 59, 39]
+    assert 163 not in numbers
+    assert len(numbers) == 39
+    assert "1 valid rows are left out, because they have a category" in manifest["split_note"]
+    table.loc[160:, "class"] = "d"
+    with pytest.raises(UserError, match="expected test rows whose categories are in the training"):
+        prepared(tmp_path / "none", table, split="part", drop=["patient"], categorical="intervals")

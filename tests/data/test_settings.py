@@ -22,6 +22,8 @@ FOLDER = {"source": "folder", "path": "x"}
     ({"source": "folder"}, r"data\.path: expected a folder, .* with source=folder, got none"),
     (FOLDER | {"labels": [1]}, r"data\.labels: expected none with source=folder, got \(1,\)"),
     ({"source": "mnist", "groups": "folder"}, r"data\.groups: expected none with source=mnist"),
+    ({"source": "mnist", "labels": [1], "other_labels": [2]},
+     r"data\.other_labels: expected none with labels=\[1\], got \(2,\)"),
     ({"source": "wine", "path": "x.csv"}, r"data\.path: expected none with source=wine"),
     (FOLDER | {"split": "official"}, r"data\.split: expected random with source=folder"),
     ({"source": "circle", "size": 8}, r"data\.size is not a setting; known: source, noise"),

@@ -85,7 +85,7 @@ def test_a_noise_conditional_model_receives_the_scale_of_its_training():
 
 
 def test_the_density_of_a_row_is_the_probability_of_its_cell():
-    """Of a normal distribution, rounded to multiples of 0.8, whose exact probabilities are known."""
+    """Of a normal distribution, rounded to multiples of 0.8, the probabilities are known."""
     rows = np.round(np.random.default_rng(0).standard_normal((2000, 3)) / 0.8) * 0.8
     table = Preprocessor.fit(rows)
     model = Hierarchy([Stage(Affine(3), 3)])  # a standard normal density in standard units

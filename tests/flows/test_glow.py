@@ -5,6 +5,7 @@ from torch import nn
 from torch.autograd.forward_ad import make_dual
 
 from conftest import REPOSITORY
+from strategies import perturb
 from submanifold.common.errors import UserError
 from submanifold.flows import (
     AffineCoupling,
@@ -16,6 +17,7 @@ from submanifold.flows import (
     set_activation_checkpointing,
 )
 from submanifold.flows.fast import kernels
+from submanifold.flows.linear import stack_inverses, stack_maps
 from submanifold.geometry.linearization import Linearization, dual_level, jacobian
 from submanifold.losses import penalized_likelihood
 from submanifold.models import Hierarchy, Stage
@@ -140,3 +142,41 @@ def test_no_image_flow_computes_its_steps_one_by_one(monkeypatch, fused, build, 
             with dual_level():
                 flow(make_dual(x, x))
     assert fused
+
+
+@pytest.mark.parametrize("change", [
+    lambda x, z: x.mul_(2), lambda x, z: z.mul_(2)], ids=["input", "output"])  # fmt: skip
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+def test_changes_in_place_after_a_fused_pass_are_errors(fused, change, direction):
+    """As of torch's own modules, whose gradients need the input or the output."""
+    flow = perturb(Glow((3, 4, 4), levels=1, steps=2, width=8))
+    x = torch.randn(2, 12, 2, 2).contiguous(memory_format=torch.channels_last)
+    outputs = flow.levels[0]._fused(x, stack_maps if direction == "forward" else stack_inverses,
+                                    direction == "inverse")  # fmt: skip
+
+    def change_and_differentiate():
+        with torch.no_grad():
+            change(x, outputs[0])
+        outputs[0].sum().backward()
+
+    with pytest.raises(RuntimeError, match="inplace"):
+        change_and_differentiate()
+    assert fused
+
+
+@pytest.mark.parametrize("register", [
+    "register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook",
+    "register_full_backward_pre_hook",
+])  # fmt: skip
+@pytest.mark.parametrize("module", [
+    "bijections.1", "bijections.1.bijections.0", "bijections.1.bijections.1",
+    "bijections.1.bijections.1.net.2",
+])  # fmt: skip
+def test_hooks_run_on_the_fused_path(fused, register, module):
+    flow, calls = Glow((3, 4, 4), levels=1, steps=2, width=8), []
+    layer = flow.levels[0].get_submodule(module)
+    getattr(layer, register)(lambda *_: calls.append(1))
+    x = torch.randn(2, 3, 4, 4, requires_grad=True)
+    z, log_det = flow(x)
+    (z.square().sum() + log_det.sum()).backward()
+    assert calls == [1]

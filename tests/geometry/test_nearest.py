@@ -131,3 +131,22 @@ def test_conjugate_directions_accelerate_convergence():
     x = torch.randn(50, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     found = nearest_point(lambda u: u * scale, x, torch.zeros_like(x), 30)
     assert (x - found.image).square().sum(1).mean() < 5e-4
+
+
+def test_easy_points_do_not_wait_for_hard_ones():
+    """Both take as many decodes together as the hard one alone."""
+
+    def decodes(x):
+        decoded = []
+
+        def decode(u):
+            decoded.append(len(u))
+            return torch.atan(u)  # from far away a Gauss-Newton step is too long
+
+        gauss_newton(decode, torch.full_like(x, 0.05), x, steps=1)
+        return len(decoded)
+
+    easy, hard = torch.tensor([[0.1]]), torch.tensor([[3.0]])
+    assert decodes(easy) == 3  # of the start, its Jacobian and one step
+    assert decodes(hard) == 5
+    assert decodes(torch.cat([easy, hard])) == 5

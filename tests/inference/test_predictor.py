@@ -285,3 +285,9 @@ def test_far_vectors_have_the_smallest_p_value():
 def test_mistakes_have_one_message(name, call, message):
     with pytest.raises(UserError, match=message):
         call(build(name).predictor)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seeds_that_the_generator_does_not_distinguish_are_refused(seed):
+    with pytest.raises(UserError, match=r"seed: expected 0 to 4294967295, got"):
+        CASES[next(iter(CASES))]().predictor.sample(1, seed=seed)

@@ -152,3 +152,14 @@ def test_mistakes(gaussian, change, message):
     arguments = {"y": torch.zeros(1, DIM).double(), "operator": Denoise(), "noise": 0.1} | change
     with pytest.raises(UserError, match=message):
         restore(gaussian, **arguments)
+
+
+def test_chains_that_have_not_converged_are_a_warning(monkeypatch, caplog):
+    """In latents, posteriors of small noise are too narrow after a few iterations."""
+    model = linear()
+    x = torch.zeros(3, DIM).double()
+    for reduction, warned in ((1.05, False), (1.2, True)):
+        reductions = torch.full((3,), reduction)
+        monkeypatch.setattr(restoration, "r_hat", lambda _, values=reductions: values)
+        restore(model, x, lambda x: x, 0.02, iterations=3, generator=torch.Generator())
+        assert ("3 of 3 images have not converged" in caplog.text) is warned

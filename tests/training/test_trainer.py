@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import resumable
 import torch
+from pydantic import ValidationError
 
 from submanifold.common.errors import UserError
 from submanifold.data.batches import Batches
@@ -227,6 +228,11 @@ def test_the_training_fails_after_three_rollbacks_and_can_be_continued(tmp_path)
 def test_the_learning_rate_warms_up_stays_and_cools_down(changes, expected):
     factors = {step: lr_factor(step, settings(steps=100, **changes)) for step in expected}
     assert factors == pytest.approx(expected)
+
+
+def test_a_span_is_inside_the_schedule():
+    with pytest.raises(ValidationError, match=r"span\.1\s+Input should be less than or equal to 1"):
+        settings(span=(0, 1.5))
 
 
 OTHERS = {

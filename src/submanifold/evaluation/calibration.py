@@ -28,6 +28,7 @@ MAX_DEVIATIONS = 8.0
 RIDGE = 0.03
 TINY, HUGE = 1e-12, 1e30
 ROUNDING = 1e-6  # relative; scores of an event in batches of different sizes differ by it
+SMALLEST_WIDTH = 1e-3  # relative, of scores of which most are equal
 DECIMALS = 3  # of the combination, whose rounding errors are larger where scores are equal
 LEVELS = np.concatenate([[0.0], 1 / (1 + np.exp(np.linspace(9, -9, 361))), [1.0]])
 FALSE_ALARM_RATES = (0.1, 0.05, 0.01, 0.001)
@@ -206,10 +207,11 @@ class Calibration:
         normal_quantiles, columns = torch.special.ndtri(levels).numpy(), []
         for name in self.combined:
             quantiles, values = self.quantiles[name], _finite(scores[name])
-            low, high = np.interp([0.159, 0.841], LEVELS, quantiles)
+            low, middle, high = np.interp([0.159, 0.5, 0.841], LEVELS, quantiles)
             outside = values - values.clip(quantiles[0], quantiles[-1])
-            z = np.interp(values, quantiles, normal_quantiles)
-            width = max((high - low) / 2, ROUNDING * abs(quantiles).max(), TINY)
+            near = values + ROUNDING * abs(values) * np.array([[-1], [1]])  # ends of equal ones
+            z = np.interp(near, quantiles, normal_quantiles).mean(0)
+            width = max((high - low) / 2, SMALLEST_WIDTH * abs(middle), TINY)
             columns.append(z + outside / width)
         return np.stack(columns, 1).clip(-MAX_DEVIATIONS, MAX_DEVIATIONS)
 

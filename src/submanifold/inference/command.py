@@ -261,7 +261,7 @@ def project(
 @click.option("-n", "count", type=int, help="Number of samples.  [default: 64; for each row of "
               "TABLE 1]")  # fmt: skip
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="0 to 10.")
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 @dim_option
 @label_option
 @out_option(

@@ -24,6 +24,7 @@ from submanifold.evaluation.calibration import (
     LEVELS,
     MAX_DEVIATIONS,
     ROUNDING,
+    SMALLEST_WIDTH,
     TINY,
     Calibration,
 )
@@ -91,8 +92,9 @@ def export(predictor: Predictor, path: str | Path) -> None:
             graph.model.metadata_props["submanifold"] = json.dumps(about)
     except Exception as error:  # torch raises nearly anything
         flows = {type(part).__name__ for part in model.modules() if isinstance(part, Flow)}
-        got = f"{', '.join(flows)} ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
-        raise unexpected("MODEL", "flows that torch can export", got, "Use others") from error
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        got = f"an error for one of {', '.join(flows)} ({reason})"
+        raise unexpected("MODEL", "a model that torch can export", got) from error
     with output("FILE", path) as partial:
         if is_onnx:
             graph.save(partial)
@@ -178,7 +180,7 @@ def _rows(preprocessor: Preprocessor) -> tuple[Callable[..., Any], ...]:
             return x, torch.where(is_category, tails, 0.0).sum(1)
 
         draws = None
-        if step.any():
+        if any(column.step for column in columns):
             salts = range(-1, -1 - ROW_DRAWS, -1)
             draws = tuple(map(torch.stack, zip(*map(dequantize, salts), strict=True)))
         return dequantize(0)[0], preprocessor.log_det, is_unknown.any(1), draws
@@ -228,11 +230,11 @@ def _combination(calibration: Calibration) -> Callable[[dict[str, Tensor]], Tens
     parts = {}
     for name in calibration.combined:
         quantiles = calibration.quantiles[name]
-        low, high = np.interp([0.159, 0.841], LEVELS, quantiles)
+        low, middle, high = np.interp([0.159, 0.5, 0.841], LEVELS, quantiles)
         parts[name] = (
             _interpolation(quantiles, normal.numpy()),
             quantiles,
-            max((high - low) / 2, ROUNDING * abs(quantiles).max(), TINY),
+            max((high - low) / 2, SMALLEST_WIDTH * abs(middle), TINY),
         )
 
     def combine(scores: dict[str, Tensor]) -> Tensor:
@@ -240,7 +242,8 @@ def _combination(calibration: Calibration) -> Callable[[dict[str, Tensor]], Tens
         for name, (interpolate, quantiles, width) in parts.items():
             values = _finite(scores[name])
             outside = values - values.clamp(quantiles[0], quantiles[-1])
-            columns.append(interpolate(values) + outside / width)
+            near = [interpolate(values + sign * ROUNDING * values.abs()) for sign in (-1, 1)]
+            columns.append((near[0] + near[1]) / 2 + outside / width)
         z = torch.stack(columns, 1).clamp(-MAX_DEVIATIONS, MAX_DEVIATIONS) - mean
         scale = 10.0**DECIMALS
         return ((z @ precision * z).sum(1) * scale).round() / scale

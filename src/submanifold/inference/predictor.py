@@ -291,7 +291,7 @@ class Predictor:
         context, rows = self._context(label, condition)
         total = count * (1 if context is None else len(context))
         check_memory("count", total, 8 * self.model.event_dim)  # concatenation copies
-        generator, samples = torch.Generator().manual_seed(seed), []
+        generator, samples = _generator(seed), []
         with ProgressBar("sampling", "samples", total) as progress:
             for start in range(0, total, SAMPLE_BATCH):
                 size, of_batch = min(SAMPLE_BATCH, total - start), None
@@ -323,7 +323,7 @@ class Predictor:
         context, _ = self._context(label, None)
         restored = restore(
             self.model, y, operator, noise, dim=dim, iterations=iterations,
-            generator=torch.Generator().manual_seed(seed),
+            generator=_generator(seed),
             context=None if context is None else torch.from_numpy(context),
         )  # fmt: skip
         return Restoration._make(None if part is None else part.cpu() for part in restored)
@@ -447,6 +447,12 @@ def code_frame(u: np.ndarray, v: np.ndarray) -> pd.DataFrame:
     """Return coordinates u (N, d) and v (N, D - d) as columns ``u0``, ..., ``v0``, ..."""
     names = [f"u{n}" for n in range(u.shape[1])] + [f"v{n}" for n in range(v.shape[1])]
     return pd.DataFrame(np.concatenate([u, v], 1), columns=names)
+
+
+def _generator(seed: int) -> torch.Generator:
+    if not 0 <= seed < 2**32:  # torch's generator on the CPU ignores higher bits
+        raise unexpected("seed", "0 to 4294967295", seed)
+    return torch.Generator().manual_seed(seed)
 
 
 def _select(table: pd.DataFrame, preprocessor: Preprocessor) -> pd.DataFrame:
