@@ -4,6 +4,7 @@ import copy
 import pickle
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -272,6 +273,7 @@ def test_held_out_rows_validate_and_calibrate(monkeypatch, count, held_out):
 def test_kedro_and_mlflow_are_not_imported():
     code = """
 import sys
+import time
 from sklearn.datasets import load_iris
 from submanifold.sklearn import ManifoldFlow
 ManifoldFlow(steps=2).fit(load_iris().data).predict(load_iris().data)
@@ -348,13 +350,18 @@ def test_a_failed_fit_leaves_the_estimator_as_it_was(flowers):
     assert flow.offset_ == offset
 
 
-def test_fits_in_threads_equal_fits_one_by_one():
-    tables = [normal(60, 1.0, 2.0, 3.0, seed=seed) for seed in range(3)]
+def test_fits_in_threads_equal_fits_one_by_one(monkeypatch):
+    table, seed_generators = normal(60, 1.0, 2.0, 3.0), torch.manual_seed
 
-    def densities(table):
-        return ManifoldFlow(**FEW).fit(table).score_samples(table)
+    def densities(seed):
+        return ManifoldFlow(steps=6, random_state=seed).fit(table).score_samples(table)
 
+    def interrupted(seed):
+        seed_generators(seed)
+        time.sleep(0.1)  # other threads run
+
+    monkeypatch.setattr(torch, "manual_seed", interrupted)
     with use_threads(1), ThreadPoolExecutor(3) as pool:
-        in_threads = [*pool.map(densities, tables)]
-        one_by_one = [*map(densities, tables)]
+        in_threads = [*pool.map(densities, range(3))]
+        one_by_one = [*map(densities, range(3))]
     np.testing.assert_allclose(in_threads, one_by_one, rtol=1e-5)

@@ -143,7 +143,7 @@ def test_easy_points_do_not_wait_for_hard_ones():
             decoded.append(len(u))
             return torch.atan(u)  # from far away a Gauss-Newton step is too long
 
-        gauss_newton(decode, torch.full_like(x, 0.05), x, steps=1)
+        gauss_newton(decode, torch.full_like(x, 0.5), x, steps=1)
         return len(decoded)
 
     easy, hard = torch.tensor([[0.1]]), torch.tensor([[3.0]])
