@@ -308,3 +308,13 @@ def test_data_that_are_no_rows_are_refused(digits, of_digits, of_flowers):
         of_flowers.transform(digits)
     with pytest.raises(ValueError, match=r"^X: expected a column with several values"):
         ManifoldFlow().fit(np.ones((30, 3)))
+
+
+def test_offset_is_the_log_density_below_which_rows_are_outliers(plane):
+    rows, flow = of_plane(200, seed=1), plane
+    log_density = flow.score_samples(rows)
+    np.testing.assert_allclose(
+        flow.decision_function(rows), log_density - flow.offset_, rtol=0, atol=1e-2
+    )
+    assert (flow.predict(rows) == -1).sum() > 0
+    assert log_density[flow.predict(rows) == -1].max() < flow.offset_ + 1e-2

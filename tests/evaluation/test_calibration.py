@@ -182,3 +182,12 @@ class _Scaling(Affine):
 
     def inverse(self, z, context=None):
         return z / self(torch.ones_like(z), context)[0]
+
+
+@pytest.mark.parametrize(("p_values", "selected"), [
+    ([0.9, 0.03, 0.04, 0.5], [1, 2]),  # the largest p(k) of at most k / 40 decides: 0.04, k = 2
+    ([0.03, 0.03, 0.08, 0.09], [0, 1, 2, 3]),
+    ([0.026, 0.2, 0.3, 0.4], []),
+])  # fmt: skip
+def test_a_selection_steps_up(p_values, selected):
+    assert np.flatnonzero(select(np.array(p_values), 0.1)).tolist() == selected

@@ -16,7 +16,7 @@ from submanifold.evaluation import measure as measure_module
 from submanifold.evaluation.baselines import PCA, Extent, evenly_spaced, fit_baselines, pca_batches
 from submanifold.evaluation.intervals import ENDS
 from submanifold.evaluation.measure import measure, objectives
-from submanifold.evaluation.metrics import METRICS, NONE
+from submanifold.evaluation.metrics import METRICS, NONE, PROJECTION_ERRORS
 from submanifold.evaluation.reconstruction import squared_errors
 from submanifold.evaluation.sample_quality import sample_quality
 from submanifold.evaluation.truth import against_truth
@@ -138,3 +138,13 @@ def test_the_density_of_the_gaussian_is_in_the_units_of_the_table(monkeypatch):
         bits = found["bits_per_dim"]
         expected = {end: bits[end] * 8 * math.log(2) - 3 for end in ends}
         assert found["nll"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("kind", "name"), PROJECTION_ERRORS.items())
+def test_labels_and_definitions_name_the_projection(kind, name):
+    mse, psnr = METRICS[name], METRICS[name.replace("mse", "psnr")]
+    assert mse.label == f"MSE, {kind} projection (subset)"
+    assert psnr.label == f"PSNR, {kind} projection, dB (subset)"
+    assert f"{kind} projections" in psnr.help
+    assert {"encoder": "encoder projections", "default": "four gradients",
+            "nearest": "16 gradients"}[kind] in mse.help  # fmt: skip

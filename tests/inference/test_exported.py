@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -147,3 +148,16 @@ def test_a_missing_extra_and_another_suffix_are_one_message(tmp_path, monkeypatc
     assert "expected .onnx or .pt2, got .h5" in run("export", path, "model.h5").output
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     assert "'submanifold[export]'" in run("export", path, tmp_path / "model.onnx").output
+
+
+def test_extreme_and_equal_values_are_scored_like_by_the_predictor():
+    """Scores far beyond the range of the calibration, and p-values that equal alpha."""
+    train, held_out = (rows(300, seed)[["weight", "income"]] for seed in range(2))
+    model = table_model(Tabular(2, couplings=1, hidden=4, bins=4), 1, train, held_out)
+    x = pd.concat([train.mean() + factor * train.std() for factor in range(-9, 10)], axis=1).T
+    predictor, events = Predictor(model), torch.tensor(x.to_numpy())
+    score = exports.scorer(predictor)
+    _, combination, p, *_ = score(events, torch.tensor(0.05))
+    np.testing.assert_allclose(combination, predictor.score(x)["anomaly_score"], rtol=1e-3)
+    for alpha in p.unique():
+        assert torch.equal(score(events, alpha)[3], p <= alpha)
