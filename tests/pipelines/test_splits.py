@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -16,13 +17,15 @@ from submanifold.evaluation import illustrations, split_scores
 from submanifold.evaluation.baselines import PCA, Extent, fit_baselines, fit_gaussian
 from submanifold.evaluation.calibration import calibrate
 from submanifold.evaluation.gaussian import Gaussian
-from submanifold.evaluation.intervals import mean_interval
+from submanifold.evaluation.intervals import mean_interval, proportion_interval
 from submanifold.evaluation.samples import stored
 from submanifold.inference.training_events import training_hashes
 from submanifold.pipelines.dimension import nodes as dimension_nodes
 from submanifold.pipelines.evaluation import nodes
 from submanifold.pipelines.ood.nodes import gather_images
+from submanifold.pipelines.reporting import sections
 from submanifold.pipelines.training.nodes import calibrate_model
+from submanifold.plots.strips import strips
 
 RNG = np.random.default_rng(0)
 LEVELS = {"train": (0, 60), "valid": (60, 110), "test": (110, 160)}
@@ -113,6 +116,27 @@ def test_split_scores_are_those_of_each_split_with_its_groups(model, monkeypatch
             bits = model.bits_per_dim(as_input(images)).numpy()
         # the noise differs; means of the splits differ by 0.02 to 0.11
         np.testing.assert_allclose(table["bits_per_dim"], bits, atol=1e-3)
+
+
+def test_reports_read_the_scores_and_groups_of_each_split():
+    numbers = RNG.permutation(48)  # of a random subset of each split
+    scored = pd.concat([
+        pd.DataFrame({"split": split, "number": numbers, "bits_per_dim": bits,
+                      "group": np.array(GROUPS[split])[numbers]})
+        for split, bits in zip(SPLITS, (-100 - numbers, 200 - numbers, numbers), strict=True)
+    ])  # fmt: skip
+    scored["p_value"] = np.where(scored["split"] == "test", scored["number"] / 48, np.nan)
+    with recorded(mean_interval, proportion_interval) as calls:
+        assert sections.likelihood(scored)["means"].keys() == SPLITS.keys()
+        rows = sections.alarms(scored, SimpleNamespace(groups=99))["rows"]
+    for call, split in zip(calls["mean_interval"], SPLITS, strict=True):
+        assert call["groups"].tolist() == groups_of_images(SPLITS[split][numbers])
+    for call in calls["proportion_interval"]:
+        assert call["groups"].tolist() == groups_of_images(TEST[numbers])
+    assert [row["flagged"] for row in rows] == [5, 3, 1]  # numbers below 48 times 10%, 5% and 1%
+    most, least = sections.extremes(scored, TEST)
+    assert most["strips"] == strips(TEST[:16], sections.COLUMNS)
+    assert least["strips"] == strips(TEST[:31:-1], sections.COLUMNS)
 
 
 def test_neighbors_are_training_images_and_other_pictures_test_images(model, monkeypatch):
