@@ -207,7 +207,7 @@ def test_groups_are_those_of_the_compared_images(monkeypatch, weights):
     """The only feature of an image is its group: below 50 of training images."""
 
     def group(*sets):
-        return [each[:, :1, 0, 0].astype(float) for each in sets]
+        return [of_set[:, :1, 0, 0].astype(float) for of_set in sets]
 
     monkeypatch.setattr(module, "pixel_features", lambda _, *sets: group(*sets))
     monkeypatch.setattr(module, "inception_features", lambda sets, *_: group(*sets))

@@ -85,7 +85,7 @@ def test_metrics_are_of_test_images_and_their_groups(model, monkeypatch, is_brie
     arguments = {}
     for name in ("measure", "sample_quality"):
         monkeypatch.setattr(
-            nodes, name, lambda *given, n=name: arguments.update({n: given}) or {"inverse_error": 0}
+            nodes, name, lambda *a, n=name: arguments.update({n: a}) or {"inverse_error": 0}
         )
     settings = SimpleNamespace(dequantizations=1, inception_weights=None)
     evaluated = nodes.evaluate(model, TRAIN, TEST, SAMPLES, baselines, 0.0, settings, GROUPS, "cpu",
@@ -155,7 +155,7 @@ def test_neighbors_are_training_images_and_other_pictures_test_images(model, mon
 def test_dimensions_are_of_training_images_and_the_spectrum_of_test_images(model, monkeypatch):
     calls = []
     for name in ("intrinsic_dimensions", "spectrum_dimension", "advise"):
-        monkeypatch.setattr(dimension_nodes.dimension, name, lambda *given: calls.append(given))
+        monkeypatch.setattr(dimension_nodes.dimension, name, lambda *a: calls.append(a))
     dimension_nodes.estimate(model, {"curve": {}}, {}, TRAIN, TEST, GROUPS, "cpu")
     (images,), (_, spectrum_images, groups), _ = calls
     assert_are("train", images)

@@ -162,7 +162,7 @@ def test_test_images_and_their_groups_are_measured(monkeypatch):
     bits = mean_interval(to_bits_per_dim(log_prob, test), np.array(groups["test"]))
     assert measures.bits_per_dim(about, model, 40) == pytest.approx(bits)
     scored = []
-    monkeypatch.setattr(measures, "score_parts", lambda *given: scored.extend(given))
+    monkeypatch.setattr(measures, "score_parts", lambda *arguments: scored.extend(arguments))
     monkeypatch.setattr(measures, "measure_ood", lambda _: {"scores": {}})
     measures.measure_aurocs(about, model, "noise")
     expected = [model, *images.values(), QUICK, groups, ood_groups]
