@@ -365,3 +365,13 @@ def test_fits_in_threads_equal_fits_one_by_one(monkeypatch):
         in_threads = [*pool.map(densities, range(3))]
         one_by_one = [*map(densities, range(3))]
     np.testing.assert_allclose(in_threads, one_by_one, rtol=1e-5)
+
+
+def test_offset_is_the_log_density_below_which_rows_are_outliers(plane):
+    rows, flow = of_plane(200, seed=1), plane
+    log_density = flow.score_samples(rows)
+    np.testing.assert_allclose(
+        flow.decision_function(rows), log_density - flow.offset_, rtol=0, atol=1e-2
+    )
+    assert (flow.predict(rows) == -1).sum() > 0
+    assert log_density[flow.predict(rows) == -1].max() < flow.offset_ + 1e-2

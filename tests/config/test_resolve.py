@@ -243,6 +243,14 @@ def test_a_key_changes_with_what_its_artifact_depends_on_and_nothing_else(tables
     assert {name for name in before if before[name] != after[name]} - {"schedule"} == changed
 
 
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_measurement_of_steps_depends_on_the_data_the_stages_and_the_phases(tables, change):
+    changes, _ = CHANGES[change]
+    keys = [artifact_keys(resolve(merged), Path()) for merged in (tables, tables | changes)]
+    is_measured = change.startswith(("stage", "phase", "training")) or change == "data"
+    assert (keys[0]["schedule"] != keys[1]["schedule"]) == is_measured
+
+
 EDITS = {
     # what is edited: (file, text before, text after, changed keys)
     "a flow": ("flows/coupling.py", "torch.tanh(", "torch.atan(", MODELS),

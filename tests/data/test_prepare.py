@@ -17,7 +17,7 @@ from submanifold.common.errors import UserError
 from submanifold.data import prepare as module
 from submanifold.data.prepare import check, prepare, read_sidecar
 from submanifold.data.settings import Counts, ImageSettings
-from submanifold.data.splits import SPLITS, groups_of, split_sizes
+from submanifold.data.splits import SPLITS, check_groups, groups_of, split_sizes
 
 
 def numbers(array):
@@ -327,3 +327,10 @@ def test_the_result_does_not_depend_on_the_number_of_threads(tmp_path, monkeypat
     found = run(tmp_path)[3]
     same = ("hash", "counts", "skipped")
     assert [found[name] for name in same] == [expected[name] for name in same]
+
+
+@pytest.mark.parametrize("splits", [("train", "test"), ("train", "valid"), SPLITS])
+def test_a_group_in_two_splits_is_refused(splits):
+    check_groups([("a", "train"), ("a", "train"), ("b", "test")])
+    with pytest.raises(UserError, match="got 1 in several, such as a"):
+        check_groups([*(("a", split) for split in splits), ("b", "test")])

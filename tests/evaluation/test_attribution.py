@@ -1,9 +1,16 @@
 """Contributions of columns to the anomaly of a row, where the answer is known."""
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 
-from submanifold.evaluation.attribution import LEVELS, column_contributions
+from splits import recorded
+from strategies import affine
+from submanifold.data.tables import Preprocessor
+from submanifold.evaluation.attribution import LEVELS, column_contributions, explain_rows
+from submanifold.evaluation.split_scores import score_splits
+from submanifold.models import Hierarchy, Stage
 
 RNG = np.random.default_rng(0)
 COVARIANCE = np.array([[1.0, 0.95, 0.0], [0.95, 1.0, 0.0], [0.0, 0.0, 1.0]])
@@ -32,3 +39,20 @@ def test_values_that_are_equal_to_the_user_are_not_tried():
     assert contributions[0] == 0
     assert values[0] == 0.9
     assert np.floor(values[1]) == 0
+
+
+def test_values_are_replaced_by_quantiles_of_training_rows():
+    """Of test rows whose columns are all larger; the most anomalous ones are explained."""
+    table = pd.DataFrame(RNG.normal(size=(300, 2)), columns=["a", "b"])
+    preprocessor = Preprocessor.fit(table)
+    model = Hierarchy([Stage(affine(torch.eye(2)), 1)])
+    model.data = {"table": preprocessor.to_dict()}
+    train, test = preprocessor.transform(table), preprocessor.transform(table[:40] + 7)
+    scored = score_splits(model, train, train, test, None, "cpu")
+    with recorded(column_contributions) as calls:
+        explained = explain_rows(model, train, test, scored, {"test": range(100, 140)}, "cpu")
+    worst = np.argsort(-np.square(test).sum(1), kind="stable")[:16]
+    for call, number in zip(calls["column_contributions"], worst, strict=True):
+        np.testing.assert_array_equal(call["quantiles"], np.quantile(train, LEVELS, axis=0))
+        np.testing.assert_array_equal(call["row"], test[number])
+    assert explained["row"].unique().tolist() == (100 + worst).tolist()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import zuko
+from scipy.special import logsumexp
 from torch import nn
 
 import submanifold
@@ -218,3 +219,24 @@ def test_images_have_a_log_determinant_but_no_integral():
 def test_what_cannot_be_audited_is_refused(flow, x, message):
     with pytest.raises(UserError, match=f"^{message}"):
         submanifold.audit(flow, x)
+
+
+@pytest.mark.parametrize(("width", "method"), [(0.1, "bridge"), (0.13, "importance")])
+def test_importance_sampling_needs_a_tenth_of_the_draws(monkeypatch, width, method):
+    """Of 64 narrow normals, which two normals do not resolve: 7 and 13% of the draws count."""
+    rng = np.random.default_rng(0)
+    centers = np.stack(np.meshgrid(range(8), range(8)), -1).reshape(-1, 2)
+    samples = centers[rng.integers(64, size=4000)] + width * rng.normal(size=(4000, 2))
+
+    def log_prob(x):
+        squares = np.square((x[:, None] - centers) / width).sum(2)
+        return logsumexp(-squares / 2, 1) - math.log(64 * 2 * math.pi * width**2)
+
+    value, error = module.integrate(log_prob, samples)
+    assert value == pytest.approx(1, abs=4 * error)
+    estimates = {}
+    for name, least in {"importance": 0.0, "bridge": 2.0}.items():
+        monkeypatch.setattr(module, "FEWEST_EFFECTIVE", least)
+        estimates[name] = module.integrate(log_prob, samples)
+    assert estimates["bridge"] != estimates["importance"]
+    assert (value, error) == estimates[method]

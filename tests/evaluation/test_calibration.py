@@ -221,3 +221,12 @@ def test_events_without_a_density_do_not_calibrate(caplog):
     expected = calibrate(model, events, torch.device("cpu"), groups[:100])
     assert calibrate(model, broken, torch.device("cpu"), groups) == expected
     assert "9 of 109 validation rows have no finite scores" in caplog.text
+
+
+@pytest.mark.parametrize(("p_values", "selected"), [
+    ([0.9, 0.03, 0.04, 0.5], [1, 2]),  # the largest p(k) of at most k / 40 decides: 0.04, k = 2
+    ([0.03, 0.03, 0.08, 0.09], [0, 1, 2, 3]),
+    ([0.026, 0.2, 0.3, 0.4], []),
+])  # fmt: skip
+def test_a_selection_steps_up(p_values, selected):
+    assert np.flatnonzero(select(np.array(p_values), 0.1)).tolist() == selected

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from strategies import affine
 from submanifold.data import dequantize
 from submanifold.data.batches import Batches, as_input
 from submanifold.evaluation.baselines import fit_baselines
@@ -14,6 +15,7 @@ from submanifold.evaluation.illustrations import (
     pixel_errors,
     project_all,
     project_by_dim,
+    traverse,
 )
 from submanifold.evaluation.samples import stored
 from submanifold.flows import Glow, RealNVP
@@ -103,3 +105,15 @@ def test_squared_norm_changes_linearly_along_an_interpolation(factor):
     steps = points.square().sum(1).diff()
     torch.testing.assert_close(steps, steps.mean().expand(6), rtol=0, atol=1e-9)
     torch.testing.assert_close(points[[0, -1]], torch.stack([a, b]))
+
+
+def test_a_traversal_varies_each_coordinate_around_its_mean():
+    """The coordinates are the first columns, whose means are far from 0."""
+    rows = RNG.normal([10.0, -20.0, 5.0], [1.0, 2.0, 3.0], (300, 3)).astype(np.float32)
+    points = traverse(Hierarchy([Stage(affine(torch.eye(3)), 2)]), rows)
+    measured, expected = rows[:256, :2], np.zeros((2, 7, 3))
+    expected[:, :, :2] = rows[0, :2]
+    for column in range(2):
+        deviations = np.linspace(-3, 3, 7) * measured[:, column].std()
+        expected[column, :, column] = measured[:, column].mean() + deviations
+    np.testing.assert_allclose(points, expected, rtol=1e-4, atol=1e-4)

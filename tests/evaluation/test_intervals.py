@@ -9,6 +9,7 @@ from submanifold.evaluation.intervals import (
     mean_interval,
     median_interval,
     over_seeds,
+    proportion_interval,
 )
 
 
@@ -81,3 +82,12 @@ def test_over_seeds_computes_a_t_interval_of_different_values():
         assert over_seeds(equal) == {"value": 1.0, "low": 0.5, "high": 1.5}
     for missing in ([None], [same, {"value": None, "why": "no"}]):
         assert over_seeds(missing) == {"value": None, "low": None, "high": None}
+
+
+def test_intervals_without_groups_are_those_of_95_percent():
+    values = np.random.default_rng(0).normal(3, 2, 400)
+    low, high = stats.t.interval(0.95, 399, values.mean(), stats.sem(values))
+    tolerance = 0.05 * (high - low)  # 90% and 99% intervals differ by 0.08 and 0.16 of it
+    assert ends(mean_interval(values)) == pytest.approx((low, high), abs=tolerance)
+    exact = stats.binomtest(7, 40).proportion_ci()
+    assert ends(proportion_interval(np.arange(40) < 7)) == pytest.approx(exact)

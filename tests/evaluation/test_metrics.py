@@ -13,10 +13,11 @@ from submanifold.data.batches import Batches
 from submanifold.data.synthetic import LinearGaussian
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation import baselines as baselines_module
+from submanifold.evaluation import measure as measure_module
 from submanifold.evaluation.baselines import PCA, Extent, evenly_spaced, fit_baselines, pca_batches
 from submanifold.evaluation.intervals import ENDS
-from submanifold.evaluation.measure import measure, objectives
-from submanifold.evaluation.metrics import METRICS, NONE
+from submanifold.evaluation.measure import classification, measure, objectives
+from submanifold.evaluation.metrics import METRICS, NONE, PROJECTION_ERRORS
 from submanifold.evaluation.reconstruction import squared_errors
 from submanifold.evaluation.sample_quality import sample_quality
 from submanifold.evaluation.truth import against_truth
@@ -138,3 +139,26 @@ def test_the_density_of_the_gaussian_is_in_the_units_of_the_table():
     bits, log_scales = found["bits_per_dim"], np.log(table.std(0)).sum()
     expected = {end: bits[end] * 8 * math.log(2) + log_scales for end in ENDS}
     assert found["nll"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("kind", "name"), PROJECTION_ERRORS.items())
+def test_labels_and_definitions_name_the_projection(kind, name):
+    mse, psnr = METRICS[name], METRICS[name.replace("mse", "psnr")]
+    assert mse.label == f"MSE, {kind} projection (subset)"
+    assert psnr.label == f"PSNR, {kind} projection, dB (subset)"
+    assert f"{kind} projections" in psnr.help
+    assert {"encoder": "encoder projections", "default": "four gradients",
+            "nearest": "16 gradients"}[kind] in mse.help  # fmt: skip
+
+
+def test_labels_and_groups_are_those_of_the_classified_images(monkeypatch):
+    """All pixels are the label, which the classifier reads, and groups are pairs of images."""
+    monkeypatch.setattr(measure_module, "CLASSIFIED_IMAGES", 7)
+    monkeypatch.setattr(
+        measure_module, "classify", lambda _, x: torch.eye(3)[((x[:, 0, 0, 0] + 0.5) * 256).long()]
+    )
+    labels = np.random.default_rng(0).integers(0, 3, 20)
+    images = with_context(np.tile(labels[:, None, None, None], (8, 8)).astype(np.uint8), labels)
+    model = Hierarchy([Stage(Affine(8), 3)])
+    accuracy = classification(model, images, CPU, np.arange(20) // 2)["accuracy"]
+    assert (accuracy["value"], accuracy["n"], accuracy["groups"]) == (1, 7, 7)

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from strategies import initialized_glow
 from submanifold import Predictor
@@ -154,3 +155,13 @@ def test_groups_are_those_of_each_part(model):
         assert noise[f"p_{name}"].tolist() == pytest.approx([1 / 31] * 5), name
     table = score_parts(model, *arrays, names, ood_groups={"ood": [8] * 5})
     assert table["group"].tolist() == [0, 1, 2, 3, 4] + [8] * 5
+
+
+def test_areas_are_those_of_scikit_learn():
+    """Of scores with ties, which are one threshold."""
+    rng = np.random.default_rng(0)
+    normal, ood = rng.normal(0, 3, 60).round(), rng.normal(2, 3, 30).round()
+    areas, is_ood = measured(normal, ood), np.repeat([0, 1], [60, 30])
+    for name, area in (("auroc", roc_auc_score), ("average_precision", average_precision_score)):
+        expected = area(is_ood, np.concatenate([normal, ood]))
+        assert areas[name]["value"] == pytest.approx(expected)

@@ -1,6 +1,7 @@
 """Sample quality with a stand-in for Inception: the means of channels."""
 
 import json
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kernel_poly, mmd2
 
+from splits import recorded
 from submanifold.evaluation import features as module
 from submanifold.evaluation.features import pixel_features
 from submanifold.evaluation.sample_quality import (
@@ -198,3 +200,26 @@ def test_kernel_distance_of_shifted_gaussians_is_unbiased(shift):
     assert np.mean([each["low"] < expected < each["high"] for each in found]) > 0.88
     if shift == 0:
         assert (drawn < 0).mean() > 0.3  # not clipped at zero, which would add a bias
+
+
+@pytest.mark.parametrize("weights", ["auto", "download"])
+def test_groups_are_those_of_the_compared_images(monkeypatch, weights):
+    """The only feature of an image is its group: below 50 of training images."""
+
+    def group(*sets):
+        return [of_set[:, :1, 0, 0].astype(float) for of_set in sets]
+
+    monkeypatch.setattr(module, "pixel_features", lambda _, *sets: group(*sets))
+    monkeypatch.setattr(module, "inception_features", lambda sets, *_: group(*sets))
+    train, test = images(90) // 6, 50 + images(60, seed=1) // 6
+    groups = {split: group(x)[0][:, 0].tolist() for split, x in (("train", train), ("test", test))}
+    with recorded(frechet_distance, kernel_distance, precision, recall) as calls:
+        sample_quality(train, test, images(40, seed=2), weights, CPU, groups)
+    for call in chain.from_iterable(calls.values()):
+        for of_set, features in zip(call["groups"], (call["real"], call["fake"]), strict=True):
+            assert of_set is None or of_set.tolist() == features[:, 0].tolist()
+    assert len(calls["frechet_distance"]) == 2 * (weights == "download")
+    for call, of_fake in zip(calls["kernel_distance"], (False, True), strict=True):
+        assert (call["real"] >= 50).all()
+        assert [of_set is not None for of_set in call["groups"]] == [True, of_fake]
+    assert (call["fake"] < 50).all()

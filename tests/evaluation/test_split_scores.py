@@ -4,10 +4,22 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy
+import torch
 
+from submanifold import Predictor
+from submanifold.data.tables import Preprocessor
+from submanifold.evaluation.baselines import fit_baselines
 from submanifold.evaluation.calibration import false_alarms
 from submanifold.evaluation.intervals import false_alarm_range, proportion_interval
-from submanifold.evaluation.split_scores import generalization_gap, group_numbers, split_means
+from submanifold.evaluation.measure import measure
+from submanifold.evaluation.split_scores import (
+    generalization_gap,
+    group_numbers,
+    score_splits,
+    split_means,
+)
+from submanifold.flows import RealNVP
+from submanifold.models import Hierarchy, Stage
 
 RNG = np.random.default_rng(0)
 
@@ -86,3 +98,23 @@ def test_the_interval_of_the_gap_is_that_of_a_difference():
     gap = generalization_gap({"train": train, "test": test})
     assert gap["value"] - gap["low"] == pytest.approx(np.hypot(0.4, 0.1))
     assert gap["high"] - gap["value"] == pytest.approx(np.hypot(0.05, 0.3))
+
+
+def test_densities_of_rows_are_in_the_units_of_the_table():
+    """Of columns whose scales are far from 1."""
+    rng = np.random.default_rng(0)
+    tables = {split: pd.DataFrame(rng.normal(size=(50, 2)) * [1e3, 0.2], columns=["a", "b"])
+              for split in ("train", "valid", "test")}  # fmt: skip
+    preprocessor = Preprocessor.fit(tables["train"])
+    model = Hierarchy([Stage(RealNVP(2, 2), 1)]).eval()
+    model.data = {"table": preprocessor.to_dict()}
+    arrays = {split: preprocessor.transform(table) for split, table in tables.items()}
+    table = score_splits(model, **arrays, groups=None, device="cpu")
+    for split, scores in table.groupby("split"):
+        nll = -Predictor(model).log_prob(tables[split])
+        np.testing.assert_allclose(scores["nll"], nll, rtol=1e-4, atol=1e-4)
+        if split == "test":
+            expected = nll.mean()
+    baselines = fit_baselines(**arrays)["baselines"]
+    measured = measure(model, arrays["test"], baselines, 0.0, 1, torch.device("cpu"))
+    assert measured["nll"]["value"] == pytest.approx(expected, rel=1e-4)

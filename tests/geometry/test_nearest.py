@@ -5,8 +5,9 @@ from hypothesis import strategies as st
 
 from strategies import perturb
 from submanifold.flows import Affine, RealNVP
-from submanifold.geometry.nearest import gauss_newton, nearest_point
+from submanifold.geometry.nearest import Nearest, gauss_newton, nearest_point
 from submanifold.models import Hierarchy, Stage
+from submanifold.models import model as models
 
 
 def affine(dim, d, seed):
@@ -150,3 +151,36 @@ def test_easy_points_do_not_wait_for_hard_ones():
     assert decodes(easy) == 3  # of the start, its Jacobian and one step
     assert decodes(hard) == 5
     assert decodes(torch.cat([easy, hard])) == 5
+
+
+def test_projections_compute_4_and_16_gradients(monkeypatch):
+    computed = []
+    monkeypatch.setattr(
+        models, "nearest_point",
+        lambda decode, x, u, gradients, *_: computed.append(gradients) or Nearest(u, decode(u)),
+    )  # fmt: skip
+    model, x = Hierarchy([Stage(RealNVP(12, 2), 9)]), torch.zeros(2, 12)
+    model.project(x)
+    model.project(x, nearest=True)
+    assert computed == [4, 16]
+
+
+def test_the_nearest_of_all_decoded_points_is_returned():
+    """It is not the last one for a quarter of these events, near a strongly curved surface."""
+    generator, errors = torch.Generator().manual_seed(0), []
+    known = torch.tensor([5.0, 0.0]) + torch.tensor([7.0, 10.0]) * torch.rand(
+        200, 2, generator=generator
+    )
+    x = swiss_roll(known) + 0.3 * torch.randn(200, 3, generator=generator)
+    start = known + torch.randn(200, 2, generator=generator)
+
+    def decode(u):
+        image = swiss_roll(u)
+        if len(u) == len(x):
+            errors.append((x - image).square().sum(1).detach())
+        return image
+
+    image = nearest_point(decode, x, start, 8).image
+    nearest, last = torch.stack(errors).amin(0), errors[-1]
+    assert (nearest < 0.99 * last).sum() > 40
+    torch.testing.assert_close((x - image).square().sum(1), nearest)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -18,7 +19,7 @@ from submanifold import Predictor
 from submanifold.common.errors import UserError
 from submanifold.data.tables.preprocessor import HASH_STEPS, uniform_by_content
 from submanifold.evaluation.scores import png_bits
-from submanifold.flows import Tabular
+from submanifold.flows import RealNVP, Tabular
 from submanifold.inference import export as exports
 from submanifold.inference import predictor as predictors
 from submanifold.models import Hierarchy, Stage
@@ -119,10 +120,11 @@ def test_parts_of_the_graph_equal_their_models():
         state = exports._mix(state ^ column)
     expected = uniform_by_content(numbers / HASH_STEPS, np.full(50, -7))
     np.testing.assert_array_equal(exports._uniform(state, 3), expected)
-    x, y = np.array([0.0, 1.0, 1.0, 1.0, 4.0]), np.array([0.0, 0.2, 0.4, 0.6, 1.0])
     t = np.array([-1.0, 0.0, 0.5, 1.0, 1.5, 4.0, 9.0])
-    computed = exports._interpolation(x, y)(torch.from_numpy(t))
-    np.testing.assert_allclose(computed, np.interp(t, x, y), rtol=1e-15)
+    for x in ([0.0, 1.0, 1.0, 1.0, 4.0], [0.0, 0.0, 0.0, 4.0, 4.0]):
+        y = np.array([0.0, 0.2, 0.4, 0.6, 1.0])
+        computed = exports._interpolation(np.array(x), y)(torch.from_numpy(t))
+        np.testing.assert_allclose(computed, np.interp(t, x, y), rtol=1e-15)
 
 
 class Unusual(Tabular):
@@ -147,3 +149,17 @@ def test_a_missing_extra_and_another_suffix_are_one_message(tmp_path, monkeypatc
     assert "expected .onnx or .pt2, got .h5" in run("export", path, "model.h5").output
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     assert "'submanifold[export]'" in run("export", path, tmp_path / "model.onnx").output
+
+
+def test_extreme_and_equal_values_are_scored_like_by_the_predictor():
+    """Scores far beyond the range of the calibration, and p-values that equal alpha."""
+    torch.manual_seed(0)
+    train, held_out = (rows(300, seed)[["weight", "income"]] for seed in range(2))
+    model = table_model(RealNVP(2, couplings=2, hidden=4), 1, train, held_out)  # of four scores
+    x = pd.concat([train.mean() + factor * train.std() for factor in range(-9, 10)], axis=1).T
+    predictor, events = Predictor(model), torch.tensor(x.to_numpy())
+    score = exports.scorer(predictor)
+    _, combination, p, *_ = score(events, torch.tensor(0.05))
+    np.testing.assert_allclose(combination, predictor.score(x)["anomaly_score"], rtol=1e-3)
+    for alpha in p.unique():
+        assert torch.equal(score(events, alpha)[3], p <= alpha)

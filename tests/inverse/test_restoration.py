@@ -12,6 +12,7 @@ from submanifold.flows import Affine, make_conditional
 from submanifold.inverse import Denoise, Superresolve, restoration, restore
 from submanifold.inverse.linear import GaussianPosterior
 from submanifold.inverse.posterior import latents_of
+from submanifold.inverse.restoration import Restoration, coverage
 from submanifold.inverse.sampler import r_hat
 from submanifold.models import Hierarchy, Stage
 
@@ -163,3 +164,10 @@ def test_chains_that_have_not_converged_are_a_warning(monkeypatch, caplog):
         monkeypatch.setattr(restoration, "r_hat", lambda _, values=reductions: values)
         restore(model, x, lambda x: x, 0.02, iterations=3, generator=torch.Generator())
         assert ("3 of 3 images have not converged" in caplog.text) is warned
+
+
+def test_coverage_is_the_share_of_pixels_in_the_intervals_of_90_percent():
+    x = torch.stack([torch.linspace(-3, 3, 6001), torch.zeros(6001)])
+    restored = Restoration(torch.zeros(2, 6001), torch.ones(2, 6001), *[torch.empty(0)] * 4)
+    quantile = 1.6449  # of 95% of the normal distribution
+    np.testing.assert_allclose(coverage(restored, x), [quantile / 3, 1], atol=1e-3)

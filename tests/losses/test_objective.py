@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from scipy import stats
 
 from strategies import affine, perturb
 from submanifold.common.distributed import Shard
@@ -144,3 +145,14 @@ def test_a_trimmed_likelihood_compares_events_of_similar_noise_scales():
     batch = ForwardPass(model, x, x, noise_scale=scale)
     expected = model.to_bits_per_dim(model.log_prob(x[5:])).mean()
     torch.testing.assert_close(Likelihood(trim=0.1)(batch), expected)
+
+
+def test_noise_scales_are_log_uniform_from_the_smallest_to_the_largest():
+    model = Hierarchy([Stage(SoftRealNVP(500, couplings=2, hidden=4), 2)])
+    clean = torch.zeros(2000, 500)
+    batch = ForwardPass(model, clean, clean, generator=torch.Generator().manual_seed(0))
+    noisy, scale = Objective({}, 2.0, input_noise_min=0.02).add_noise(batch)
+    sizes = noisy.square().mean(1).sqrt()
+    torch.testing.assert_close(sizes, 0.02 * 100**scale, rtol=0.2, atol=0)
+    law = stats.loguniform(0.02, 2.0)
+    assert stats.kstest(sizes.numpy(), law.cdf).statistic < 0.04

@@ -1,3 +1,4 @@
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -6,15 +7,20 @@ import pytest
 import torch
 
 from splits import as_maps, checked_splits
-from strategies import initialized_glow
+from strategies import initialized_glow, perturb
+from submanifold.data.batches import Batches
 from submanifold.data.synthetic import Circle
 from submanifold.evaluation.baselines import PCA, pca_batches
-from submanifold.evaluation.intervals import plus_minus
+from submanifold.evaluation.intervals import mean_interval, plus_minus
+from submanifold.evaluation.likelihood import dequantized_log_probs, to_bits_per_dim
+from submanifold.evaluation.reconstruction import squared_errors
+from submanifold.evaluation.scores import QUICK
 from submanifold.flows import RealNVP
 from submanifold.models import Hierarchy, Stage
 from submanifold.runs.experiments import CachedRun
 from submanifold.studies.comparisons import measures, related
 from submanifold.studies.reproduce import TARGETS
+from submanifold.studies.results import summarize
 
 
 def run(model, arrays, truth=None):
@@ -127,3 +133,48 @@ def test_related_marks_manifolds_and_densities_below_the_thresholds():
     assert rows["PIE"] == ["0 of 1", "0 of 1", "", "–"]
     assert rows["Trumpet"] == ["1 of 1", "not available", "M", "–"]
     assert rows["SoftFlow"] == ["not available", "1 of 1", "D", "–"]
+
+
+def test_test_images_and_their_groups_are_measured(monkeypatch):
+    """Of splits of different brightness."""
+    monkeypatch.setattr(measures, "PROJECTED", 30)
+    monkeypatch.setattr(measures, "IMAGE_SAMPLES", measures.SAMPLED_AT_ONCE)
+    rng, parts = np.random.default_rng(0), ("x_train", "x_valid", "x_test", "x_ood")
+    images = {name: rng.integers(50 * n, 50 * n + 60, (90, 1, 8, 8), dtype=np.uint8)
+              for n, name in enumerate(parts)}  # fmt: skip
+    train, _, test, _ = images.values()
+    groups = {split: (np.arange(90) // size).tolist()
+              for size, split in enumerate(("train", "valid", "test"), start=1)}  # fmt: skip
+    model, ood_groups = perturb(initialized_glow(train, 12, steps=1)), {"ood": [4] * 90}
+    about = run(model, images | {"ood_groups": ood_groups})
+    about.groups = groups
+    (measured,) = measures.measure_images(about, [model])
+    projections = {"encoder": model.encoder_projection, "default": model.project,
+                   "nearest": partial(model.project, nearest=True)}  # fmt: skip
+    means = []
+    for name, project in projections.items():
+        errors = squared_errors(project, Batches(test[:30], 64))
+        expected = mean_interval(errors, np.array(groups["test"]))
+        assert measured[name] == pytest.approx(expected)
+        means.append(expected["value"])
+    assert means[0] > 1.001 * means[1] > 1.002 * means[2]
+    (log_prob,) = dequantized_log_probs(model, test[:40], 1, "cpu")
+    bits = mean_interval(to_bits_per_dim(log_prob, test), np.array(groups["test"]))
+    assert measures.bits_per_dim(about, model, 40) == pytest.approx(bits)
+    scored = []
+    monkeypatch.setattr(measures, "score_parts", lambda *arguments: scored.extend(arguments))
+    monkeypatch.setattr(measures, "measure_ood", lambda _: {"scores": {}})
+    measures.measure_aurocs(about, model, "noise")
+    expected = [model, *images.values(), QUICK, groups, ood_groups]
+    assert all(a is b for a, b in zip(scored, expected, strict=True))
+
+
+def test_seconds_are_the_smallest_and_other_measures_means_over_seeds():
+    rows = [
+        {"data": "circle", "row": "flow", "seed": seed, "measure": name, "value": value}
+        for name, values in {"mse": (1.0, 2.0, 6.0), "seconds": (30.0, 10.0, 20.0)}.items()
+        for seed, value in enumerate(values)
+    ]
+    summary = summarize(pd.DataFrame(rows, columns=[*rows[0], "low", "high"]), ["circle"])
+    measured = summary["circle"]["flow"]
+    assert [measured[name]["value"] for name in ("mse", "seconds", "seeds")] == [3, 10, 3]

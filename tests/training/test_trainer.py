@@ -13,7 +13,7 @@ from submanifold.data.batches import Batches
 from submanifold.flows import FLOWS, RealNVP
 from submanifold.losses import Objective, penalized_likelihood
 from submanifold.models import Hierarchy, Stage
-from submanifold.training import Trainer, fit
+from submanifold.training import Trainer, fit, monitor
 from submanifold.training.trainer import lr_factor, validate
 
 MSE = penalized_likelihood("mse", weight=1.0)
@@ -290,3 +290,14 @@ def test_a_loss_that_stays_far_above_the_start_rolls_back(tmp_path, caplog):
     assert (history["rollbacks"], history["steps_trained"]) == (1, 40)
     with pytest.raises(UserError, match=r"far above.*muon_lr \(now 0\.02\)"):
         run(tmp_path / "again", Faulty(range(11, 99), wrong=lambda loss: loss + 100), muon_lr=0.02)
+
+
+@pytest.mark.parametrize(("of_valid", "is_warned"), [(16.0, True), (14.0, False), (-16.0, False)])
+def test_validation_data_of_far_lower_density_are_a_warning(of_valid, is_warned):
+    row = {"step": 40, "inverse_error": 0.0, "bits_per_dim": of_valid}
+    texts = monitor.warnings(row, {"bits_per_dim": 5.0})
+    assert [*texts] == ["memorized"] * is_warned
+    assert (
+        not is_warned
+        or "validation data have 16 bits per dimension and training data 5" in (texts["memorized"])
+    )

@@ -270,9 +270,9 @@ def _interpolation(x: np.ndarray, y: np.ndarray) -> Callable[[Tensor], Tensor]:
     starts, values, slope = (torch.from_numpy(part.copy()) for part in (x, y, slopes))
 
     def interpolate(t: Tensor) -> Tensor:
-        t = t.double().clamp(x[0], x[-1])
+        t = t.double()  # below all x, also if several are the smallest, it is the first value
         index = ((starts <= t[:, None]).sum(1) - 1).clamp_min(0)
-        return values[index] + slope[index] * (t - starts[index])
+        return values[index] + slope[index] * (t.clamp(x[0], x[-1]) - starts[index])
 
     return interpolate
 

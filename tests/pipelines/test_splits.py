@@ -1,0 +1,176 @@
+"""Which images the nodes read: the pixels tell the split, and the first one is the group."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from splits import recorded
+from strategies import initialized_glow
+from submanifold.data.batches import Batches, as_input
+from submanifold.data.settings import ImageSettings
+from submanifold.evaluation import baselines as baselines_module
+from submanifold.evaluation import illustrations, split_scores
+from submanifold.evaluation.baselines import PCA, Extent, fit_baselines, fit_gaussian
+from submanifold.evaluation.calibration import calibrate
+from submanifold.evaluation.gaussian import Gaussian
+from submanifold.evaluation.intervals import mean_interval, proportion_interval
+from submanifold.evaluation.samples import stored
+from submanifold.inference.training_events import training_hashes
+from submanifold.pipelines.dimension import nodes as dimension_nodes
+from submanifold.pipelines.evaluation import nodes
+from submanifold.pipelines.ood.nodes import gather_images
+from submanifold.pipelines.reporting import sections
+from submanifold.pipelines.training.nodes import calibrate_model
+from submanifold.plots.strips import strips
+
+RNG = np.random.default_rng(0)
+LEVELS = {"train": (0, 60), "valid": (60, 110), "test": (110, 160)}
+COUNTS = {"train": 90, "valid": 60, "test": 48}
+SPLITS = {name: RNG.integers(*levels, (COUNTS[name], 1, 8, 8), np.uint8)
+          for name, levels in LEVELS.items()}  # fmt: skip
+TRAIN, VALID, TEST = SPLITS.values()
+SAMPLES = RNG.integers(0, 256, (20, 1, 8, 8), np.uint8)
+
+
+def groups_of_images(images):
+    return np.asarray(images)[:, 0, 0, 0].tolist()
+
+
+GROUPS = {split: groups_of_images(images) for split, images in SPLITS.items()}
+
+
+def assert_are(split, *arrays):
+    low, high = LEVELS[split]
+    for array in arrays:
+        assert low <= np.min(array) <= np.max(array) < high
+
+
+@pytest.fixture(scope="module")
+def model():
+    return initialized_glow(TRAIN, 6, steps=1)
+
+
+def test_validation_images_and_their_groups_calibrate(model):
+    data = SimpleNamespace(facts={})
+    with recorded(calibrate, training_hashes, Gaussian.fit) as calls:
+        calibrate_model(model, data, TRAIN, VALID, "cpu", GROUPS)
+    for call in calls["calibrate"]:
+        assert_are("valid", call["events"])
+        assert call["groups"].tolist() == groups_of_images(call["events"])
+    for call in (*calls["training_hashes"], *calls["fit"]):
+        assert_are("train", call["train"])
+        assert_are("valid", call["valid"])
+    assert all(calls.values())
+
+
+@pytest.mark.parametrize("is_brief", [False, True])
+def test_metrics_are_of_test_images_and_their_groups(model, monkeypatch, is_brief):
+    for module in (baselines_module, nodes):
+        monkeypatch.setattr(module, "FULL", Extent(compared=20))
+    with recorded(fit_gaussian, PCA.error_curve, mean_interval) as calls:
+        baselines = fit_baselines(**SPLITS, groups=GROUPS)["baselines"]
+    for call in calls["fit_gaussian"]:
+        assert_are("train", call["train"])
+        assert_are("valid", call["valid"])
+    for call in calls["mean_interval"]:
+        assert call["groups"].tolist() == GROUPS["test"]
+    for call in calls["error_curve"]:
+        assert call["groups"].tolist() == groups_of_images(call["batches"].rows)
+        assert_are("test", call["groups"])
+    assert all(calls.values())
+    arguments = {}
+    for name in ("measure", "sample_quality"):
+        monkeypatch.setattr(
+            nodes, name, lambda *a, n=name: arguments.update({n: a}) or {"inverse_error": 0}
+        )
+    settings = SimpleNamespace(dequantizations=1, inception_weights=None)
+    evaluated = nodes.evaluate(model, TRAIN, TEST, SAMPLES, baselines, 0.0, settings, GROUPS, "cpu",
+                               {"brief": is_brief})  # fmt: skip
+    _, test, *_, of_test, _ = arguments["measure"]
+    assert_are("test", test)
+    assert len(test) == (20 if is_brief else 48)
+    assert of_test.tolist() == groups_of_images(test)
+    compared = arguments["sample_quality"]
+    assert [compared[n] is x for n, x in enumerate((TRAIN, TEST, SAMPLES))] == [True] * 3
+    assert compared[-1] is GROUPS
+    counts = {"train": 90, "test": len(test), "samples": 20, "test_groups": len({*of_test})}
+    assert evaluated["metrics"]["counts"] == counts
+    with torch.no_grad():
+        expected = stored(model.encoder_projection(*next(iter(Batches(TEST[:16], 16)))))
+    np.testing.assert_array_equal(evaluated["projections"], expected)
+
+
+def test_split_scores_are_those_of_each_split_with_its_groups(model, monkeypatch):
+    most = {"train": 40, "valid": 30, "test": 20}
+    monkeypatch.setattr(split_scores, "MAX_IMAGES", most)
+    scored = split_scores.score_splits(model, **SPLITS, groups=GROUPS, device="cpu")
+    for split, table in scored.groupby("split"):
+        images = SPLITS[split][table["number"]]
+        assert len(table) == most[split]
+        assert table["group"].tolist() == groups_of_images(images)
+        with torch.no_grad():
+            bits = model.bits_per_dim(as_input(images)).numpy()
+        # the noise differs; means of the splits differ by 0.02 to 0.11
+        np.testing.assert_allclose(table["bits_per_dim"], bits, atol=1e-3)
+
+
+def test_reports_read_the_scores_and_groups_of_each_split():
+    numbers = RNG.permutation(48)  # of a random subset of each split
+    scored = pd.concat([
+        pd.DataFrame({"split": split, "number": numbers, "bits_per_dim": bits,
+                      "group": np.array(GROUPS[split])[numbers]})
+        for split, bits in zip(SPLITS, (-100 - numbers, 200 - numbers, numbers), strict=True)
+    ])  # fmt: skip
+    scored["p_value"] = np.where(scored["split"] == "test", scored["number"] / 48, np.nan)
+    with recorded(mean_interval, proportion_interval) as calls:
+        assert sections.likelihood(scored)["means"].keys() == SPLITS.keys()
+        rows = sections.alarms(scored, SimpleNamespace(groups=99))["rows"]
+    for call, split in zip(calls["mean_interval"], SPLITS, strict=True):
+        assert call["groups"].tolist() == groups_of_images(SPLITS[split][numbers])
+    for call in calls["proportion_interval"]:
+        assert call["groups"].tolist() == groups_of_images(TEST[numbers])
+    assert [row["flagged"] for row in rows] == [5, 3, 1]  # numbers below 48 times 10%, 5% and 1%
+    most, least = sections.extremes(scored, TEST)
+    assert most["strips"] == strips(TEST[:16], sections.COLUMNS)
+    assert least["strips"] == strips(TEST[:31:-1], sections.COLUMNS)
+
+
+def test_neighbors_are_training_images_and_other_pictures_test_images(model, monkeypatch):
+    shown = []
+    for name in ("project_all", "project_by_dim", "interpolate", "traverse"):
+        monkeypatch.setattr(
+            illustrations, name, lambda _, images, *rest: shown.append(images) or {}
+        )
+    pictures = nodes.illustrate(model, TRAIN, TEST, SAMPLES, np.empty(0), "cpu")
+    assert_are("test", pictures["originals"], *shown)
+    for name, images in (("sample_neighbors", SAMPLES[:16]), ("test_neighbors", TEST[:16])):
+        distances = np.square(images[:, None].astype(float) - TRAIN).sum((2, 3, 4))
+        np.testing.assert_array_equal(pictures[name], TRAIN[distances.argmin(1)])
+
+
+def test_dimensions_are_of_training_images_and_the_spectrum_of_test_images(model, monkeypatch):
+    calls = []
+    for name in ("intrinsic_dimensions", "spectrum_dimension", "advise"):
+        monkeypatch.setattr(dimension_nodes.dimension, name, lambda *a: calls.append(a))
+    dimension_nodes.estimate(model, {"curve": {}}, {}, TRAIN, TEST, GROUPS, "cpu")
+    (images,), (_, spectrum_images, groups), _ = calls
+    assert_are("train", images)
+    assert_are("test", spectrum_images)
+    assert groups.tolist() == groups_of_images(spectrum_images)
+
+
+def test_ood_images_are_in_the_order_of_their_groups(tmp_path):
+    """All pixels are the number of the folder."""
+    for number in range(40):
+        path = tmp_path / "in" / f"{number % 10:02d}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), 20 * (number % 10), np.uint8)).save(path)
+    data = ImageSettings(source="folder", path=str(tmp_path / "in"), size=8, groups="folder")
+    gathered = gather_images(data, tmp_path / "out", tmp_path / "raw")
+    folders = [pixel // 20 for pixel in groups_of_images(gathered["events"])]
+    assert len(folders) == 40
+    assert gathered["groups"] == {"ood": folders}
