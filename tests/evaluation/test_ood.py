@@ -18,6 +18,7 @@ from submanifold.evaluation.ood import (
     LINEAR_COMBINATION,
     MEASURES,
     measure_ood,
+    roc,
     score_parts,
 )
 from submanifold.evaluation.scores import SCORES, SMOOTHED_DENSITY
@@ -71,6 +72,18 @@ def test_interval_over_groups_of_copies_is_that_of_single_images():
         width = expected["high"] - expected["low"]
         assert over["high"] - over["low"] == pytest.approx(width, rel=0.1)
     assert measure_ood(table)["scores"]["density"]["auroc"]["high"] < over["high"]
+
+
+def test_roc_has_the_rates_of_every_threshold():
+    normal, ood = np.array([1, 2, 3, 4, np.nan]), np.array([2.5, 4, 5, 6.0])
+    false, true = roc(normal, ood)
+    rates = {
+        (np.mean(~(normal < t)), np.mean(~(ood < t))) for t in (1, 2, 2.5, 3, 4, 5, 6, np.inf)
+    }  # a value that is missing is above all thresholds
+    assert {*zip(false, true, strict=True)} <= {(0.0, 0.0), *rates}
+    assert (false[-1], true[-1]) == (1, 1)
+    assert (0.4, 0.75) in zip(false, true, strict=True)
+    assert (np.diff(false) >= 0).all()
 
 
 def ramps(count, seed):

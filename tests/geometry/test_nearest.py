@@ -131,3 +131,19 @@ def test_conjugate_directions_accelerate_convergence():
     x = torch.randn(50, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     found = nearest_point(lambda u: u * scale, x, torch.zeros_like(x), 30)
     assert (x - found.image).square().sum(1).mean() < 5e-4
+
+
+@pytest.mark.parametrize("dim", [3, 12])  # by Gauss-Newton steps, and by gradients
+def test_projections_record_no_graph(dim):
+    model, modes = Hierarchy([Stage(RealNVP(16, hidden=4), dim)]), set()
+    model.stages[0].flows[0].register_forward_pre_hook(
+        lambda *_: modes.add(torch.is_grad_enabled())
+    )
+    x = torch.randn(2, 16)
+    for nearest in (False, True):
+        model.project(x, nearest)
+    assert modes == {False}
+    u, _ = model.encode(x)
+    for search in (nearest_point, gauss_newton):
+        assert u.requires_grad
+        assert not any(part.requires_grad for part in search(model.decode, x, u, 2))

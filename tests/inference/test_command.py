@@ -15,6 +15,7 @@ from submanifold import Predictor
 from submanifold.common.errors import UserError
 from submanifold.flows import RealNVP
 from submanifold.inference.outputs import output
+from submanifold.inference.records import RunRecord, write_record
 from submanifold.inference.training_events import hash_events
 from submanifold.models import Hierarchy, Model, Stage
 
@@ -114,6 +115,16 @@ def test_info_describes_the_model(model_file):
     first, *table = run("info", model_file, "--audit").output.splitlines()
     assert first == "Samples on the manifold"
     assert any(line.split()[:2] == ["log-determinant", "pass"] for line in table)
+
+
+def test_runs_shows_the_files_of_a_run_under_their_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    about = {"dataset": "photos", "method": "Glow", "started": "2020-02-03T04:05:06"}
+    files = {name: f"data/{name}.file" for name in ("model", "metrics", "report")}
+    write_record(tmp_path, RunRecord("first", "key", **about, **files, host="elsewhere"))
+    rows = [line.split() for line in run("runs", "first").output.splitlines()]
+    paths = {name: f"{tmp_path}/{path}" for name, path in files.items()}
+    assert dict(rows) == {"state": "running", **about, **paths}
 
 
 def test_a_false_discovery_rate_flags_more_than_the_smallest_p_values(model_file, tmp_path):

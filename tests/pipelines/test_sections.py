@@ -196,7 +196,7 @@ def test_the_ood_page_has_numbers_and_images_under_their_names(tmp_path):
     """All numbers and images are distinct."""
     pictures = {part: RNG.integers(0, 256, (20, 3, 8, 8), dtype=np.uint8) for part in (NORMAL, OOD)}
     about = measured(0.9, false_alarms=0.08, detected=0.7)
-    about["counts"] = {NORMAL: 20, OOD: 20}
+    about["counts"] = {NORMAL: 31, OOD: 32}
     about["alarms"][1]["detected"] = plus_minus(0.6, 0.03)
     about["scores"]["encoder_distance"] = {}
     for number, values in enumerate(about["scores"].values()):
@@ -213,6 +213,7 @@ def test_the_ood_page_has_numbers_and_images_under_their_names(tmp_path):
     assert thresholds(scored, about) == {"10%": 11.0, "5%": 16.0}
     page = write_page(scored, about, pictures[NORMAL], pictures[OOD], {}, "in", "out",
                       calibrated_model(), tmp_path / "model")["page"]  # fmt: skip
+    assert "31 in-distribution (in, test) and 32 out-of-distribution (out) images" in page
     rates = [row for row in cells(page) if len(row) == 3]
     assert rates == [
         ["promised rate", "false alarms", "detected"], ["10%", "8.0%", "70.0%"],

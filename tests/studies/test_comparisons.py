@@ -13,6 +13,7 @@ from submanifold.evaluation.intervals import plus_minus
 from submanifold.flows import RealNVP
 from submanifold.models import Hierarchy, Stage
 from submanifold.runs.experiments import CachedRun
+from submanifold.studies import results
 from submanifold.studies.comparisons import measures, related
 from submanifold.studies.reproduce import TARGETS
 
@@ -127,3 +128,14 @@ def test_related_marks_manifolds_and_densities_below_the_thresholds():
     assert rows["PIE"] == ["0 of 1", "0 of 1", "", "–"]
     assert rows["Trumpet"] == ["1 of 1", "not available", "M", "–"]
     assert rows["SoftFlow"] == ["not available", "1 of 1", "D", "–"]
+
+
+def test_a_tradeoff_has_bits_then_encoder_then_nearest_errors():
+    names = ("bits_per_dim", "encoder", "nearest", "pca")
+    rows = {system: {name: {"value": 10 * number + n} for n, name in enumerate(names)}
+            for number, system in enumerate(("nested", "Glow"))}  # fmt: skip
+    del rows["Glow"]["nearest"]
+    found = results.tradeoff(rows)
+    assert [*found] == ["nested", "PCA"]
+    assert found["nested"] == (0, 1, 2)
+    assert found["PCA"][1:] == (13, 13)
