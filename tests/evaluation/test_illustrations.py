@@ -124,8 +124,8 @@ def test_neighbors_are_the_nearest_training_images(pca):
     assert np.abs(found["interpolation"][[0, -1]].astype(int) - ends).max() <= 1
 
 
-def without_gradients(model):
-    """Count the calls of the first flow that record a graph."""
+def graphs(model):
+    """Whether each call of the first flow records a graph, in a list that calls extend."""
     modes = []
     model.stages[0].flows[0].register_forward_pre_hook(
         lambda *_: modes.append(torch.is_grad_enabled())
@@ -137,13 +137,11 @@ def test_counts_and_projections_are_those_of_the_splits(monkeypatch):
     monkeypatch.setattr(nodes, "measure", lambda *_: {"inverse_error": 0.0})
     monkeypatch.setattr(nodes, "sample_quality", lambda *_: {})
     model = hierarchy()
-    modes, settings = without_gradients(model), SimpleNamespace(dequantizations=1)
-    settings.inception_weights = None
+    modes, groups = graphs(model), {"test": np.arange(20) // 4}
+    settings = SimpleNamespace(dequantizations=1, inception_weights=None)
     histories = {name: {"seconds": 3.0, "warnings": {}} for name in ("density", "rotation")}
-    found = nodes.evaluate(
-        model, TRAIN, TEST, SAMPLES, {}, 0.0, settings, {"test": np.arange(20) // 4}, "cpu",
-        {"brief": False}, **histories,
-    )  # fmt: skip
+    data = TRAIN, TEST, SAMPLES, {}
+    found = nodes.evaluate(model, *data, 0.0, settings, groups, "cpu", {"brief": 0}, **histories)
     metrics = found["metrics"]
     assert metrics["counts"] == {"train": 40, "test": 20, "samples": 16, "test_groups": 5}
     assert metrics["seconds"]["training"] == 6
@@ -155,7 +153,7 @@ def test_counts_and_projections_are_those_of_the_splits(monkeypatch):
 
 def test_images_are_computed_without_a_graph(pca):
     model = hierarchy()
-    modes = without_gradients(model)
+    modes = graphs(model)
     project_all(model, TEST[:2], pca)
     project_by_dim(model, TEST[:2], pca)
     interpolate(model, TEST[:2], 3)

@@ -420,6 +420,16 @@ def test_restore_takes_pictures_in_the_size_of_the_observations(model_file, tmp_
     assert result.exit_code == 0, result.output
 
 
+def test_restore_uses_its_options(model_file, images, tmp_path, monkeypatch):
+    def restore(self, y, operator, noise, **options):
+        raise UserError(f"{len(y)} {noise} {options}")
+
+    monkeypatch.setattr(Predictor, "restore", restore)
+    options = ["--task=inpaint:3", "--noise=0.2", "--dim=5", "--iterations=7", "--label=2"]
+    result = run("restore", model_file, images[0], "--out", tmp_path / "out", *options)
+    assert_rejected(result, "4 0.2 {'dim': 5, 'iterations': 7, 'label': 2}")
+
+
 def test_restore_refuses_what_does_not_fit(model_file, images, tmp_path):
     def restore(*options):
         return run("restore", model_file, images[0], "--out", tmp_path / "out", *options)

@@ -34,21 +34,24 @@ def rendered(figure):
         return np.asarray(Image.open(io.BytesIO(as_png(figure))).convert("RGB"))
 
 
+def legend(axes):
+    return [text.get_text() for text in (axes.get_legend() or axes.figure.legends[0]).get_texts()]
+
+
 def series(axes):
     """Points of the lines of a panel by their names in its legend."""
     named = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
-    legend = axes.get_legend() or axes.figure.legends[0]
-    return {text.get_text(): named[text.get_text()] for text in legend.get_texts()}
+    return {name: named[name] for name in legend(axes)}
 
 
 def labels(axes):
     return axes.get_xlabel(), axes.get_ylabel()
 
 
-def centres(bars):
-    """Mean position of the bars of a histogram, by their heights."""
-    widths = [(bar.get_x() + bar.get_width() / 2, bar.get_height()) for bar in bars]
-    return np.average(*np.transpose(widths)[:1], weights=np.transpose(widths)[1])
+def start(patch):
+    """The left end of the histogram, of one color, that a patch draws."""
+    corners = patch.get_xy()
+    return corners[corners[:, 1] > 0, 0].min()
 
 
 def noise(count, channels=3, size=8):
@@ -112,34 +115,32 @@ def test_panels_of_one_point_are_hidden():
 
 
 def test_training_curves_are_pale_for_training_and_dots_for_validation_data():
-    keys = ("loss", "bits_per_dim", "mse", "likelihood", "volume")
-    train, valid = (
-        [{"step": step, **{key: start + n + step for n, key in enumerate(keys)}} for step in steps]
-        for start, steps in ((0.0, [10, 20, 30]), (0.5, [15, 30]))
-    )
-    terms = {"terms": ["likelihood", "volume"], "best_step": 15, "seconds": 60, "steps": 30}
-    figure = training_curves({"stage_1": {"train": train, "valid": valid, **terms}})
-    rendered(figure)
-    panels = {"loss": "loss", "bits_per_dim": "bits per dimension",
+    titles = {"loss": "loss", "bits_per_dim": "bits per dimension",
               "mse": "squared error of the projection"}  # fmt: skip
-    for axes, (key, title) in zip(figure.axes, panels.items(), strict=True):
-        pale, dots, *of_terms, best = axes.lines
-        assert axes.get_title() == f"stage_1: {title}"
-        assert axes.get_xlabel() == "step"
-        curves = {"train": train, "valid": valid}
-        expected = {kind: [[row["step"], row[key]] for row in rows]
-                    for kind, rows in curves.items()}  # fmt: skip
+    terms = ["likelihood", "volume"]
+    curves = {
+        kind: [{"step": step} | {key: start + n + step for n, key in enumerate([*titles, *terms])}
+               for step in steps]
+        for kind, start, steps in (("train", 0.0, [10, 20, 30]), ("valid", 0.5, [15, 30]))
+    }  # fmt: skip
+    history = curves | {"terms": terms, "best_step": 15, "seconds": 60, "steps": 30}
+    figure = training_curves({"stage_1": history})
+    rendered(figure)
+    for axes, (key, title) in zip(figure.axes, titles.items(), strict=True):
+        assert (axes.get_title(), axes.get_xlabel()) == (f"stage_1: {title}", "step")
+        expected = {kind: (rows, key) for kind, rows in curves.items()}
         if key == "loss":
-            expected |= {term: [[row["step"], row[term]] for row in valid]
-                         for term in terms["terms"]}  # fmt: skip
-        assert series(axes) == expected
+            expected |= {term: (curves["valid"], term) for term in terms}
+        assert series(axes) == {name: [[row["step"], row[key]] for row in rows]
+                                for name, (rows, key) in expected.items()}  # fmt: skip
+        pale, dots, *_, best = axes.lines
         assert (pale.get_label(), pale.get_marker(), dots.get_marker()) == ("train", "None", ".")
         assert pale.get_alpha() < (dots.get_alpha() or 1)
-        assert len(of_terms) == (4 if key == "loss" else 0)
         assert {*best.get_xdata()} == {15}
-        for seconds in axes.child_axes:
-            assert (key, seconds.get_xlabel()) == ("bits_per_dim", "seconds")
-            assert seconds.get_xlim() == pytest.approx(2 * np.array(axes.get_xlim()))
+        assert len(axes.child_axes) == (key == "bits_per_dim")
+        for top in axes.child_axes:
+            assert top.get_xlabel() == "seconds"
+            assert top.get_xlim() == pytest.approx(2 * np.array(axes.get_xlim()))
 
 
 def test_errors_by_dimension_are_under_their_names():
@@ -217,32 +218,23 @@ def test_roc_curves_have_true_over_false_positive_rates():
 
 def test_histograms_show_each_kind_in_its_color():
     normal, ood = np.linspace(1, 2, 50), np.linspace(5, 6, 90)
-    kinds = {"normal": normal, "ood": ood}
-    figures = {
-        "threshold": threshold_histogram(normal, ood, {"5%": 3.0}),
-        "scores": score_histograms({"density": kinds}),
-    }
-    for figure in figures.values():
-        (axes,) = figure.axes
-        names = [text.get_text() for text in axes.get_legend().get_texts()]
-        assert names == ["in-distribution", "out-of-distribution"]
-        for bars, values in zip(axes.containers, (normal, ood), strict=True):
-            assert centres(bars) == pytest.approx(values.mean(), abs=0.1)
-        colors = [bars[0].get_facecolor()[:3] for bars in axes.containers]
-        assert colors == [to_rgb("C0"), to_rgb("C3")]
-    (axes,) = figures["threshold"].axes
-    assert {*axes.lines[0].get_xdata()} == {3.0}
-    assert axes.texts[0].get_text() == " 5%"
-    assert labels(axes) == ("anomaly score", "fraction")
-    assert figures["scores"].axes[0].get_title() == "density"
+    (of_thresholds,) = threshold_histogram(normal, ood, {"5%": 3.0}).axes
+    assert {*of_thresholds.lines[0].get_xdata()} == {3.0}
+    assert of_thresholds.texts[0].get_text() == " 5%"
+    assert labels(of_thresholds) == ("anomaly score", "fraction")
+    (of_scores,) = score_histograms({"density": {"normal": normal, "ood": ood}}).axes
+    assert of_scores.get_title() == "density"
+    for axes in (of_thresholds, of_scores):
+        assert legend(axes) == ["in-distribution", "out-of-distribution"]
+        for bars, color, least in zip(axes.containers, ("C0", "C3"), (1, 5), strict=True):
+            places = [bar.get_x() for bar in bars if bar.get_height() > 0]
+            assert min(places) == pytest.approx(least, abs=0.15)
+            assert bars[0].get_facecolor()[:3] == to_rgb(color)
     (axes,) = density_histogram({"train": normal, "test": ood}, "log-density, nats", "rows").axes
     assert labels(axes) == ("log-density, nats (outermost bins include values beyond)", "% of rows")
-    patches = {patch.get_label(): patch for patch in axes.patches}
-    assert [*patches] == ["train (50 rows)", "test (90 rows)"]
-    for patch, mean, values in zip(patches.values(), axes.lines, (normal, ood), strict=True):
-        corners = patch.get_xy()
-        height = corners[:, 1] > 0
-        assert corners[height, 0].min() == pytest.approx(values.min(), abs=0.15)
+    assert [patch.get_label() for patch in axes.patches] == ["train (50 rows)", "test (90 rows)"]
+    for patch, mean, values in zip(axes.patches, axes.lines, (normal, ood), strict=True):
+        assert start(patch) == pytest.approx(values.min(), abs=0.15)
         assert mean.get_xdata()[0] == pytest.approx(values.mean())
         assert to_rgb(mean.get_color()) == patch.get_edgecolor()[:3]
 
@@ -288,20 +280,20 @@ def test_points_are_those_given(has_grid):
     np.testing.assert_array_equal(lines[:, 1], given["projections"][:250])
 
 
-def test_the_first_density_is_the_true_one():
-    true, learned, *_ = manifold_figure(**(given := manifolds(2, True))).axes
-    for axes, title, density in zip(
-        (true, learned), ("True", "Learned"), given["grid"][2:], strict=True
+@pytest.mark.parametrize("has_grid", [True, False])
+def test_the_first_density_is_the_true_one(has_grid):
+    given = manifolds(2, has_grid)
+    for number, (axes, name) in enumerate(
+        zip(manifold_figure(**given).axes[:2], ("true", "learned"), strict=True)
     ):
-        assert axes.get_title() == f"{title} density"
-        np.testing.assert_allclose(axes.collections[0].get_array(), np.exp(density))
-    true, learned, *_ = manifold_figure(**(given := manifolds(2, False))).axes
-    for axes, name in ((true, "true"), (learned, "learned")):
-        dots = axes.collections[0]
-        np.testing.assert_array_equal(dots.get_offsets(), given[f"{name}_points"])
-        brightness = dots.get_facecolors()[:, 1]  # of viridis, which increases
-        order = np.argsort(given[f"{name}_density"])
-        assert (np.diff(brightness[order]) >= 0).all()
+        shown = axes.collections[0]
+        assert axes.get_title() == f"{name.capitalize()} density"
+        if has_grid:
+            np.testing.assert_allclose(shown.get_array(), np.exp(given["grid"][2 + number]))
+        else:
+            np.testing.assert_array_equal(shown.get_offsets(), given[f"{name}_points"])
+            green = shown.get_facecolors()[:, 1]  # increases in viridis
+            assert (np.diff(green[np.argsort(given[f"{name}_density"])]) >= 0).all()
 
 
 @pytest.mark.parametrize(("columns", "has_grid"), [(2, True), (2, False), (3, False)])
@@ -336,19 +328,14 @@ def test_incomes_are_at_their_values_and_plain_numbers():
 def test_columns_and_pairs_show_data_and_samples():
     data = pd.DataFrame({"a": np.arange(40.0), "b": 2 * np.arange(40.0) + 100})
     samples = data + 7
-    figure = marginals({"test rows": data, "samples": samples})
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["test rows", "samples"]
-    for axes, name in zip(figure.axes, data, strict=True):
-        assert axes.get_title() == name
-        first, second = (patch.get_xy() for patch in axes.patches)
-        assert first[first[:, 1] > 0, 0].min() < second[second[:, 1] > 0, 0].min()
+    panels = marginals({"test rows": data, "samples": samples}).axes
+    for axes, name in zip(panels, data, strict=True):
+        assert (axes.get_title(), legend(axes)) == (name, ["test rows", "samples"])
+        assert start(axes.patches[0]) < start(axes.patches[1])
     grid = np.reshape(pairs(data, samples).axes, (2, 2))
-    for (row, column), table in {(1, 0): data, (0, 1): samples}.items():
-        dots = grid[row, column].collections[0]
-        expected = table[[[*table][column], [*table][row]]]
-        np.testing.assert_array_equal(dots.get_offsets(), expected)
-    assert [axes.get_xlabel() for axes in grid[1]] == ["a", "b"]
-    assert [axes.get_ylabel() for axes in grid[:, 0]] == ["a", "b"]
+    for axes, points in ((grid[1, 0], data[["a", "b"]]), (grid[0, 1], samples[["b", "a"]])):
+        np.testing.assert_array_equal(axes.collections[0].get_offsets(), points)
+    assert [labels(axes) for axes in grid.ravel()] == [("", "a"), ("", ""), ("a", "b"), ("b", "")]
 
 
 def test_tables_of_one_constant_or_missing_value_have_figures():

@@ -115,19 +115,19 @@ def test_only_the_first_rank_writes(tmp_path, monkeypatch, rank):
     monkeypatch.setattr(distributed, "rank", lambda: rank)
     monkeypatch.setattr(distributed, "barrier", lambda: None)
     computed, nodes = [], []
-    for name, tags in (("train", ["distributed"]), ("report", None)):
+    for name, needs, tags in (
+        ("train", "params:threads", "distributed"), ("report", "train", None)
+    ):  # fmt: skip
 
-        def compute(threads, name=name):
+        def compute(needed, name=name):
             computed.append(name)
             return [name]
 
-        nodes.append(Node(compute, "params:threads", name, name=name, tags=tags))
+        nodes.append(Node(compute, needs, name, name=name, tags=tags))
     config = {name: {"type": TYPES["json"], "filepath": str(tmp_path / name)}
               for name in ("train", "report")}  # fmt: skip
     catalog = DataCatalog.from_config(config)
     catalog["params:threads"] = MemoryDataset(None)
     RankRunner().run(Pipeline(nodes), catalog)
-    assert sorted(computed) == (["report", "train"] if rank == 0 else ["train"])
-    assert sorted(path.name for path in tmp_path.iterdir()) == (
-        sorted(computed) if rank == 0 else []
-    )
+    assert computed == ([["train", "report"], ["train"]][rank])
+    assert {path.name for path in tmp_path.iterdir()} == {*([computed, []][rank])}
