@@ -120,6 +120,14 @@ def test_projections_are_nearest_points_of_the_manifold(plane):
     assert np.array_equal(samples, plane.sample(30, random_state=1))
 
 
+def test_samples_depend_on_the_random_state(plane):
+    first, other = (plane.sample(5, random_state=seed) for seed in (1, 2))
+    assert not np.isclose(first, other).any()
+    state = np.random.RandomState(1)
+    assert not np.array_equal(plane.sample(5, random_state=state), plane.sample(5, state))
+    assert not np.array_equal(plane.sample(5), plane.sample(5)), "None is another state each time"
+
+
 def test_densities_are_those_at_the_noise_scale(plane):
     assert plane.noise_scale_ == plane.model_.calibration["noise_scale"]
     rows = of_plane(50)

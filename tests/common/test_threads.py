@@ -103,3 +103,15 @@ def test_threads_are_chosen_in_commands_only_and_restored(clock, present):
             raise KeyboardInterrupt
         assert torch.get_num_threads() == present
         assert work() == {present: 50}
+
+
+@pytest.mark.parametrize("durations", [IDLE, BUSY])
+def test_batches_are_processed_with_the_faster_number_of_threads(monkeypatch, durations):
+    now, used = [0.0], Counter()
+    monkeypatch.setattr(threads.time, "perf_counter", lambda: now[0])
+    with use_threads("auto"):
+        for _ in tuned([(torch.zeros(1), None)] * 200):
+            used[torch.get_num_threads()] += 1
+            now[0] += durations[torch.get_num_threads()]
+    assert {*used} == {1, 2}, "it tries both"
+    assert used[min(durations, key=durations.get)] > 150

@@ -1,10 +1,14 @@
 """Pages name what exists, and explain every metric. Sphinx checks the links between the pages."""
 
+import os
 import re
+import shlex
 from pathlib import Path
 
+import click
 import pytest
 
+from submanifold.cli import cli, run_command
 from submanifold.evaluation.calibration import COMBINATION
 from submanifold.evaluation.metrics import METRICS
 from submanifold.evaluation.ood import LINEAR, LINEAR_COMBINATION
@@ -16,6 +20,11 @@ ROOT = Path(__file__).parents[2]
 LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)")
 PAGE = re.compile(r"\bdocs/[\w./-]+\.(?:md|ipynb|png|py)\b")
 CODE = re.compile(r"(?<![\w./-])(?:(?:src|tests|benchmarks)/[\w./-]*\w|(?:\w+/)+\w+\.py\b)")
+COMMAND = re.compile(
+    r"^ {4,}((?:submanifold|kedro run) (?:[^\n\\]|\\\n)*)|`((?:submanifold|kedro run) [^`<\n]+)`",
+    re.MULTILINE,
+)
+OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 EXAMPLES = {"flows/sinh_arcsinh.py", "losses/terms/sparsity.py", "data/sources/array.py"}
 """Files that readers of docs/how-to/extend.md write."""
 
@@ -45,3 +54,38 @@ def test_code_that_pages_name():
 @pytest.mark.parametrize("name", [*METRICS, *SCORES, *LINEAR, COMBINATION, LINEAR_COMBINATION])
 def test_the_page_of_metrics_explains_every_metric_and_score(name):
     assert f"`{name}`" in (ROOT / "docs/concepts/metrics.md").read_text()
+
+
+def parse(program, name, *arguments):
+    """Parse the arguments of a command, which is not run."""
+    if program == "kedro":
+        run_command().make_context(name, [*arguments])
+    elif name.startswith("-"):
+        cli.make_context(program, [name, *arguments])
+    else:
+        name, command, rest = cli.resolve_command(click.Context(cli), [name, *arguments])
+        command.make_context(name, rest)
+
+
+def test_commands_and_their_options_exist(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PARAMS", "seed=0")
+    (tmp_path / "study.yml").touch()
+    wrong = {}
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")):
+        for line, part in COMMAND.findall(page.read_text()):
+            text = (line or part).partition("  #")[0].replace("\\\n", " ")
+            try:
+                parse(*shlex.split(os.path.expandvars(text)))
+            except click.exceptions.Exit:  # of --version
+                continue
+            except click.UsageError as error:
+                if line or not isinstance(error, click.MissingParameter):
+                    wrong[f"{page.name}: {text}"] = error.message
+    assert wrong == {}
+
+
+def test_options_that_the_readme_names_exist():
+    commands = [*cli.commands.values(), run_command()]
+    known = {option for command in commands for each in command.params for option in each.opts}
+    assert {*OPTION.findall((ROOT / "README.md").read_text())} <= known

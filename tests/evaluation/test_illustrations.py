@@ -1,5 +1,7 @@
 """The images of the report: projections by dimension, neighbors, and traversals."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,7 @@ from submanifold.evaluation.illustrations import (
 from submanifold.evaluation.samples import stored
 from submanifold.flows import Glow, RealNVP
 from submanifold.models import Hierarchy, Stage
+from submanifold.pipelines.evaluation import nodes
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (60, 1, 8, 8), dtype=np.uint8)
@@ -117,3 +120,56 @@ def test_a_traversal_varies_each_coordinate_around_its_mean():
         deviations = np.linspace(-3, 3, 7) * measured[:, column].std()
         expected[column, :, column] = measured[:, column].mean() + deviations
     np.testing.assert_allclose(points, expected, rtol=1e-4, atol=1e-4)
+
+
+TRAIN, TEST = IMAGES[:40], IMAGES[40:]
+SAMPLES = TRAIN[RNG.permutation(40)[:16]] ^ 1  # the last bits of training images differ
+
+
+def test_neighbors_are_the_nearest_training_images(pca):
+    found = nodes.illustrate(hierarchy(), TRAIN, TEST, SAMPLES, pca, "cpu")
+    np.testing.assert_array_equal(found["sample_neighbors"], SAMPLES ^ 1)
+    distances = np.square(TEST[:16, None].astype(float) - TRAIN).sum((2, 3, 4))
+    np.testing.assert_array_equal(found["test_neighbors"], TRAIN[distances.argmin(1)])
+    np.testing.assert_array_equal(found["originals"], TEST[8:16])
+    with torch.no_grad():
+        ends = stored(hierarchy().encoder_projection(as_input(TEST[[0, 15]])))
+    assert np.abs(found["interpolation"][[0, -1]].astype(int) - ends).max() <= 1
+
+
+def graphs(model):
+    """Whether each call of the first flow records a graph, in a list that calls extend."""
+    modes = []
+    model.stages[0].flows[0].register_forward_pre_hook(
+        lambda *_: modes.append(torch.is_grad_enabled())
+    )
+    return modes
+
+
+def test_counts_and_projections_are_those_of_the_splits(monkeypatch):
+    monkeypatch.setattr(nodes, "measure", lambda *_: {"inverse_error": 0.0})
+    monkeypatch.setattr(nodes, "sample_quality", lambda *_: {})
+    model = hierarchy()
+    modes, groups = graphs(model), {"test": np.arange(20) // 4}
+    settings = SimpleNamespace(dequantizations=1, inception_weights=None)
+    histories = {name: {"seconds": 3.0, "warnings": {}} for name in ("density", "rotation")}
+    data = TRAIN, TEST, SAMPLES, {}
+    found = nodes.evaluate(model, *data, 0.0, settings, groups, "cpu", {"brief": 0}, **histories)
+    metrics = found["metrics"]
+    assert metrics["counts"] == {"train": 40, "test": 20, "samples": 16, "test_groups": 5}
+    assert metrics["seconds"]["training"] == 6
+    with torch.no_grad():
+        expected = stored(model.encoder_projection(as_input(TEST[:16])))
+    assert np.abs(found["projections"].astype(int) - expected).max() <= 1
+    assert not any(modes)
+
+
+def test_images_are_computed_without_a_graph(pca):
+    model = hierarchy()
+    modes = graphs(model)
+    project_all(model, TEST[:2], pca)
+    project_by_dim(model, TEST[:2], pca)
+    interpolate(model, TEST[:2], 3)
+    traverse(model, TEST)
+    assert modes
+    assert not any(modes)

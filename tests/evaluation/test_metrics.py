@@ -18,7 +18,7 @@ from submanifold.evaluation.baselines import PCA, Extent, evenly_spaced, fit_bas
 from submanifold.evaluation.intervals import ENDS
 from submanifold.evaluation.measure import classification, measure, objectives
 from submanifold.evaluation.metrics import METRICS, NONE, PROJECTION_ERRORS
-from submanifold.evaluation.reconstruction import squared_errors
+from submanifold.evaluation.reconstruction import reconstruction, squared_errors
 from submanifold.evaluation.sample_quality import sample_quality
 from submanifold.evaluation.truth import against_truth
 from submanifold.flows import Affine, Glow, RealNVP, make_conditional
@@ -103,6 +103,18 @@ def test_projections_and_pca_are_compared_on_the_same_images(monkeypatch, is_bri
     assert mse["groups"] == 4
     assert abs(found["baselines"]["pca"]["mse"]["value"] / mse["value"] - 1) > 0.05
     assert found["mse"]["n"] == 9
+
+
+def test_the_direction_of_improvement_is_that_of_the_definition():
+    higher = {name for name, metric in METRICS.items() if metric.better == "higher"}
+    ratios = {name for name in METRICS if "psnr" in name}
+    assert higher == ratios | {"precision", "recall", "accuracy"}
+    for metric in METRICS.values():
+        for direction in ("lower", "higher"):
+            if f"{direction} is better" in metric.help.lower():
+                assert metric.better == direction, metric.name
+    errors = np.array([0.1, 0.2])
+    assert reconstruction(errors)["psnr"]["value"] > reconstruction(2 * errors)["psnr"]["value"]
 
 
 def check_digits(text, measured):

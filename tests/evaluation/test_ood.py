@@ -19,6 +19,7 @@ from submanifold.evaluation.ood import (
     LINEAR_COMBINATION,
     MEASURES,
     measure_ood,
+    roc,
     score_parts,
 )
 from submanifold.evaluation.scores import SCORES, SMOOTHED_DENSITY
@@ -72,6 +73,12 @@ def test_interval_over_groups_of_copies_is_that_of_single_images():
         width = expected["high"] - expected["low"]
         assert over["high"] - over["low"] == pytest.approx(width, rel=0.1)
     assert measure_ood(table)["scores"]["density"]["auroc"]["high"] < over["high"]
+
+
+def test_roc_has_the_rates_of_every_threshold():
+    false, true = roc(normal=np.array([1.0, 2.0]), ood=np.array([1.5, np.nan]))
+    assert false.tolist() == [0, 0, 0.5, 0.5, 1]  # for thresholds above all, NaN, 2, 1.5 and 1
+    assert true.tolist() == [0, 0.5, 0.5, 1, 1]
 
 
 def ramps(count, seed):

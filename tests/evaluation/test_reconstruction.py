@@ -1,3 +1,5 @@
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -91,3 +93,19 @@ def test_error_curve_of_vectors_has_goals_in_the_variance():
     assert [*found["smallest"].values()] == [1, 2, 3, 3, 4]
     assert found["nearest_dims"] == [1, 2, 3]
     assert found["mse"][:3] == pytest.approx([1.0, 0.45, 0.1], rel=1e-5)
+
+
+def test_the_curve_projects_once_for_each_dimension(model, images, monkeypatch):
+    """Also for the goals, which look for the smallest dimension that reaches them."""
+    monkeypatch.setattr(module, "CURVE_PSNRS", PSNRS)
+    calls = Counter()
+
+    def counted(project, batches):
+        at = getattr(project, "func", project)
+        calls[at.__self__.dim, at.__name__] += 1
+        return np.full(300, 0.5**at.__self__.dim)
+
+    monkeypatch.setattr(module, "squared_errors", counted)
+    curve = error_curve(model, images, BASELINES, torch.device("cpu"))
+    assert len({*curve["smallest"].values()}) > 3
+    assert {*calls.values()} == {1}

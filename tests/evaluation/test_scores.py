@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from strategies import initialized_glow, perturb
+from submanifold.common import progress
 from submanifold.data import dequantize
 from submanifold.evaluation import scores
 from submanifold.evaluation.calibration import calibrate
@@ -125,3 +126,10 @@ def test_views_at_another_dimension_keep_the_noise_scale_but_no_p_values(code_fl
 def test_local_dimension_counts_directions_above_a_grey_level():
     values = torch.tensor([[1e-12, GREY_LEVEL**2, 1.0, 9.0]], dtype=torch.float64)
     assert local_dimension(values, (1, 1, 1)).item() == pytest.approx(2.5, abs=1e-3)
+
+
+def test_progress_is_shown(model, monkeypatch, caplog):
+    monkeypatch.setattr(progress, "SECONDS", 0.0)
+    with caplog.at_level("INFO"):
+        score(copy.deepcopy(model).float(), images(3), ["density"])
+    assert "scoring: 3/3 events" in caplog.text

@@ -1,5 +1,7 @@
 import copy
 import os
+import platform
+import shutil
 import subprocess
 import sys
 
@@ -167,6 +169,13 @@ def compile_with(compiler, folder):
     return subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
     )
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other instructions")
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "c++")), reason="no compiler")
+def test_the_kernels_exist_where_a_compiler_does():
+    """Otherwise the tests of the kernels would skip, and none would fail."""
+    assert kernels.library() is not None
 
 
 def test_missing_compiler_is_logged_and_disables_the_kernels(tmp_path):

@@ -1,15 +1,13 @@
 """The compiled kernels against torch modules: random sizes, layouts, precisions and gradients.
 
-``SUBMANIFOLD_FUZZ_SECONDS=1800 pytest -n 0 tests/flows/test_kernels.py`` draws cases for half an
-hour with each build of the kernels; ``SUBMANIFOLD_FUZZ_SEED`` is the first case.
+``SUBMANIFOLD_FUZZ_EXAMPLES=10000 pytest -n 0 tests/flows/test_kernels.py`` tries more.
 """
 
 import copy
-import itertools
+import math
 import os
 import random
 import resource
-import time
 from functools import cache
 from pathlib import Path
 
@@ -23,10 +21,10 @@ from submanifold.flows.fast import kernels
 from submanifold.flows.glow import affine_coupling as coupling
 
 pytestmark = pytest.mark.skipif(kernels.library() is None, reason="no compiler")
-SECONDS = float(os.environ.get("SUBMANIFOLD_FUZZ_SECONDS", "5"))
-SEED = int(os.environ.get("SUBMANIFOLD_FUZZ_SEED", "0"))
+SEEDS = range(int(os.environ.get("SUBMANIFOLD_FUZZ_EXAMPLES", "120")))
 AVX2 = ["-O1", "-mavx2", "-mfma", "-fopenmp", "-std=c++17", "-fPIC"]
 LARGEST = 3e6  # multiplications in a hidden layer, so that a case takes milliseconds
+KINK = 2e-6  # inputs of ReLUs closer to zero have a gradient that depends on rounding
 
 
 @pytest.fixture(params=["this processor", "AVX2"])
@@ -125,9 +123,11 @@ class Case:
         share = draw.choice([0, 0.5, 1, 1])
         for weight in self.weights:
             weight.requires_grad_(draw.random() < share)
-        self.x = laid_out(draw, self.shape, torch.float32)
         self.inverse, self.checkpointing, self.by_x = (draw.random() < 0.5 for _ in range(3))
         self.tangent = torch.randn(self.shape) if self.products and draw.random() < 0.3 else None
+        self.x = laid_out(draw, self.shape, torch.float32)
+        while not self.bfloat16 and self.smallest_input_of_a_relu() < KINK:
+            self.x = laid_out(draw, self.shape, torch.float32)
         if self.tangent is not None and 0 in self.x.stride():
             self.x = self.x.clone()  # torch makes no dual of an expanded tensor
         self.outputs = draw.choice([(1, 0), (0, 1), (1, 1)])
@@ -175,9 +175,20 @@ class Case:
             other.tangent = other.tangent.double()
         return other
 
-    def check(self, x):
+    def smallest_input_of_a_relu(self):
+        """By its size, in double precision."""
+        double, smallest = self.doubled(), [math.inf]
+        for layer in (layer for net in double.nets for layer in net[:-1:2]):
+            layer.register_forward_hook(
+                lambda *call: smallest.append(call[2].abs().min()) if call[2].numel() else None
+            )
+        with torch.no_grad():
+            double.by_modules(self.x.double())
+        return min(smallest)
+
+    def check(self):
         """Compare with torch modules, and allow for their rounding errors."""
-        before = torch.get_num_threads()
+        x, before = self.x, torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
             found = self.run(self.by_kernels, x, self.bfloat16)
@@ -188,7 +199,7 @@ class Case:
         exact = double.run(double.by_modules, x.double(), False)
         assert [each.shape for each in found] == [each.shape for each in exact]
         if self.bfloat16:
-            assert distance(found, exact) <= 3 * distance(rounded, exact) + 0.05
+            assert distance(found, exact) <= 3 * distance(rounded, exact) + 0.1
             return
         for value, single, true in zip(found, rounded, exact, strict=True):
             if true.numel():
@@ -204,29 +215,14 @@ def distance(values, exact):
     ).sqrt()
 
 
-def check(seed, monkeypatch):
-    case = Case(seed)
-    with monkeypatch.context() as patch:
-        if not case.products:
-            patch.setattr(kernels, "has_steps", lambda dtype: False)
-        # near zero, the gradient of a ReLU depends on rounding
-        for attempt in range(4):
-            try:
-                case.check(case.x)
-                break
-            except AssertionError:
-                if attempt == 3:
-                    raise
-            case.x = case.x + 0.01 * torch.randn(case.x.shape)
-
-
 def test_random_couplings_equal_torch_modules(build, monkeypatch):
-    end = time.monotonic() + SECONDS
-    for seed in itertools.count(SEED):
+    for seed in SEEDS:
         print("seed", seed, flush=True)  # pytest shows the last one, which failed
-        check(seed, monkeypatch)
-        if time.monotonic() > end:
-            break
+        case = Case(seed)
+        with monkeypatch.context() as patch:
+            if not case.products:
+                patch.setattr(kernels, "has_steps", lambda dtype: False)
+            case.check()
 
 
 @pytest.mark.skipif(not kernels.has_steps(torch.float32), reason="unsupported processor")

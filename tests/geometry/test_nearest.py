@@ -184,3 +184,19 @@ def test_the_nearest_of_all_decoded_points_is_returned():
     nearest, last = torch.stack(errors).amin(0), errors[-1]
     assert (nearest < 0.99 * last).sum() > 40
     torch.testing.assert_close((x - image).square().sum(1), nearest)
+
+
+@pytest.mark.parametrize("dim", [3, 12])  # by Gauss-Newton steps, and by gradients
+def test_projections_record_no_graph(dim):
+    model, modes = Hierarchy([Stage(RealNVP(16, hidden=4), dim)]), set()
+    model.stages[0].flows[0].register_forward_pre_hook(
+        lambda *_: modes.add(torch.is_grad_enabled())
+    )
+    x = torch.randn(2, 16)
+    for nearest in (False, True):
+        model.project(x, nearest)
+    assert modes == {False}
+    u, _ = model.encode(x)
+    for search in (nearest_point, gauss_newton):
+        assert u.requires_grad
+        assert not any(part.requires_grad for part in search(model.decode, x, u, 2))

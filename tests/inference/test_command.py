@@ -15,6 +15,7 @@ from submanifold import Predictor
 from submanifold.common.errors import UserError
 from submanifold.flows import RealNVP
 from submanifold.inference.outputs import output
+from submanifold.inference.records import RunRecord, write_record
 from submanifold.inference.training_events import hash_events
 from submanifold.models import Hierarchy, Model, Stage
 
@@ -114,6 +115,16 @@ def test_info_describes_the_model(model_file):
     first, *table = run("info", model_file, "--audit").output.splitlines()
     assert first == "Samples on the manifold"
     assert any(line.split()[:2] == ["log-determinant", "pass"] for line in table)
+
+
+def test_runs_shows_the_files_of_a_run_under_their_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    about = {"dataset": "photos", "method": "Glow", "started": "2020-02-03T04:05:06"}
+    files = {name: f"data/{name}.file" for name in ("model", "metrics", "report")}
+    write_record(tmp_path, RunRecord("first", "key", **about, **files, host="elsewhere"))
+    rows = [line.split() for line in run("runs", "first").output.splitlines()]
+    paths = {name: f"{tmp_path}/{path}" for name, path in files.items()}
+    assert dict(rows) == {"state": "running", **about, **paths}
 
 
 def test_a_false_discovery_rate_flags_more_than_the_smallest_p_values(model_file, tmp_path):
@@ -408,6 +419,16 @@ def test_restore_takes_pictures_in_the_size_of_the_observations(model_file, tmp_
     hole.write_bytes(png(smooth_images(1, 0)[0]))
     result = run("restore", model_file, hole, "--task=inpaint:3", "--out", tmp_path / "filled")
     assert result.exit_code == 0, result.output
+
+
+def test_restore_uses_its_options(model_file, images, tmp_path, monkeypatch):
+    def restore(self, y, operator, noise, **options):
+        raise UserError(f"{len(y)} {noise} {options}")
+
+    monkeypatch.setattr(Predictor, "restore", restore)
+    options = ["--task=inpaint:3", "--noise=0.2", "--dim=5", "--iterations=7", "--label=2"]
+    result = run("restore", model_file, images[0], "--out", tmp_path / "out", *options)
+    assert_rejected(result, "4 0.2 {'dim': 5, 'iterations': 7, 'label': 2}")
 
 
 def test_restore_refuses_what_does_not_fit(model_file, images, tmp_path):

@@ -23,6 +23,7 @@ from calibrated import (
 from calibrated import table_rows as rows
 from strategies import perturb
 from submanifold import Predictor
+from submanifold.common import progress
 from submanifold.common.errors import UserError
 from submanifold.data import dequantize
 from submanifold.data.arrays import with_context
@@ -30,6 +31,7 @@ from submanifold.data.batches import as_input, context_tensor
 from submanifold.data.images import load_pictures
 from submanifold.evaluation.calibration import calibrate
 from submanifold.flows import Glow, RealNVP, SoftRealNVP, make_conditional, with_noise_scale
+from submanifold.inverse import Denoise
 from submanifold.models import Hierarchy, Stage
 
 
@@ -255,6 +257,39 @@ def test_images_are_taken_as_files_are_decoded(tmp_path):
     for images in (last[..., 0], last[..., :1]):
         assert grey.events(images, label=1).shape == (3, 1, 8, 8)
     assert np.array_equal(case.predictor.events(case.x), case.x)
+
+
+def test_projections_have_the_index_of_their_rows():
+    case = build("table")
+    frame, _ = case.predictor.project(case.x)
+    assert frame.index.tolist() == case.x.index.tolist() == [*range(5, 25)]
+    pd.testing.assert_frame_equal(case.predictor.project(case.x[3:5])[0], frame[3:5], rtol=1e-3)
+
+
+def test_restorations_depend_on_the_seed_and_the_label():
+    case = build("images with labels")
+    y = torch.from_numpy(case.x[:2]).float() / 256
+
+    def restored(**options):
+        found = case.predictor.restore(y, Denoise(), 0.1, iterations=3, **options)
+        return found.samples
+
+    first = restored(label=0)
+    assert torch.equal(restored(label=0, seed=0), first)
+    assert not torch.equal(restored(label=0, seed=1), first)
+    assert not torch.equal(restored(label=1), first)
+
+
+def test_the_progress_of_each_method_is_shown(monkeypatch, caplog):
+    monkeypatch.setattr(progress, "SECONDS", 0.0)
+    case = build("vectors")
+    methods = {"score": "scoring", "log_prob": "scoring", "encode": "encoding",
+               "project": "projecting"}  # fmt: skip
+    for method, description in methods.items():
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            getattr(case.predictor, method)(case.x)
+        assert f"{description}: 20/20 events" in caplog.text
 
 
 def test_far_vectors_have_the_smallest_p_value():

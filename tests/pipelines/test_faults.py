@@ -159,6 +159,21 @@ def test_missing_server_ends_a_run_before_it_starts(new_project, monkeypatch):
     assert os.listdir(project.path / "data") == ["mlflow.db"]
 
 
+def test_the_password_of_a_server_is_not_shown(project, monkeypatch):
+    settings = project.path / "conf" / "test" / "mlflow.yml"
+    settings.write_text("server: {mlflow_tracking_uri: 'http://me:secret@127.0.0.1:9'}\n")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    before = mlflow.get_tracking_uri()
+    try:
+        with pytest.raises(ClickException, match=r"got http://[^ ]*@127\.0\.0\.1:9 ") as caught:
+            project.run(until="x_train")
+    finally:
+        mlflow.set_tracking_uri(before)
+        settings.unlink()
+    address, _, _ = caught.value.format_message().partition(" (")
+    assert "secret" not in address
+
+
 def test_a_training_continues_without_mlflow(project, finished, caplog, monkeypatch):
     def fail(*args):
         raise MlflowException("database is locked")

@@ -1,6 +1,7 @@
 """The sentences of reports that draw conclusions from numbers, and the code of the report."""
 
 import re
+from functools import partial, reduce
 
 import numpy as np
 import pandas as pd
@@ -13,12 +14,13 @@ from pages import pictures as rows_of_images
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.calibration import Calibration
 from submanifold.evaluation.intervals import plus_minus
-from submanifold.evaluation.metrics import format_value
+from submanifold.evaluation.metrics import METRICS, format_value
 from submanifold.evaluation.ood import ANOMALY, LINEAR, LINEAR_COMBINATION, MEASURES, NORMAL, OOD
 from submanifold.flows import RealNVP, context_of
 from submanifold.models import Hierarchy, Stage
 from submanifold.pipelines.ood.nodes import write_page
 from submanifold.pipelines.ood.sections import score_rows, thresholds
+from submanifold.pipelines.reporting import nodes
 from submanifold.pipelines.reporting.sections import (
     against_pca,
     alarms,
@@ -194,7 +196,7 @@ def test_the_ood_page_has_numbers_and_images_under_their_names(tmp_path):
     """All numbers and images are distinct."""
     pictures = {part: RNG.integers(0, 256, (20, 3, 8, 8), dtype=np.uint8) for part in (NORMAL, OOD)}
     about = measured(0.9, false_alarms=0.08, detected=0.7)
-    about["counts"] = {NORMAL: 20, OOD: 20}
+    about["counts"] = {NORMAL: 31, OOD: 32}
     about["alarms"][1]["detected"] = plus_minus(0.6, 0.03)
     about["scores"]["encoder_distance"] = {}
     for number, values in enumerate(about["scores"].values()):
@@ -211,6 +213,7 @@ def test_the_ood_page_has_numbers_and_images_under_their_names(tmp_path):
     assert thresholds(scored, about) == {"10%": 11.0, "5%": 16.0}
     page = write_page(scored, about, pictures[NORMAL], pictures[OOD], {}, "in", "out",
                       calibrated_model(), tmp_path / "model")["page"]  # fmt: skip
+    assert "31 in-distribution (in, test) and 32 out-of-distribution (out) images" in page
     rates = [row for row in cells(page) if len(row) == 3]
     assert rates == [
         ["promised rate", "false alarms", "detected"], ["10%", "8.0%", "70.0%"],
@@ -231,3 +234,95 @@ def test_the_ood_page_has_numbers_and_images_under_their_names(tmp_path):
     for row, (label, numbers, word, images) in zip(rows_of_images(page), expected, strict=True):
         assert row[:2] == (label, f"p-values {numbers} of these 16 are {word} at 5%")
         assert all(map(np.array_equal, row[2], strips(images[:16], 8)))
+
+
+def nested(values):
+    """A mapping of names with dots as nested mappings."""
+    tree = {}
+    for name, value in values.items():
+        *parents, last = name.split(".")
+        reduce(lambda branch, parent: branch.setdefault(parent, {}), parents, tree)[last] = value
+    return tree
+
+
+def test_the_report_has_numbers_and_images_under_their_names(tmp_path):
+    """All numbers and images are distinct."""
+    shape, count = (3, 8, 8), {"train": 30, "valid": 10, "test": 20}
+    noise = partial(RNG.integers, 128, dtype=np.uint8)
+    originals, *pairs = (noise(size=(n, *shape)) for n in (8, 20, 20, 20, 16))
+    test, samples, cool, encoded = pairs
+    kinds = {name: originals + 8 * n for n, name in
+             enumerate(("originals", "default", "encoder", "nearest", "pca"))}  # fmt: skip
+    illustrations = kinds | {
+        "sample_neighbors": samples[:16] + 16, "test_neighbors": test[:16] + 64,
+        "interpolation": noise(size=(9, *shape)), "traversal": noise(size=(2, 7, *shape)),
+        "by_class": noise(size=(2, 8, *shape)),
+    }  # fmt: skip
+    numbers = {split: RNG.permutation(n) for split, n in count.items()}
+    scored = pd.concat([
+        pd.DataFrame({"split": split, "number": number, "group": number,
+                      "bits_per_dim": start + number / 100, "encoder_mse": 1.0, "p_value": 0.5})
+        for start, (split, number) in enumerate(numbers.items(), 1)
+    ], ignore_index=True)  # fmt: skip
+    extra = {"n": 18, "n_real": 18, "draws": 19}
+    metrics = nested({name: plus_minus(1 + 0.01 * n, 0.001) | extra
+                      for n, name in enumerate(METRICS)})  # fmt: skip
+    metrics["baselines"]["gaussian"] = {"bits_per_dim": plus_minus(7.0, 0.01), "shrinkage": 0.1}
+    curve = {"dims": [1, 2], "mse": [0.2, 0.1], "pca_mse": [0.3, 0.2], "nearest_dims": [],
+             "nearest_mse": [], "variance": None, "n": 5, "smallest": {"20 dB": 2}}  # fmt: skip
+    metrics |= {"dims": [192, 16], "parameters": 77, "warnings": [], "curve": curve,
+                "counts": count, "features": "inception",
+                "seconds": {"training": 61.0, "evaluation": 62.0}}  # fmt: skip
+    losses = [{"step": step, "loss": 1.0} for step in (1, 2)]
+    history = {"name": "density", "stages": [1], "terms": ["likelihood"], "steps": 51,
+               "best_step": 52, "seconds": 53, "rollbacks": 54, "train": losses,
+               "valid": losses}  # fmt: skip
+    manifest = {"source": "photos", "counts": {"train": 31, "valid": 32, "test": 33}, "size": 8,
+                "groups": {"train": 11, "valid": 12, "test": 13}, "channels": 3, "split": "random",
+                "skipped_count": 14, "hash": "", "split_note": "", "skipped": []}  # fmt: skip
+    model = calibrated_model()
+    page = nodes.report_images(
+        samples, cool, test, encoded, illustrations, scored, metrics, model,
+        table=nodes.make_table(metrics, model, "Glow"), manifest=manifest, dataset="photos",
+        method="Glow", seed=0, device="cpu", model_file=tmp_path / "model", density=history,
+    )["report"]  # fmt: skip
+    text = " ".join(re.sub(r"<[^>]*>", " ", page).split())
+    for sentence in (
+        "Evaluated on 20 test images",
+        "1.0000 bits per dimension; Gaussian: 7.000",
+        "1.1400 mean squared error of default projections; encoder 1.1300, nearest (upper bound) "
+        "1.1500, PCA 1.1600",
+        "1.1800 dB PSNR of default projections",
+        "77 parameters; training took 61 s",
+        "durations density 53 s, evaluation 62 s",
+        "0.06 for these samples and 0.25 for as many test images",
+        "Training images have 1.145, validation images 2.045 and test images 3.095 bits per "
+        "dimension on average; test minus training: +1.950",
+        "density 1 likelihood 51 52 53 54",
+        "31 training, 32 validation and 33 test images",
+        "11 training, 12 validation and 13 test groups",
+        "14 files skipped",
+    ):
+        assert sentence in text
+    errors = [f"MSE {(n / 32) ** 2:.2g}, PSNR {-20 * np.log10(n / 32):.1f} dB" for n in range(1, 5)]
+    names = ("original", "default projection", "encoder projection", "nearest projection", "PCA")
+    changed = illustrations["traversal"][:, ::2].reshape(-1, *shape)
+    expected = {name: (images, 8) for name, images in zip(names, kinds.values(), strict=True)} | {
+        "Temperature 0.7": (cool, 16), "Temperature 1": (samples, 16),
+        "Label 0": (illustrations["by_class"][0], 8), "Label 1": (illustrations["by_class"][1], 8),
+        "Interpolation": (illustrations["interpolation"], 9), "Traversal": (changed, 4),
+        "Most likely test images": (test[:10], 8), "Least likely test images": (test[:9:-1], 8),
+    }  # fmt: skip
+    shown = {label: (text, pictures) for label, text, pictures in rows_of_images(page)}
+    assert [shown[name][0] for name in names] == ["", *errors]
+    for label, (images, columns) in expected.items():
+        assert all(map(np.array_equal, shown[label][1], strips(images, columns))), label
+    for label, images in (("samples", samples), ("nearest training images", samples + 16)):
+        blocks = [*strips(images[:8], 8), *strips(images[8:16], 8)]
+        assert all(map(np.array_equal, shown[label][1], blocks)), label
+    residuals = shown["original, projection, difference, edges"][1]
+    for number, images in ((0, test), (1, encoded)):  # in rows of four pictures of four images
+        left = 9 * number
+        np.testing.assert_array_equal(
+            residuals[0][:8, left : left + 8], images[0].transpose(1, 2, 0)
+        )

@@ -7,11 +7,20 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
 from PIL import Image
 
+from submanifold.plots.comparisons import auroc_dots, frontier, number_grids
 from submanifold.plots.curves import dimension_curves, training_curves
 from submanifold.plots.images import as_png, tile
 from submanifold.plots.manifolds import manifold_figure
+from submanifold.plots.ood import (
+    density_and_distance,
+    density_histogram,
+    roc_curves,
+    score_histograms,
+    threshold_histogram,
+)
 from submanifold.plots.strips import strips
 from submanifold.plots.tables import marginals, pairs
 
@@ -23,6 +32,26 @@ def rendered(figure):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return np.asarray(Image.open(io.BytesIO(as_png(figure))).convert("RGB"))
+
+
+def legend(axes):
+    return [text.get_text() for text in (axes.get_legend() or axes.figure.legends[0]).get_texts()]
+
+
+def series(axes):
+    """Points of the lines of a panel by their names in its legend."""
+    named = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    return {name: named[name] for name in legend(axes)}
+
+
+def labels(axes):
+    return axes.get_xlabel(), axes.get_ylabel()
+
+
+def start(patch):
+    """The left end of the histogram, of one color, that a patch draws."""
+    corners = patch.get_xy()
+    return corners[corners[:, 1] > 0, 0].min()
 
 
 def noise(count, channels=3, size=8):
@@ -85,6 +114,142 @@ def test_panels_of_one_point_are_hidden():
         assert not empty.axes
 
 
+def test_training_curves_are_pale_for_training_and_dots_for_validation_data():
+    titles = {"loss": "loss", "bits_per_dim": "bits per dimension",
+              "mse": "squared error of the projection"}  # fmt: skip
+    terms = ["likelihood", "volume"]
+    curves = {
+        kind: [{"step": step} | {key: start + n + step for n, key in enumerate([*titles, *terms])}
+               for step in steps]
+        for kind, start, steps in (("train", 0.0, [10, 20, 30]), ("valid", 0.5, [15, 30]))
+    }  # fmt: skip
+    history = curves | {"terms": terms, "best_step": 15, "seconds": 60, "steps": 30}
+    figure = training_curves({"stage_1": history})
+    rendered(figure)
+    for axes, (key, title) in zip(figure.axes, titles.items(), strict=True):
+        assert (axes.get_title(), axes.get_xlabel()) == (f"stage_1: {title}", "step")
+        expected = {kind: (rows, key) for kind, rows in curves.items()}
+        if key == "loss":
+            expected |= {term: (curves["valid"], term) for term in terms}
+        assert series(axes) == {name: [[row["step"], row[key]] for row in rows]
+                                for name, (rows, key) in expected.items()}  # fmt: skip
+        pale, dots, *_, best = axes.lines
+        assert (pale.get_label(), pale.get_marker(), dots.get_marker()) == ("train", "None", ".")
+        assert pale.get_alpha() < (dots.get_alpha() or 1)
+        assert {*best.get_xdata()} == {15}
+        assert len(axes.child_axes) == (key == "bits_per_dim")
+        for top in axes.child_axes:
+            assert top.get_xlabel() == "seconds"
+            assert top.get_xlim() == pytest.approx(2 * np.array(axes.get_xlim()))
+
+
+def test_errors_by_dimension_are_under_their_names():
+    curve = {"dims": [1, 2, 4], "mse": [0.9, 0.5, 0.2], "pca_mse": [0.8, 0.6, 0.3],
+             "nearest_dims": [2, 3], "nearest_mse": [0.4, 0.25]}  # fmt: skip
+    first_order = {"dims": [1, 3], "mse": [0.7, 0.35]}
+    (axes,) = dimension_curves(curve, 2, first_order, advised=3, unit="inches").axes
+    shown = series(axes)
+    recommended = shown.pop("recommended: d = 3")
+    assert {x for x, _ in recommended} == {3}
+    assert shown == {
+        "encoder projection": [[1, 0.9], [2, 0.5], [4, 0.2]],
+        "nearest projection": [[2, 0.4], [3, 0.25]],
+        "PCA": [[1, 0.8], [2, 0.6], [4, 0.3]],
+        "first-order estimate": [[1, 0.7], [3, 0.35]],
+    }
+    assert {*axes.lines[-2].get_xdata()} == {2}, "the dimension of the model"
+    assert labels(axes) == ("dimension of the manifold", "mean squared error, inches")
+
+
+# ---- comparisons
+
+
+def test_a_frontier_has_filled_encoder_and_open_nearest_projections():
+    points = {"ours": (3.0, 0.2, 0.1), "theirs": (4.0, 0.5, 0.3), "PCA": (math.nan, 0.4, 0.4)}
+    (axes,) = frontier(points).axes
+    assert labels(axes) == (
+        "mean squared error (filled: encoder; open: nearest projection)", "bits per dimension",
+    )  # fmt: skip
+    expected = {"ours": [[0.2, 3.0]], "theirs": [[0.5, 4.0]], "PCA": [[0.4, 0], [0.4, 1]]}
+    assert series(axes) == expected
+    joined, filled, opened = axes.lines[3:6]
+    assert joined.get_xydata().tolist() == [[0.5, 4.0], [0.3, 4.0]]
+    assert opened.get_xydata().tolist() == [[0.3, 4.0]]
+    assert filled.get_markerfacecolor() == opened.get_markeredgecolor() == "C1"
+    assert opened.get_markerfacecolor() == "white"
+
+
+def test_numbers_are_in_the_cells_of_their_rows_and_columns():
+    table = pd.DataFrame({"one_two": [0.02, 12.0], "three": [0.5, np.nan]}, index=["a", "b"])
+    (axes,) = number_grids({"circle": table}).axes
+    np.testing.assert_array_equal(axes.images[0].get_array(), table)
+    texts = {text.get_position(): text.get_text() for text in axes.texts}
+    assert texts == {(0, 0): "0.02", (0, 1): "12", (1, 0): "0.50"}
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["one\ntwo", "three"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+    assert axes.get_title() == "circle"
+
+
+def test_aurocs_are_in_the_rows_of_their_scores():
+    pairs = {"mnist, noise": {"density": 0.9, "hotelling": 0.4}, "photos, mnist": {"hotelling": 1}}
+    figure = auroc_dots(pairs, plain=["hotelling"])
+    first, second = figure.axes
+    names = [label.get_text() for label in first.get_yticklabels()]
+    for axes, scores in zip((first, second), pairs.values(), strict=True):
+        dots = {names[int(dot.get_ydata()[0])]: dot for dot in axes.lines[:-1]}
+        assert {name: dot.get_xdata()[0] for name, dot in dots.items()} == scores
+        assert dots["hotelling"].get_color() == "0.6"
+    assert [axes.get_title() for axes in (first, second)] == ["mnist,\nnoise", "photos,\nmnist"]
+    assert figure.get_supxlabel() == "AUROC"
+
+
+# ---- out-of-distribution detection
+
+
+def test_roc_curves_have_true_over_false_positive_rates():
+    curves = {"density": (np.array([0, 0.1, 0.5, 1]), np.array([0, 0.6, 0.9, 1])),
+              "combination": (np.array([0, 0.2, 1]), np.array([0.3, 0.8, 1]))}  # fmt: skip
+    (axes,) = roc_curves(curves).axes
+    expected = {name: np.stack([false.clip(1e-4), true], 1).tolist()
+                for name, (false, true) in curves.items()}  # fmt: skip
+    assert series(axes) == expected
+    assert labels(axes) == ("false-positive rate", "true-positive rate")
+
+
+def test_histograms_show_each_kind_in_its_color():
+    normal, ood = np.linspace(1, 2, 50), np.linspace(5, 6, 90)
+    (of_thresholds,) = threshold_histogram(normal, ood, {"5%": 3.0}).axes
+    assert {*of_thresholds.lines[0].get_xdata()} == {3.0}
+    assert of_thresholds.texts[0].get_text() == " 5%"
+    assert labels(of_thresholds) == ("anomaly score", "fraction")
+    (of_scores,) = score_histograms({"density": {"normal": normal, "ood": ood}}).axes
+    assert of_scores.get_title() == "density"
+    for axes in (of_thresholds, of_scores):
+        assert legend(axes) == ["in-distribution", "out-of-distribution"]
+        for bars, color, least in zip(axes.containers, ("C0", "C3"), (1, 5), strict=True):
+            places = [bar.get_x() for bar in bars if bar.get_height() > 0]
+            assert min(places) == pytest.approx(least, abs=0.15)
+            assert bars[0].get_facecolor()[:3] == to_rgb(color)
+    (axes,) = density_histogram({"train": normal, "test": ood}, "log-density, nats", "rows").axes
+    assert labels(axes) == ("log-density, nats (outermost bins include values beyond)", "% of rows")
+    assert [patch.get_label() for patch in axes.patches] == ["train (50 rows)", "test (90 rows)"]
+    for patch, mean, values in zip(axes.patches, axes.lines, (normal, ood), strict=True):
+        assert start(patch) == pytest.approx(values.min(), abs=0.15)
+        assert mean.get_xdata()[0] == pytest.approx(values.mean())
+        assert to_rgb(mean.get_color()) == patch.get_edgecolor()[:3]
+
+
+def test_densities_are_horizontal_and_distances_vertical():
+    points = {"normal": (np.array([1.0, 2.0]), np.array([0.1, 0.2])),
+              "ood": (np.array([5.0, 6.0]), np.array([0.7, 0.8]))}  # fmt: skip
+    (axes,) = density_and_distance(points).axes
+    assert labels(axes) == ("bits per dimension", "mean squared error of the projection")
+    expected = {"in-distribution": "normal", "out-of-distribution": "ood"}
+    for dots, (name, part) in zip(axes.collections, expected.items(), strict=True):
+        assert dots.get_label() == name
+        np.testing.assert_array_equal(dots.get_offsets(), np.transpose(points[part]))
+
+
 # ---- manifolds
 
 
@@ -115,6 +280,22 @@ def test_points_are_those_given(has_grid):
     np.testing.assert_array_equal(lines[:, 1], given["projections"][:250])
 
 
+@pytest.mark.parametrize("has_grid", [True, False])
+def test_the_first_density_is_the_true_one(has_grid):
+    given = manifolds(2, has_grid)
+    for number, (axes, name) in enumerate(
+        zip(manifold_figure(**given).axes[:2], ("true", "learned"), strict=True)
+    ):
+        shown = axes.collections[0]
+        assert axes.get_title() == f"{name.capitalize()} density"
+        if has_grid:
+            np.testing.assert_allclose(shown.get_array(), np.exp(given["grid"][2 + number]))
+        else:
+            np.testing.assert_array_equal(shown.get_offsets(), given[f"{name}_points"])
+            green = shown.get_facecolors()[:, 1]  # increases in viridis
+            assert (np.diff(green[np.argsort(given[f"{name}_density"])]) >= 0).all()
+
+
 @pytest.mark.parametrize(("columns", "has_grid"), [(2, True), (2, False), (3, False)])
 def test_a_diverged_model_does_not_change_the_scales(columns, has_grid):
     given = manifolds(columns, has_grid)
@@ -142,6 +323,19 @@ def test_incomes_are_at_their_values_and_plain_numbers():
         "1,500,000",
     ]
     assert np.diff(axes.get_xticks()) == pytest.approx([30_000, 1_450_000])
+
+
+def test_columns_and_pairs_show_data_and_samples():
+    data = pd.DataFrame({"a": np.arange(40.0), "b": 2 * np.arange(40.0) + 100})
+    samples = data + 7
+    panels = marginals({"test rows": data, "samples": samples}).axes
+    for axes, name in zip(panels, data, strict=True):
+        assert (axes.get_title(), legend(axes)) == (name, ["test rows", "samples"])
+        assert start(axes.patches[0]) < start(axes.patches[1])
+    grid = np.reshape(pairs(data, samples).axes, (2, 2))
+    for axes, points in ((grid[1, 0], data[["a", "b"]]), (grid[0, 1], samples[["b", "a"]])):
+        np.testing.assert_array_equal(axes.collections[0].get_offsets(), points)
+    assert [labels(axes) for axes in grid.ravel()] == [("", "a"), ("", ""), ("a", "b"), ("b", "")]
 
 
 def test_tables_of_one_constant_or_missing_value_have_figures():

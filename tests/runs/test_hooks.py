@@ -4,12 +4,14 @@ import threading
 import numpy as np
 import pandas as pd
 import pytest
-from kedro.io import DataCatalog
+from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Node, Pipeline
 
+from submanifold.common import distributed
 from submanifold.common.errors import UserError
 from submanifold.runs.datasets import ArrayDataset
 from submanifold.runs.hooks import FileHooks, _exit
+from submanifold.runs.runner import RankRunner
 
 
 def test_run_in_a_thread_does_not_set_signal_handlers(project):
@@ -105,3 +107,27 @@ def test_a_file_of_a_killed_process_is_written_again(files, name, monkeypatch):
     monkeypatch.setattr("submanifold.runs.hooks.is_alive", lambda process: False)
     files.start_run()
     assert not (files.folder / name).exists()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_only_the_first_rank_writes(tmp_path, monkeypatch, rank):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "rank", lambda: rank)
+    monkeypatch.setattr(distributed, "barrier", lambda: None)
+    computed, nodes = [], []
+    for name, needs, tags in (
+        ("train", "params:threads", "distributed"), ("report", "train", None)
+    ):  # fmt: skip
+
+        def compute(needed, name=name):
+            computed.append(name)
+            return [name]
+
+        nodes.append(Node(compute, needs, name, name=name, tags=tags))
+    config = {name: {"type": TYPES["json"], "filepath": str(tmp_path / name)}
+              for name in ("train", "report")}  # fmt: skip
+    catalog = DataCatalog.from_config(config)
+    catalog["params:threads"] = MemoryDataset(None)
+    RankRunner().run(Pipeline(nodes), catalog)
+    assert computed == ([["train", "report"], ["train"]][rank])
+    assert {path.name for path in tmp_path.iterdir()} == {*([computed, []][rank])}

@@ -18,6 +18,7 @@ from submanifold.evaluation.scores import QUICK
 from submanifold.flows import RealNVP
 from submanifold.models import Hierarchy, Stage
 from submanifold.runs.experiments import CachedRun
+from submanifold.studies import results
 from submanifold.studies.comparisons import measures, related
 from submanifold.studies.reproduce import TARGETS
 from submanifold.studies.results import summarize
@@ -178,3 +179,14 @@ def test_seconds_are_the_smallest_and_other_measures_means_over_seeds():
     summary = summarize(pd.DataFrame(rows, columns=[*rows[0], "low", "high"]), ["circle"])
     measured = summary["circle"]["flow"]
     assert [measured[name]["value"] for name in ("mse", "seconds", "seeds")] == [3, 10, 3]
+
+
+def test_a_tradeoff_has_bits_then_encoder_then_nearest_errors():
+    names = ("bits_per_dim", "encoder", "nearest", "pca")
+    rows = {system: {name: {"value": 10 * number + n} for n, name in enumerate(names)}
+            for number, system in enumerate(("nested", "Glow"))}  # fmt: skip
+    del rows["Glow"]["nearest"]
+    found = results.tradeoff(rows)
+    assert [*found] == ["nested", "PCA"]
+    assert found["nested"] == (0, 1, 2)
+    assert found["PCA"][1:] == (13, 13)
