@@ -187,3 +187,13 @@ def test_parameters_have_no_cache_keys(own_conf):
     with pytest.raises(UserError, match=r"^seed: expected .* got KeyError raised") as caught:
         own_loader(own_conf).record()
     assert str(caught.value).count("expected") == 1
+
+
+def test_an_unknown_cache_key_in_the_catalog_is_an_error_and_those_of_ood_may_be_absent(own_conf):
+    """With equal text in place of a key, two methods would share a file."""
+    catalog = "{type: json.JSONDataset, filepath: 'data/${key:%s}.json'}"
+    (own_conf / "local" / "catalog.yml").write_text(f"mine: {catalog % 'modle'}\n")
+    with pytest.raises(UserError, match=r"^mine\.filepath: expected .* got .*'modle'"):
+        own_loader(own_conf)["catalog"]
+    (own_conf / "local" / "catalog.yml").write_text(f"mine: {catalog % 'ood_run'}\n")
+    assert own_loader(own_conf)["catalog"]["mine"]["filepath"] == "data/none.json"
