@@ -15,6 +15,7 @@ from submanifold.config.merge import merge
 from submanifold.config.project import PACKAGED_CONF, conf_source, find_checkout
 from submanifold.config.resolve import resolve
 from submanifold.data.synthetic import MANIFOLDS
+from submanifold.inference.records import write_record
 
 CONF = Path(__file__).parents[2] / "conf"
 METHODS = list(yaml.safe_load((CONF / "base" / "parameters.yml").read_text())["methods"])
@@ -148,6 +149,15 @@ def test_a_changed_file_is_read_again_and_runtime_parameters_lie_over_it(own_con
     assert own_loader(own_conf)["parameters"]["seed"] == 12
     assert own_loader(own_conf, seed=3)["parameters"]["seed"] == 3
     assert own_loader(own_conf)["parameters"]["seed"] == 12
+
+
+def test_the_name_of_a_run_is_that_of_its_record(own_conf, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first, second = own_loader(own_conf, seed=1), own_loader(own_conf, seed=2)
+    assert first.run_name == second.run_name, "neither has started"
+    records = [write_record(tmp_path, run.record(), None) for run in (first, second)]
+    assert [first.run_name, second.run_name] == [record.name for record in records]
+    assert first.run_name != second.run_name
 
 
 def test_a_configuration_elsewhere_is_one_of_the_current_project(own_conf, tmp_path, monkeypatch):

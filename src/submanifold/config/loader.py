@@ -104,9 +104,9 @@ class ExperimentConfigLoader(OmegaConfigLoader):
 
         return artifact_keys(self.experiment, self.project)
 
-    @cached_property
+    @property
     def run_name(self) -> str:
-        """Name of the run; a UserError if a run with other settings has it."""
+        """Name of the run: that of its record if it has one; a UserError if another run has it."""
         experiment = self.experiment
         key = self.artifact_keys["model"]
         return choose_name(self.project, experiment.name, key, experiment.method)

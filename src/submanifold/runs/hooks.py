@@ -126,7 +126,10 @@ class RunHooks(MlflowHook):
         is_finished = self._is_first_rank and all(map(catalog.exists, outputs))
         if "hierarchy" in outputs and self._is_first_rank:
             with suppress(OSError) if is_finished else nullcontext():  # may be read-only
-                write_record(loader.project, loader.record())
+                record = write_record(loader.project, loader.record(), loader.experiment.name)
+                if not is_finished:
+                    text = "Run %s. If it is interrupted, the same command continues it."
+                    log.info(text, record.name)
         is_skipped = is_finished and run_params["only_missing_outputs"] and self._is_recorded()
         is_registered = loader.experiment.register_as is not None
         self._is_mlflow_enabled = self._is_first_rank and (not is_skipped or is_registered)
