@@ -4,14 +4,17 @@ import hashlib
 import inspect
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from submanifold.common.files import atomic_write
 from submanifold.flows import Flow, build_flow, describe_flow
@@ -84,6 +87,25 @@ def build(kind: Any, arguments: dict[str, Any]) -> Any:
     for name, part in kind.parts.items():
         parts[name] = [build(part, value) for value in arguments[name]]
     return kind(**{**arguments, **parts})
+
+
+@contextmanager
+def limited_parameters(most: int) -> Iterator[None]:
+    """Raise a ValueError when modules that this thread builds register too many parameters."""
+    thread, count = get_ident(), 0
+
+    def add(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal count
+        if parameter is not None and get_ident() == thread:
+            count += 1 + parameter.numel()
+            if count > most:
+                raise ValueError("a config with more parameters than the file")
+
+    handle = register_module_parameter_registration_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _checksum(tensors: dict[str, Tensor], texts: dict[str, str]) -> str:
