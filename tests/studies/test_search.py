@@ -173,6 +173,12 @@ def test_mistakes_in_a_file_end_in_one_message(project, settings, message):
     assert message in output
 
 
+def test_a_file_of_nested_brackets_is_refused(project):
+    path = write(project, "nested")
+    path.write_text("search: " + 9999 * "[")
+    assert "expected YAML with search and params, got" in refused(project, path)
+
+
 def test_other_settings_need_another_name(project, untrained):
     run(project, "other", trials=1, search=DIMS)
     output = refused(project, write(project, "other", search={"seed": [0, 1, 2]}))
