@@ -294,6 +294,15 @@ def test_mistakes_are_refused_before_training(flowers, settings, message):
         ManifoldFlow(**settings).fit(flowers)
 
 
+def test_errors_advise_nothing_that_the_estimator_does_not_have(flowers, of_flowers):
+    with pytest.raises(UserError, match=r"^fdr: expected at least .* or train with more rows\.$"):
+        of_flowers.select(flowers, 0.001)
+    far = flowers + 1e12
+    with pytest.raises(UserError, match=r"float32 cannot represent \(scale=none\)") as caught:
+        ManifoldFlow(scale="none").fit(far)
+    assert "data." not in str(caught.value)
+
+
 def test_data_that_are_no_rows_are_refused(digits, of_digits, of_flowers):
     for rows in (digits.astype(float), digits[..., :7], digits[:1]):
         with pytest.raises(UserError, match=r"^X: expected at least 2 images, uint8 \(n, 1 or 3"):

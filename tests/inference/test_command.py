@@ -131,7 +131,7 @@ def test_a_false_discovery_rate_flags_more_than_the_smallest_p_values(model_file
     last = np.flatnonzero(p <= 0.2 * np.arange(1, 41) / 40).max()  # Benjamini and Hochberg (1995)
     assert table["ood"].equals(table["p_value"] <= p[last])
     assert table["ood"].sum() >= 10
-    assert f"{last + 1} of 40 images are flagged; on average at most 0.2 of" in result.output
+    assert f"{last + 1} of 40 images are flagged; on average at most 20% of" in result.output
     assert "Fewer than 1 of 40 cannot be flagged with a calibration on 200 images" in result.output
     assert Predictor.load(model_file).select(table["p_value"], 0.2).tolist() == [*table["ood"]]
 
