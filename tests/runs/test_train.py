@@ -143,6 +143,7 @@ def mistakes(folder):
     return {
         "dataset": (("train", "mnits"), "Did you mean mnist?"),
         "path": (("train", "pictrues/"), "DATA: expected an existing folder or zip"),
+        "no path": (("train", ""), "DATA: expected an existing folder or zip"),
         "method": ((*train, "--method=H-MN"), "Did you mean H-MM?"),
         "unknown setting": ((*train, "--set", "densiti.training.steps=3"), "Did you mean density?"),
         "not a picture": (("train", "notes.txt"), "notes.txt"),
