@@ -330,9 +330,7 @@ class ManifoldFlow(
 
     def _method(self, shape: tuple[int, ...], count: int, device: torch.device) -> Method:
         size, dim = int(np.prod(shape)), self.n_components
-        if isinstance(dim, bool):
-            raise unexpected("n_components", "a number", dim)
-        if dim is not None and dim > size:
+        if dim is not None and (dim > size or isinstance(dim, bool)):
             expected = f"at most {size}, the number of columns that vary"
             raise unexpected("n_components", expected, dim, "Decrease it")
         half = max(1, min(size, count) // 2)

@@ -421,6 +421,6 @@ def test_restore_refuses_what_does_not_fit(model_file, images, tmp_path):
     assert_rejected(restore("--task=denoise:1", "--dim=999"), "dim: expected 1 to 192")
     assert_rejected(restore("--task=denoise:1", "--noise=0"), "--noise: expected 1 as in task")
     for noise in ("0", "1e300", "nan"):
-        message = "--noise: expected a number above 0 and up to 100, got"
+        message = "noise: expected a number above 1e-18 and below 1e18, got"
         assert_rejected(restore("--task=inpaint:3", f"--noise={noise}"), message)
     assert not (tmp_path / "out").exists()

@@ -72,15 +72,15 @@ SECRETS = {
     "http://s3cret@127.0.0.1:9": "http://127.0.0.1:9",
     "http://mlflow:s3c%72et@127.0.0.1:9/": "http://127.0.0.1:9",
     "http://127.0.0.1:9/?token=s3cret": "http://127.0.0.1:9",
-    "http://127.0.0.1:9?token=a@s3cret": "http://***",
+    "http://127.0.0.1:9?token=a@s3cret": "***",
     "http://127.0.0.1:9/#s3cret": "http://127.0.0.1:9",
     "http://mlflow:a@s3cret@127.0.0.1:9": "http://127.0.0.1:9",
-    "http://mlflow:a/s3cret@127.0.0.1:9": "http://***",
-    "http://mlflow:a#s3cret@127.0.0.1:9": "http://***",
-    "postgresql://mlflow:a/s3cret@127.0.0.1:9/runs": "postgresql://***",
+    "http://mlflow:a/s3cret@127.0.0.1:9": "***",
+    "http://mlflow:a#s3cret@127.0.0.1:9": "***",
+    "postgresql://mlflow:a/s3cret@127.0.0.1:9/runs": "***",
     "ftp://mlflow:s3cret@127.0.0.1/runs": "ftp://127.0.0.1",
     "mlflow:s3cret@127.0.0.1": "***",
-    "sqlite:////no/such/folder/mlflow.db?password=s3cret": "sqlite://***",
+    "sqlite:////no/such/folder/mlflow.db?password=s3cret": "sqlite://",
 }
 
 

@@ -131,9 +131,6 @@ def parse(text: str, shape: tuple[int, ...], noise: float | None = None) -> Task
     number = float(value) if value.replace(".", "", 1).isdecimal() else 0.0
     usual = number if kind == "denoise" else NOISE
     noise = usual if noise is None else noise
-    if kind != "denoise" and not 0 < noise <= LARGEST_NOISE:
-        expected = f"a number above 0 and up to {LARGEST_NOISE:g}"
-        raise unexpected("noise", expected, noise, "Use such as 0.01")
     if kind == "inpaint" and not value.isdecimal():
         return Task(text, Inpaint(_read_mask(Path(value), shape)), noise)
     sides, side, pixels = shape[1:], min(shape[1:]), math.prod(shape)

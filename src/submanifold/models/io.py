@@ -4,8 +4,7 @@ import hashlib
 import inspect
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from threading import get_ident
 from typing import Any
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.utils.hooks import RemovableHandle
 
 from submanifold.common.files import atomic_write
 from submanifold.flows import Flow, build_flow, describe_flow
@@ -89,9 +89,8 @@ def build(kind: Any, arguments: dict[str, Any]) -> Any:
     return kind(**{**arguments, **parts})
 
 
-@contextmanager
-def limited_parameters(most: int) -> Iterator[None]:
-    """Raise a ValueError when modules that this thread builds register too many parameters."""
+def limited_parameters(most: int) -> RemovableHandle:
+    """Return a context in which modules of this thread with too many parameters are refused."""
     thread, count = get_ident(), 0
 
     def add(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -101,11 +100,7 @@ def limited_parameters(most: int) -> Iterator[None]:
             if count > most:
                 raise ValueError("a config with more parameters than the file")
 
-    handle = register_module_parameter_registration_hook(add)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return register_module_parameter_registration_hook(add)
 
 
 def _checksum(tensors: dict[str, Tensor], texts: dict[str, str]) -> str:

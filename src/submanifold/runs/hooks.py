@@ -131,8 +131,7 @@ class RunHooks(MlflowHook):
             with suppress(OSError) if is_finished else nullcontext():  # may be read-only
                 record = write_record(loader.project, loader.record(), loader.experiment.name)
                 if not is_finished:
-                    text = "Run %s. If it is interrupted, the same command continues it."
-                    log.info(text, record.name)
+                    log.info("Run %s: if interrupted, the same command continues it", record.name)
         is_skipped = is_finished and run_params["only_missing_outputs"] and self._is_recorded()
         is_registered = loader.experiment.register_as is not None
         self._is_mlflow_enabled = self._is_first_rank and (not is_skipped or is_registered)

@@ -95,12 +95,9 @@ def failure(uri: str, error: Exception) -> tuple[str, str]:
     The address is the scheme and the host, or all of a local one. A reason with any other word of
     the URI is replaced by the kind of the error: libraries read passwords with / or # as hosts.
     """
-    scheme, mark, rest = uri.partition("://")
-    authority = re.split("[/?#]", rest)[0]
-    address = uri
-    if authority or re.search("[@?#]", uri):
-        host = "" if "@" in rest[len(authority) :] else authority.rpartition("@")[2]
-        address = f"{scheme}://{host or '***'}" if mark else "***"
+    match = re.fullmatch(r"([\w+.-]+://)(?:[^/?#]*@)?([^@/?#]*)(?:[/?#][^@]*)?", uri)
+    is_local = not re.search("[@?#]|://[^/]", uri)
+    address = uri if is_local else match[1] + match[2] if match else "***"
     words, shown = re.findall(r"\w+", f"{uri} {unquote(uri)}".lower()), address.lower()
     reason = str(error).partition("\n")[0]
     is_secret = any(word in reason.lower() for word in words if word not in shown)

@@ -168,8 +168,8 @@ class Preprocessor:
     def inverse_transform(self, x: np.ndarray) -> pd.DataFrame:
         """Map vectors to rows of the table, with its names, units and types.
 
-        Quantized columns are rounded down to their grid; constant columns have their value. Rows of
-        infinities or NaN, such as projections of rows without a density, are missing values.
+        Quantized columns are rounded down to their grid; constant columns have their value. Rows
+        with infinities or NaN are missing values.
         """
         x = self._checked(x)
         is_finite = np.isfinite(x).all(1)
