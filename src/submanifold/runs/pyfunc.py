@@ -51,10 +51,10 @@ class RequestError(MlflowException):
 class ServedModel:
     """The Python model that MLflow calls: a :class:`.Predictor` of images or a DataFrame.
 
-    Pixels are integers from 0 to 255, or floats in [0, 1]; JSON distinguishes 1 and 1.0.
-    The parameter ``task`` selects the method, and ``nearest`` the nearest projection and its error.
-    ``encode`` returns arrays ``u`` and ``v``, of rows one table;
-    ``sample`` ignores the inputs, except the columns of a condition.
+    Pixels are integers from 0 to 255, or floats in [0, 1]; JSON distinguishes 1 and 1.0. The
+    parameter ``task`` selects the method, and ``nearest`` the nearest projection and its error.
+    ``encode`` returns arrays ``u`` and ``v``, of rows one table; ``sample`` ignores the inputs,
+    except the columns of a condition.
     """
 
     def __init__(self, model: Model) -> None:
