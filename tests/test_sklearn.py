@@ -294,6 +294,7 @@ print([name for name in ("kedro", "mlflow", "omegaconf") if name in sys.modules]
 
 @pytest.mark.parametrize(("settings", "message"), [
     ({"n_components": 0}, "n_components"),
+    ({"n_components": True}, "^n_components: expected at most 4, .* got True"),
     ({"n_components": 5}, r"^n_components: expected at most 4, the number of columns that vary"),
     ({"alpha": 1.0}, "alpha"),
     ({"alpha": 0.04}, r"^alpha: expected at least 1/21, .*got 0.04. .* at least 240 rows"),
@@ -304,6 +305,15 @@ print([name for name in ("kedro", "mlflow", "omegaconf") if name in sys.modules]
 def test_mistakes_are_refused_before_training(flowers, settings, message):
     with pytest.raises(ValueError, match=message):
         ManifoldFlow(**settings).fit(flowers)
+
+
+def test_errors_advise_nothing_that_the_estimator_does_not_have(flowers, of_flowers):
+    with pytest.raises(UserError, match=r"^fdr: expected at least .* or train with more rows\.$"):
+        of_flowers.select(flowers, 0.001)
+    far = flowers + 1e12
+    with pytest.raises(UserError, match=r"float32 cannot represent \(scale=none\)") as caught:
+        ManifoldFlow(scale="none").fit(far)
+    assert "data." not in str(caught.value)
 
 
 def test_data_that_are_no_rows_are_refused(digits, of_digits, of_flowers):

@@ -329,7 +329,7 @@ class ManifoldFlow(
         self, shape: tuple[int, ...], count: int, device: torch.device, is_table: bool
     ) -> Method:
         size, dim = int(np.prod(shape)), self.n_components
-        if dim is not None and dim > size:
+        if dim is not None and (dim > size or isinstance(dim, bool)):
             expected = f"at most {size}, the number of columns that vary"
             raise unexpected("n_components", expected, dim, "Decrease it")
         half = max(1, min(size, count) // 2)

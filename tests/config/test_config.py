@@ -15,6 +15,7 @@ from submanifold.config.merge import merge
 from submanifold.config.project import PACKAGED_CONF, conf_source, find_checkout
 from submanifold.config.resolve import resolve
 from submanifold.data.synthetic import MANIFOLDS
+from submanifold.inference.records import write_record
 
 CONF = Path(__file__).parents[2] / "conf"
 METHODS = list(yaml.safe_load((CONF / "base" / "parameters.yml").read_text())["methods"])
@@ -150,6 +151,15 @@ def test_a_changed_file_is_read_again_and_runtime_parameters_lie_over_it(own_con
     assert own_loader(own_conf)["parameters"]["seed"] == 12
 
 
+def test_the_name_of_a_run_is_that_of_its_record(own_conf, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first, second = own_loader(own_conf, seed=1), own_loader(own_conf, seed=2)
+    assert first.run_name == second.run_name, "neither has started"
+    records = [write_record(tmp_path, run.record(), None) for run in (first, second)]
+    assert [first.run_name, second.run_name] == [record.name for record in records]
+    assert first.run_name != second.run_name
+
+
 def test_a_configuration_elsewhere_is_one_of_the_current_project(own_conf, tmp_path, monkeypatch):
     project = tmp_path / "project"
     project.mkdir()
@@ -187,3 +197,13 @@ def test_parameters_have_no_cache_keys(own_conf):
     with pytest.raises(UserError, match=r"^seed: expected .* got KeyError raised") as caught:
         own_loader(own_conf).record()
     assert str(caught.value).count("expected") == 1
+
+
+def test_an_unknown_cache_key_in_the_catalog_is_an_error_and_those_of_ood_may_be_absent(own_conf):
+    """With equal text in place of a key, two methods would share a file."""
+    catalog = "{type: json.JSONDataset, filepath: 'data/${key:%s}.json'}"
+    (own_conf / "local" / "catalog.yml").write_text(f"mine: {catalog % 'modle'}\n")
+    with pytest.raises(UserError, match=r"^mine\.filepath: expected .* got .*'modle'"):
+        own_loader(own_conf)["catalog"]
+    (own_conf / "local" / "catalog.yml").write_text(f"mine: {catalog % 'ood_run'}\n")
+    assert own_loader(own_conf)["catalog"]["mine"]["filepath"] == "data/none.json"

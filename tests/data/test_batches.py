@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from submanifold.common.errors import UserError
 from submanifold.data.arrays import load_npy, save_context, with_context
 from submanifold.data.batches import Batches, dequantize, quantize
 
@@ -18,6 +19,11 @@ def numbered(n):
 
 def images(n=20, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (n, 3, 4, 4), dtype=np.uint8)
+
+
+def test_batches_of_no_rows_are_refused():
+    with pytest.raises(UserError, match="array: expected at least one row, got none"):
+        Batches(numbered(0), 4)
 
 
 def seeds():

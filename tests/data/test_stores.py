@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import zipfile
 
 import numpy as np
 import pytest
@@ -62,6 +63,18 @@ def test_an_lmdb_of_lsun_is_read_and_nothing_is_written(tmp_path, monkeypatch):
         source.close()
     assert before == {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in path.iterdir()}
     assert [file.name for file in tmp_path.iterdir()] == ["db"]
+
+
+def test_a_huge_file_in_a_small_zip_is_skipped(tmp_path):
+    """It is not decompressed: its size is in the directory of the zip."""
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr("a.png", b"x")
+        with archive.open("b.png", "w", force_zip64=True) as file:
+            for _ in range(257):
+                file.write(bytes(2**20))
+    assert path.stat().st_size < 2**21
+    assert names(path) == (["a.png"], ["b.png"])
 
 
 def future_zip(path):

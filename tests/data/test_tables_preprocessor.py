@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from calibrated import table_rows
 from submanifold.common.errors import UserError
 from submanifold.data.tables import Preprocessor
 from submanifold.data.tables.preprocessor import uniform_by_content
@@ -180,6 +181,18 @@ def test_categories_become_intervals_of_one_coordinate():
     found = Preprocessor.fit(numbers, columns={"zip": "category"})
     assert found.features == ("zip", "a")
     assert (found.inverse_transform(found.transform(numbers))["zip"] == numbers["zip"]).all()
+
+
+def test_vectors_that_are_not_finite_are_rows_of_missing_values():
+    frame = table_rows(50, 0)
+    preprocessor = Preprocessor.fit(frame, categorical="intervals")
+    x = preprocessor.transform(frame)
+    x[3], x[7, 1] = np.nan, np.inf
+    rows = preprocessor.inverse_transform(x)
+    assert rows.index[rows.isna().all(axis=1)].tolist() == [3, 7]
+    others = [number for number in range(50) if number not in (3, 7)]
+    assert (rows["city"][others] == frame["city"][others]).all()
+    assert (rows["age"][others] == frame["age"][others]).all()
 
 
 def test_the_weight_of_a_category_is_the_inverse_density_of_its_noise():

@@ -207,6 +207,38 @@ def test_images_have_a_log_determinant_but_no_integral():
     assert table.meaning["integral"] == "Only in up to 100 dimensions."
 
 
+class Misshapen(Normal):
+    """A normal density whose functions return other shapes."""
+
+    def __init__(self, z=lambda z: z, log_det=lambda y: y, x=lambda x: x, log_prob=lambda y: y):
+        super().__init__()
+        self.changes = z, log_det, x, log_prob
+
+    def forward(self, x):
+        return [
+            change(part) for change, part in zip(self.changes, super().forward(x), strict=False)
+        ]
+
+    def inverse(self, z):
+        return self.changes[2](z)
+
+    def log_prob(self, x):
+        return self.changes[3](standard_normal_log_prob(x))
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"z": lambda z: z[:, :2]}, r"forward\(x\)\[0\]: expected shape \(9, 3\), got \(9, 2\)"),
+    ({"log_det": lambda y: y[:, None]}, r"forward\(x\)\[1\]: expected shape \(9,\), got \(9, 1\)"),
+    ({"log_det": torch.sum}, r"forward\(x\)\[1\]: expected shape \(9,\), got \(\)"),
+    ({"x": lambda x: x[..., None]}, r"inverse\(z\): expected shape \(9, 3\), got \(9, 3, 1\)"),
+    ({"x": lambda x: (x, 0)}, r"inverse\(z\): expected shape \(9, 3\), got tuple"),
+    ({"log_prob": torch.mean}, r"log_prob\(x\): expected shape \(9,\), got \(\)"),
+])  # fmt: skip
+def test_functions_that_return_other_shapes_are_refused(changes, message):
+    with pytest.raises(UserError, match=rf"^flow\.{message}"):
+        submanifold.audit(Misshapen(**changes), normal(count=9))
+
+
 @pytest.mark.parametrize(("flow", "x", "message"), [
     (Normal(), normal().byte(), r"x: expected .* floats .*, got torch.uint8 of shape \(1000, 3\)"),
     (RealNVP(3), normal() / 0, "x: expected finite numbers"),

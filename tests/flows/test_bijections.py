@@ -29,6 +29,7 @@ from submanifold.flows import (
     MaskedAffineCoupling,
     MixtureOfLogistics,
     QuantileSpline,
+    RealNVP,
     Reflections,
     Split,
     Squeeze,
@@ -46,6 +47,7 @@ from submanifold.flows.linear import Similarity
 from submanifold.flows.orthogonal import BlockReflections
 from submanifold.flows.registry import SELECTABLE
 from submanifold.geometry.linearization import jvp
+from submanifold.models import Hierarchy, Mixture, Stage
 
 few = st.integers(1, 3)
 dims = st.integers(1, 9)
@@ -288,6 +290,13 @@ def test_settings_build_the_flow(name, data):
 def test_invalid_descriptions_raise(config, message):
     with pytest.raises(ValueError, match=message):
         build_flow(config)
+
+
+def test_the_context_of_initialized_layers_and_models_may_be_named():
+    x = torch.randn(5, 3)
+    for part in (Linear(3), Mixture([Hierarchy([Stage(RealNVP(3), 2)])])):
+        for results in zip(part(x), part(x, context=None), strict=True):
+            assert torch.equal(*results)
 
 
 @every_flow

@@ -38,6 +38,14 @@ def test_the_nearest_projection_of_a_linear_flow_is_orthogonal(dim, data, seed):
     assert torch.allclose(model.decode(u), model.project(x), atol=1e-6)
 
 
+def test_without_gradients_the_nearest_point_is_the_start():
+    model, _, _ = affine(4, 2, 0)
+    x, u = torch.randn(3, 4).double(), torch.randn(3, 2).double()
+    nearest = nearest_point(model._decode, x, u.clone(), 0)
+    assert torch.equal(nearest.u, u)
+    assert torch.equal(nearest.image, model.decode(u))
+
+
 def test_reparametrizations_do_not_slow_convergence():
     outer, *_ = affine(5, 3, 0)
     torch.manual_seed(0)

@@ -144,7 +144,9 @@ def test_restorations_with_a_dimension_are_on_the_manifold(model):
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"y": torch.zeros(1, 5).double()}, r"y: expected .* of shape \(batch, 6\).*\(1, 5\)"),
-    ({"noise": 0.0}, "noise: expected a number above 0, got 0"),
+    ({"noise": 0.0}, "noise: expected a number above 1e-18 and below 1e18, got 0"),
+    ({"noise": 1e-300}, "noise: expected a number above 1e-18 and below 1e18, got 1e-300"),
+    ({"noise": 1e300}, r"noise: expected a number above 1e-18 and below 1e18, got 1e\+300"),
     ({"operator": "denoise"}, "operator: expected a function of images, got str"),
     ({"dim": 7}, "dim: expected 1 to 6"),
     ({"iterations": 2}, "iterations: expected 3 or more, got 2"),

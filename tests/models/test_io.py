@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from submanifold.common.errors import UserError
 from submanifold.data import Batches
-from submanifold.flows import FLOWS, Affine, RealNVP
+from submanifold.flows import FLOWS, Affine, RealNVP, build_flow
 from submanifold.losses import Objective, Terms
 from submanifold.models import Hierarchy, Model, Stage
 from submanifold.models.io import is_intact, load_tensors, save_tensors
@@ -58,6 +58,15 @@ def flow(**arguments):
     (flow(unknown=1), "unknown"),
     (flow(couplings=5), "do not match the config"),
     (flow(dim=9), "do not match the config"),
+    (flow(hidden=10**9), "a config with more parameters than the file"),
+    (flow(couplings=10**9), "a config with more parameters than the file"),
+    (flow(dim=10**9, hidden=1), "a config with more parameters than the file"),
+    (lambda header: header.update(config=[]), "a header without config, notes, data, calibration"),
+    (lambda header: header["config"].pop("stages"), "stages"),
+    (lambda header: header.pop("config"), "a header without config"),
+    (lambda header: header.pop("notes"), "a header without config, notes"),
+    (lambda header: header.pop("model"), "the kind None instead of hierarchy, mixture"),
+    (lambda header: header.update(model="vae"), "the kind vae instead of hierarchy, mixture"),
 ])  # fmt: skip
 def test_a_model_of_another_version_is_refused(tmp_path, change, reason):
     path = tmp_path / "model"
@@ -67,6 +76,18 @@ def test_a_model_of_another_version_is_refused(tmp_path, change, reason):
     save_tensors(tensors, path, header)
     with pytest.raises(UserError, match=rf"^{path}: expected [^\n]*({reason})[^\n]*Pass a file"):
         Model.load(path)
+
+
+def test_an_absurd_number_of_levels_is_refused():
+    with pytest.raises(ValueError, match="levels"):  # 2^levels is not computed
+        build_flow({"type": "glow", "shape": [3, 8, 8], "levels": 10**9})
+
+
+def test_a_model_is_loaded_without_drawing_from_the_global_generator(tmp_path):
+    Hierarchy([Stage(RealNVP(8), 4)]).save(tmp_path / "model")
+    state = torch.get_rng_state()
+    Model.load(tmp_path / "model")
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_damaged_and_foreign_files_are_refused(tmp_path):

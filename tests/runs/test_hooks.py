@@ -1,17 +1,25 @@
+import os
+import platform
 import signal
 import threading
+import traceback
 
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import requests
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Node, Pipeline
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from submanifold.common import distributed
 from submanifold.common.errors import UserError
 from submanifold.runs.datasets import ArrayDataset
-from submanifold.runs.hooks import FileHooks, _exit
+from submanifold.runs.hooks import FileHooks, RunHooks, _exit, _required
 from submanifold.runs.runner import RankRunner
+from submanifold.runs.tracking import log_callback
 
 
 def test_run_in_a_thread_does_not_set_signal_handlers(project):
@@ -39,6 +47,101 @@ def test_sigterm_ends_a_run_with_an_exit_code(project):
     with pytest.raises(SystemExit) as caught:
         _exit(15, None)
     assert caught.value.code == 143
+
+
+def test_a_run_in_mlflow_has_its_process_from_its_creation_and_ends_with_sigterm(
+    project, monkeypatch
+):
+    """Otherwise one that is killed at its start is RUNNING for ever."""
+    create, created = MlflowClient.create_run, []
+
+    def create_and_look(*arguments, **options):
+        run = create(*arguments, **options)
+        created.append((run.data.tags.get("process"), signal.getsignal(signal.SIGTERM)))
+        return run
+
+    monkeypatch.setattr(MlflowClient, "create_run", create_and_look)
+    run = project.run("data")
+    assert created == [(f"{platform.node()}:{os.getpid()}", _exit)]
+    assert run.mlflow.data.tags["dataset"] == "photos"
+    assert run.mlflow.data.tags["mlflow.user"]
+
+
+SECRETS = {
+    "postgresql://mlflow:s3cret@127.0.0.1:9/runs": "postgresql://127.0.0.1:9",
+    "mysql+pymysql://root:s3cret@127.0.0.1/runs": "mysql+pymysql://127.0.0.1",
+    "http://mlflow:s3cret@127.0.0.1:9": "http://127.0.0.1:9",
+    "http://s3cret@127.0.0.1:9": "http://127.0.0.1:9",
+    "http://mlflow:s3c%72et@127.0.0.1:9/": "http://127.0.0.1:9",
+    "http://127.0.0.1:9/?token=s3cret": "http://127.0.0.1:9",
+    "http://127.0.0.1:9?token=a@s3cret": "***",
+    "http://127.0.0.1:9/#s3cret": "http://127.0.0.1:9",
+    "http://mlflow:a@s3cret@127.0.0.1:9": "http://127.0.0.1:9",
+    "http://mlflow:a/s3cret@127.0.0.1:9": "***",
+    "http://mlflow:a#s3cret@127.0.0.1:9": "***",
+    "postgresql://mlflow:a/s3cret@127.0.0.1:9/runs": "***",
+    "ftp://mlflow:s3cret@127.0.0.1/runs": "ftp://127.0.0.1",
+    "mlflow:s3cret@127.0.0.1": "***",
+    "sqlite:////no/such/folder/mlflow.db?password=s3cret": "sqlite://",
+}
+
+
+@pytest.mark.parametrize("uri", SECRETS)
+def test_messages_have_no_credentials_of_the_tracking_uri(uri, monkeypatch, caplog):
+    for reason in (f"Invalid url: {uri}", "invalid literal for int(): 's3CRET'"):
+        messages = failures(uri, OSError(reason), monkeypatch, caplog)
+        assert f"got {SECRETS[uri]} (" in messages
+        assert messages.count("(OSError)") == 2
+        assert "s3c" not in messages.lower()
+
+
+@pytest.mark.parametrize("uri", ["sqlite:////no/mlflow.db", "http://127.0.0.1:9", "/no/mlruns"])
+def test_messages_have_the_tracking_uri_and_the_reason_without_credentials(
+    uri, monkeypatch, caplog
+):
+    reason = f"cannot use {uri}"
+    messages = failures(uri, OSError(f"{reason}\nmore"), monkeypatch, caplog)
+    assert f"got {uri} ({reason})." in messages
+    assert f"step 1 ({reason})" in messages
+
+
+def failures(uri, error, monkeypatch, caplog):
+    """Return the texts of a failure of MLflow at the start of a run, and in a training."""
+
+    def fail(*_):
+        raise error
+
+    caplog.clear()
+    monkeypatch.setattr("mlflow.log_metrics", fail)
+    monkeypatch.setattr("mlflow.active_run", lambda: True)
+    monkeypatch.setattr("mlflow.get_tracking_uri", lambda: uri)
+    log_callback(0, 1)("density", 1, {"train.loss": 1.0})
+    monkeypatch.undo()
+    loader = {"mlflow": {"server": {"mlflow_tracking_uri": uri}}}
+    with pytest.raises(UserError) as caught, _required(loader):
+        fail()
+    trace = traceback.format_exception(caught.value, limit=0)  # also of its cause
+    return caplog.text + "".join(trace)
+
+
+def test_a_failure_of_mlflow_in_or_after_a_run_is_one_message_without_credentials(
+    project, monkeypatch
+):
+    uri = next(iter(SECRETS))
+    monkeypatch.setattr("mlflow.get_tracking_uri", lambda: uri)
+    hooks = RunHooks()
+    hooks._is_mlflow_enabled = False
+    with pytest.raises(UserError, match=r"^ConnectionError$"):
+        hooks.on_pipeline_error(requests.ConnectionError(f"no route to {uri}"), {}, None, None)
+    monkeypatch.undo()
+
+    def fail(*_):
+        raise MlflowException("no server")
+
+    monkeypatch.setattr(RunHooks, "_log_results", fail)
+    with pytest.raises(UserError, match=r"^mlflow\.yml: .*\(no server\)"):
+        project.run("data")
+    mlflow.end_run()
 
 
 WRITTEN = {

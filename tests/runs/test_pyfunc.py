@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import mlflow
@@ -10,8 +11,13 @@ from mlflow.pyfunc import scoring_server
 import submanifold
 from calibrated import calibrated_model, conditional_rows, conditional_table_model, table_model
 from submanifold import Predictor
+from submanifold.evaluation.calibration import Calibration
+from submanifold.evaluation.scores import QUICK, score
 from submanifold.flows import RealNVP
+from submanifold.models import Hierarchy, Stage
 from submanifold.runs.pyfunc import log_model
+
+POINTS = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32)
 
 
 def images(count, seed=2):
@@ -88,13 +94,45 @@ def test_a_loaded_model_runs_each_task(model, loaded):
     assert (status, np.shape(found["predictions"])) == (200, (3, 1, 8, 8))
 
 
+def test_floats_over_http_are_pixels_between_0_and_1(model, loaded):
+    """They must not be cast to bytes, which would be black."""
+    expected = Predictor(model).score(images(2))["bits_per_dim"].tolist()
+    for inputs in (images(2), images(2).astype(float) / 255):
+        status, response = request(loaded, inputs.tolist())
+        assert status == 200
+        rows = response["predictions"]
+        assert [row["bits_per_dim"] for row in rows] == pytest.approx(expected, rel=1e-6)
+    for inputs in (images(2) + 0.5, images(2) / 255 - 0.5):
+        status, response = request(loaded, inputs.tolist())
+        assert (status, "expected uint8" in response["message"]) == (400, True)
+
+
+def test_points_are_served_over_http(loaded, tmp_path):
+    model = Hierarchy([Stage(RealNVP(2), 1)])
+    model.calibration = Calibration.fit(score(model, POINTS), QUICK).to_dict()
+    status, response = request(served(model, "points", tmp_path), POINTS[:3].tolist())
+    expected = Predictor(model).score(POINTS[:3])["p_value"].tolist()
+    assert status == 200
+    assert [row["p_value"] for row in response["predictions"]] == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(("params", "message"), [
-    ({"task": "a\nb"}, r"task: expected score, encode, project or sample, got a\nb."),
-    ({"task": "sample", "count": 0}, "count: expected 1 or more, got 0."),
+    ({"task": "a\nb"}, r"task=a\nb cannot be used: Input should be 'score', 'encode', "),
+    ({"count": 0}, "count=0 cannot be used: Input should be greater than or equal to 1. Change "),
+    ({"count": None}, "count=None cannot be used: Input should be a valid integer. Change it in "),
+    ({"count": 10**30}, "count: expected at most "),
+    ({"seed": None}, "seed=None cannot be used: "),
+    ({"seed": -1}, "seed=-1 cannot be used: "),
+    ({"seed": 10**30}, "seed=1000000000000000000000000000000 cannot be used: "),
+    ({"temperature": None}, "temperature=None cannot be used: "),
+    ({"temperature": 1e308}, "temperature=1e+308 cannot be used: "),
+    ({"temperature": math.nan}, "temperature=nan cannot be used: "),
 ])  # fmt: skip
 def test_a_mistake_is_answered_with_one_line(loaded, params, message):
-    body = {"error_code": "INVALID_PARAMETER_VALUE", "message": message}
-    assert request(loaded, **params) == (400, body)
+    status, body = request(loaded, **{"task": "sample", **params})
+    assert (status, body["error_code"]) == (400, "INVALID_PARAMETER_VALUE")
+    assert body["message"].startswith(message)
+    assert "\n" not in body["message"]
 
 
 @pytest.mark.parametrize(("inputs", "params"), [

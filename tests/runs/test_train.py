@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 import signal
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -14,7 +15,8 @@ from click.testing import CliRunner
 
 from calibrated import png, smooth_images
 from submanifold.cli import cli
-from submanifold.inference.records import read_records
+from submanifold.inference.records import read_records, write_record
+from submanifold.runs.runner import run_pipeline
 from submanifold.training import cost
 
 pytestmark = pytest.mark.pipeline
@@ -115,11 +117,33 @@ def test_an_equal_command_computes_nothing(trained, folder):
     assert (folder / record.report).stat().st_mtime_ns == written
 
 
+def test_the_commands_at_the_end_have_the_name_that_another_run_did_not_take(
+    trained, folder, monkeypatch
+):
+    """The other run starts after the default name was chosen."""
+    (record,) = read_records(folder)
+    (folder / "data/runs/first.json").unlink()
+
+    def start_late(project, pipeline, params):
+        write_record(folder, replace(record, key="another"), None)
+        run_pipeline(project, pipeline, params)
+
+    monkeypatch.setattr("submanifold.runs.runner.run_pipeline", start_late)
+    result = run(folder, "train", "pictures", "--method=Glow", *SMALL, *FLOW, *STEPS)
+    names = {written.key: written.name for written in read_records(folder)}
+    for name in names.values():
+        (folder / f"data/runs/{name}.json").unlink()
+    write_record(folder, record, "first")
+    assert names[record.key] == f"{names['another']}-2"
+    assert f"submanifold score {names[record.key]} " in result.output
+
+
 def mistakes(folder):
     train = ("train", "pictures")
     return {
         "dataset": (("train", "mnits"), "Did you mean mnist?"),
         "path": (("train", "pictrues/"), "DATA: expected an existing folder or zip"),
+        "no path": (("train", ""), "DATA: expected an existing folder or zip"),
         "method": ((*train, "--method=H-MN"), "Did you mean H-MM?"),
         "unknown setting": ((*train, "--set", "densiti.training.steps=3"), "Did you mean density?"),
         "not a picture": (("train", "notes.txt"), "notes.txt"),

@@ -67,9 +67,7 @@ def untrained(monkeypatch):
     return partial(monkeypatch.setattr, CachedRun, "run")
 
 
-def test_a_grid_finds_the_better_of_two_settings(project, monkeypatch):
-    whole = CachedRun.run  # metrics and the report take most of the time
-    monkeypatch.setattr(CachedRun, "run", lambda run: whole(run, until="hierarchy"))
+def test_a_grid_finds_the_better_of_two_settings(project):
     settings = {"sampler": "grid", "search": {"stage_1.training.steps": [1, 60]}}
     study = run(project, "steps", **settings)
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2
@@ -77,6 +75,7 @@ def test_a_grid_finds_the_better_of_two_settings(project, monkeypatch):
     best = CachedRun("", PARAMS, project.path, "test").with_params({"stage_1.training.steps": 60})
     expected = objectives(best.load("hierarchy"), best.load("x_valid"), choose_device("cpu"))
     assert study.best_value == expected["bits_per_dim"]
+    assert not any(map(best.catalog.exists, ("metrics", "samples", "report"))), "take most of time"
     runs = {int(each.data.tags["submanifold.trial"]): each for each in project.mlflow_runs()}
     for trial in study.trials:
         assert trial.user_attrs["mlflow_run"] == runs[trial.number].info.run_id
@@ -171,6 +170,12 @@ def test_mistakes_in_a_file_end_in_one_message(project, settings, message):
     output = refused(project, write(project, "mistake", **settings))
     assert output.count("\n") == 1
     assert message in output
+
+
+def test_a_file_of_nested_brackets_is_refused(project):
+    path = write(project, "nested")
+    path.write_text("search: " + 9999 * "[")
+    assert "expected YAML with search and params, got" in refused(project, path)
 
 
 def test_other_settings_need_another_name(project, untrained):

@@ -49,6 +49,18 @@ def test_one_factor_scales_all_phases(costs):
     assert steps == {"density": 680, "rotation": 3400, "reconstruction": 170, "rotation_2": 1700}
 
 
+def test_a_measurement_that_fails_leaves_the_number_of_threads(monkeypatch):
+    def fail(*_):
+        torch.set_num_threads(threads + 1)
+        raise RuntimeError("out of memory")
+
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(cost, "phase_cost", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        phase_costs(MODEL, PHASES, (4,), "cpu")
+    assert torch.get_num_threads() == threads
+
+
 def test_measured_costs_leave_the_random_state():
     state = torch.get_rng_state()
     costs = phase_costs(MODEL, PHASES, (4,), torch.device("cpu"))

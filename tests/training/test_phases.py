@@ -11,7 +11,7 @@ from submanifold.data.batches import Batches
 from submanifold.losses import Objective
 from submanifold.training import RotationSettings
 from submanifold.training import phases as module
-from submanifold.training.phases import train_phase, train_phases
+from submanifold.training.phases import encode_rows, train_phase, train_phases
 
 IMAGES = smooth_images(100)
 FROZEN = {"learning_rate": 1e-12, "muon_lr": None, "steps": 4, "validate_every": 4}
@@ -81,6 +81,14 @@ def test_few_images_limit_the_dimension_with_a_warning(tmp_path, caplog):
     assert text in caplog.text
     _, history = run(phase(1, **FROZEN), model, tmp_path / "second", few)
     assert not history["warnings"]
+
+
+def test_encoding_rows_leaves_the_mode_of_the_model(first):
+    model = copy.deepcopy(first).train()
+    model.stages[0].eval()
+    modes = [module.training for module in model.modules()]
+    encode_rows(model, IMAGES[:9], 7, torch.device("cpu"))
+    assert [module.training for module in model.modules()] == modes
 
 
 def test_only_new_stages_are_initialized_from_data(tmp_path, first):

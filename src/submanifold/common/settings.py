@@ -65,7 +65,7 @@ def read_settings(
         problems = [_explain(problem, mapping, where, known) for problem in error.errors()]
         text = "; ".join(problems)
         group = f"{where}." if where else ""
-        usual = f"Change it with --params={group}<name>=<value>, or in conf/local/parameters.yml."
+        usual = f"Change it with --params={group}<name>=<value>."
         raise UserError(f"{text}{'' if text.endswith('?') else '.'} {fix or usual}") from None
 
 

@@ -33,6 +33,7 @@ def use_threads(setting: Threads | None) -> Iterator[None]:
 
     ``auto`` uses at most as many threads as torch does: one for each core, or the number in the
     environment variable OMP_NUM_THREADS. None, as outside of this context, keeps torch's number.
+    Contexts are those of the process: threads must not use it at the same time.
     """
     global _setting
     before, present, most = _setting, torch.get_num_threads(), _most()

@@ -32,6 +32,8 @@ if TYPE_CHECKING:  # imports torch, which most commands do not need
 # at the start of this process: MLflow sets the variable later to what the project uses
 TRACKING_URI = os.environ.get("MLFLOW_TRACKING_URI")
 
+WITHOUT_OOD = {"ood_data": "none", "ood_run": "none"}  # cache keys of runs without such data
+
 LOADER_ARGS: dict[str, Any] = {
     "base_env": "base",
     "default_run_env": "local",
@@ -102,9 +104,9 @@ class ExperimentConfigLoader(OmegaConfigLoader):
 
         return artifact_keys(self.experiment, self.project)
 
-    @cached_property
+    @property
     def run_name(self) -> str:
-        """Name of the run; a UserError if a run with other settings has it."""
+        """Name of the run: that of its record if it has one; a UserError if another run has it."""
         experiment = self.experiment
         key = self.artifact_keys["model"]
         return choose_name(self.project, experiment.name, key, experiment.method)
@@ -146,10 +148,10 @@ class ExperimentConfigLoader(OmegaConfigLoader):
         return folder if is_own else project_folder()
 
     def _read(self, key: str) -> dict[str, Any]:
-        keys = {} if key == "parameters" else self.artifact_keys
+        keys = {} if key == "parameters" else WITHOUT_OOD | self.artifact_keys
         on_server = (TRACKING_URI or "").startswith("http")
         resolvers: dict[str, Callable[..., Any]] = {
-            "key": lambda name: keys.get(name, "none") if keys else keys[name],
+            "key": lambda name: keys[name],
             "project_path": lambda: str(self.project),
             "tracking_uri": lambda default: TRACKING_URI or default,
             "artifact_location": lambda path: None if on_server else path,

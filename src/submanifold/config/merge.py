@@ -7,7 +7,7 @@ from submanifold.common.errors import UserError, did_you_mean, unexpected
 
 Tree = dict[str, Any]
 
-_ADD = "add an entry in conf/local/parameters.yml"
+_ADD = "add an entry in conf/local/parameters.yml of a checkout"
 _REGISTER = {"type": "register a flow in flows/registry.py (see CONTRIBUTING.md)"}
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from submanifold.common.errors import unexpected
 from submanifold.common.threads import tuned
 from submanifold.data.arrays import context_of_array
 
@@ -38,6 +39,8 @@ class Batches:
     def __init__(
         self, array: np.ndarray, batch_size: int, seed: int = 0, device: str | torch.device = "cpu"
     ):
+        if not len(array):
+            raise unexpected("array", "at least one row", "none")
         self.device = torch.device(device)
         self.seed = seed
         self.batch_size = min(batch_size, len(array))

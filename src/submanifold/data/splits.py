@@ -124,8 +124,10 @@ def split_sizes(
     if spare < len(missing):
         asked = ", ".join(f"counts.{split}={count}" for split, count in sizes.items())
         expected = f"at most {total} {what} in three splits, each with at least one"
+        if not asked:
+            expected = f"at least {len(SPLITS)} {what}, one for each split"
         fix = f"Decrease the counts, or set path to more {what}"
-        raise unexpected("counts", expected, asked or f"too few {what}", fix)
+        raise unexpected("counts", expected, asked or total, fix)
     rest = next((split for split in ("train", "test") if split in missing), None)
     wanted = total // 10 if held_out is None else held_out
     size = max(1, min(wanted, spare // max(1, len(missing))))

@@ -4,6 +4,7 @@ import copy
 import inspect
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -119,6 +120,19 @@ def audit(flow: Any, x: Any, held_out: Any = None, context: Tensor | None = None
     except Exception as error:
         got = f"shape {tuple(x.shape)} ({type(error).__name__}: {error})"
         raise unexpected("x", "events that the flow takes", got) from error
+
+    for name, function, shape in (
+        ("forward(x)[0]", lambda: latents.flatten(1), (len(x), dim)),
+        ("forward(x)[1]", lambda: used.forward(x)[1], (len(x),)),
+        ("inverse(z)", lambda: used.inverse(latents), x.shape),
+        ("log_prob(x)", lambda: used.log_prob(x), (len(x),)),
+    ):
+        returned: Any = shape
+        with suppress(Exception), torch.no_grad():  # the checks fail with the exception
+            result = function()
+            returned = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+        if returned != shape:
+            raise unexpected(f"flow.{name}", f"shape {tuple(shape)}", returned, "Correct the flow")
 
     def sample(count: int) -> Tensor:
         noise = torch.randn(count, *latents.shape[1:]) if used.draw is None else used.draw(count)

@@ -162,13 +162,13 @@ class DataInitialized(nn.Module):
         """Set the parameters from a batch x of the module's inputs."""
         raise NotImplementedError
 
-    def __call__(self, x: Tensor, *arguments: Any) -> Any:
+    def __call__(self, x: Tensor, *arguments: Any, **named: Any) -> Any:
         """Call :meth:`forward`, after :meth:`initialize_from` if the module is uninitialized."""
         if self.uninitialized:
             self.uninitialized = False
             with torch.no_grad():
                 self.initialize_from(x)
-        return super().__call__(x, *arguments)
+        return super().__call__(x, *arguments, **named)
 
 
 @torch.no_grad()

@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from submanifold.common.errors import unexpected
@@ -43,7 +43,7 @@ class Glow(ConditionalLatents):
     def __init__(
         self,
         shape: Sequence[int],
-        levels: PositiveInt = 3,
+        levels: Annotated[int, Field(gt=0, le=32)] = 3,
         steps: PositiveInt | list[PositiveInt] = 32,
         width: PositiveInt = 512,
         whiten: bool = True,

@@ -82,7 +82,7 @@ def nearest_point(
     if _any(lost):
         u = torch.where(lost[:, None], 0.0, u)
         at, image, error = linearize(u)
-    best, best_error = u, error
+    best, best_error, tried = u, error, u.clone()
     point = direction = torch.zeros_like(u)
     squared_norm = length = u.new_zeros(u.shape[0], 1)
     failed = torch.zeros_like(lost)[:, None]

@@ -134,9 +134,9 @@ def score(
         count, flagged = len(table), int(table["ood"].sum())
         least = math.ceil(count * calibration.smallest_p_value / fdr)
         click.echo(
-            f"{flagged} of {count} {unit} are flagged; on average at most {fdr:.3g} of the flagged "
-            f"are like the training {unit}. Fewer than {least} of {count} cannot be flagged with "
-            f"a calibration on {calibration.basis}."
+            f"{flagged} of {count} {unit} are flagged; on average at most {100 * fdr:.3g}% of the "
+            f"flagged are like the training {unit}. Fewer than {least} of {count} cannot be "
+            f"flagged with a calibration on {calibration.basis}."
         )
     if sheet is not None:
         images = read.events[table.index.to_numpy()]

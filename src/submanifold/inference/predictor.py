@@ -137,8 +137,7 @@ class Predictor:
             raise UserError(
                 f"{name}: expected at least 1/{self.calibration.groups + 1:,} ({least:.3%}), the "
                 f"smallest p-value of a calibration on {self.calibration.basis}, got {rate:.3%}. "
-                f"Use a larger value, or train with more validation "
-                f"{'rows' if self.is_table else 'images'} (data.counts.valid)."
+                f"Use a larger value, or train with more {'rows' if self.is_table else 'images'}."
             )
         return self.calibration
 

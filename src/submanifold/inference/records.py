@@ -2,14 +2,15 @@
 
 import os
 import socket
-from dataclasses import asdict, dataclass, field, fields, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 from submanifold.common.errors import UserError, did_you_mean, unexpected
-from submanifold.common.files import is_alive, read_json, write_json
+from submanifold.common.files import is_alive, locked, read_json, write_json
 
 FOLDER = Path("data/runs")
 MODEL_FILE = "hierarchy.safetensors"
@@ -41,11 +42,13 @@ class RunRecord:
 
 
 def read_records(project: Path) -> list[RunRecord]:
-    """Read the records of a project's runs, the oldest first."""
-    contents = [read_json(path) for path in sorted((project / FOLDER).glob("*.json"))]
-    names = {field.name for field in fields(RunRecord)}  # earlier versions have written others
-    records = [RunRecord(**{name: content[name] for name in content if name in names})
-               for content in contents if content]  # fmt: skip
+    """Read the records of a project's runs, the oldest first; other JSON files are ignored."""
+    from pydantic import TypeAdapter, ValidationError  # loads slowly
+
+    reader, records = TypeAdapter(RunRecord), list[RunRecord]()
+    for path in sorted((project / FOLDER).glob("*.json")):
+        with suppress(ValidationError):  # earlier versions have written more fields
+            records.append(reader.validate_python(read_json(path)))
     return sorted(records, key=lambda record: record.started)
 
 
@@ -67,13 +70,17 @@ def choose_name(project: Path, chosen: str | None, key: str, method: str) -> str
     return next(name for name in names if name not in keys)
 
 
-def write_record(project: Path, record: RunRecord) -> None:
-    """Write a record; of a run that started before, its start is kept."""
-    path = project / FOLDER / f"{record.name}.json"
-    before = read_json(path)
-    if before and before["key"] == record.key:
-        record = replace(record, started=before["started"])
-    write_json(path, asdict(record))
+def write_record(project: Path, record: RunRecord, chosen: str | None) -> RunRecord:
+    """Record a run that starts, under the name that :func:`choose_name` returns now.
+
+    Runs that start at once get different names. Of a run that started before, its start is kept.
+    """
+    with locked(project / FOLDER, "its record"):
+        name = choose_name(project, chosen, record.key, record.method)
+        starts = {record.name: record.started for record in read_records(project)}
+        record = replace(record, name=name, started=starts.get(name, record.started))
+        write_json(project / FOLDER / f"{name}.json", asdict(record))
+    return record
 
 
 def find_record(

@@ -151,6 +151,7 @@ def _resolve(operator: Any, noise: Any) -> tuple[Operator, float]:
     if not callable(operator):
         fix = "Use one of submanifold.inverse.operators"
         raise unexpected("operator", "a function of images", type(operator).__name__, fix)
-    if noise is None or not 0 < float(noise) < float("inf"):
-        raise UserError(f"noise: expected a number above 0, got {noise}. Use such as 0.01.")
+    if noise is None or not 1e-18 < float(noise) < 1e18:  # float32 has their squares
+        expected = "a number above 1e-18 and below 1e18"
+        raise unexpected("noise", expected, noise, "Use such as 0.01")
     return operator, float(noise)

@@ -6,12 +6,15 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.utils.hooks import RemovableHandle
 
 from submanifold.common.files import atomic_write
 from submanifold.flows import Flow, build_flow, describe_flow
@@ -84,6 +87,20 @@ def build(kind: Any, arguments: dict[str, Any]) -> Any:
     for name, part in kind.parts.items():
         parts[name] = [build(part, value) for value in arguments[name]]
     return kind(**{**arguments, **parts})
+
+
+def limited_parameters(most: int) -> RemovableHandle:
+    """Return a context in which modules of this thread with too many parameters are refused."""
+    thread, count = get_ident(), 0
+
+    def add(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal count
+        if parameter is not None and get_ident() == thread:
+            count += 1 + parameter.numel()
+            if count > most:
+                raise ValueError("a config with more parameters than the file")
+
+    return register_module_parameter_registration_hook(add)
 
 
 def _checksum(tensors: dict[str, Tensor], texts: dict[str, str]) -> str:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from submanifold.common.device import choose_device, choose_precision
@@ -17,7 +16,7 @@ from submanifold.flows.conditional import embedding_of
 from submanifold.flows.softflow import is_noise_conditional
 from submanifold.geometry.linearization import is_traced
 from submanifold.geometry.nearest import Nearest, gauss_newton, nearest_point
-from submanifold.models.io import build, describe, load_tensors, save_tensors
+from submanifold.models.io import build, describe, limited_parameters, load_tensors, save_tensors
 
 FORMAT = 2  #: Version of model files; raise it with every change of what :func:`.describe` returns.
 GAUSSIAN = "gaussian."  #: Prefix of the names of tensors of :attr:`Model.gaussian`.
@@ -244,14 +243,21 @@ class Model(nn.Module, ABC):
                     f"format {header.get('format', 1)} instead of {FORMAT}: train the model again, "
                     "or use the version that wrote it"
                 )
+            if not all(isinstance(header.get(name), dict) for name in ("config", *FACTS)):
+                raise ValueError(f"a header without config, {', '.join(FACTS)}")
             kinds = {kind.kind: kind for kind in Model.__subclasses__()}
-            model = build(kinds[header["model"]], header["config"])
+            if header.get("model") not in kinds:
+                raise ValueError(f"the kind {header.get('model')} instead of {', '.join(kinds)}")
             names = [name for name in tensors if name.startswith(GAUSSIAN)]
-            model.gaussian = {name.removeprefix(GAUSSIAN): tensors.pop(name) for name in names}
-            shapes = {name: t.shape for name, t in model.state_dict().items()}
-            if shapes != {name: t.shape for name, t in tensors.items()}:
-                raise ValueError("tensors whose names or shapes do not match the config")
-        except (SafetensorError, OSError, ValueError) as error:
+            gaussian = {name.removeprefix(GAUSSIAN): tensors.pop(name) for name in names}
+            shapes = {name: t.shape for name, t in tensors.items()}
+            most = 10 * sum(1 + t.numel() for t in tensors.values())  # they may be registered again
+            for device in ("meta", "cpu"):  # on the first they take no memory
+                with torch.device(device), torch.random.fork_rng(()), limited_parameters(most):
+                    model = build(kinds[header["model"]], header["config"])
+                if shapes != {name: t.shape for name, t in model.state_dict().items()}:
+                    raise ValueError("tensors whose names or shapes do not match the config")
+        except Exception as error:  # a forged config raises any
             reason = " ".join(str(error).split()).removesuffix(".")
             fix = "Pass a file written by Model.save, such as the hierarchy.safetensors of a run"
             raise unexpected(path, "a model that this version can build", reason, fix) from error
@@ -259,6 +265,7 @@ class Model(nn.Module, ABC):
             raise UserError(f"{path}: expected a {cls.kind}, got a {model.kind}. Use Model.load.")
         model.to(next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32))
         model.load_state_dict(tensors)
+        model.gaussian = gaussian
         for name in FACTS:
             setattr(model, name, header[name])
         return model.to(target).eval()

@@ -15,6 +15,7 @@ from submanifold.config.project import project_folder, set_kedro_defaults
 from submanifold.inference.command import id_option, model_argument
 from submanifold.inference.records import (
     RunRecord,
+    choose_name,
     find_record,
     model_path,
     read_records,
@@ -59,18 +60,17 @@ def train(
         record = select(project, data, options, dim, settings)
     except UserError as error:
         raise _with_command(error) from error
-    if record.state(project) != "finished":
-        click.echo(f"Run {record.name}. If it is interrupted, the same command continues it.")
     from submanifold.runs.runner import run_pipeline  # imports MLflow
 
-    run_pipeline(project, "hierarchical", {**record.params, "name": record.name})
+    run_pipeline(project, "hierarchical", record.params)
 
     from submanifold.models import Model
     from submanifold.runs.information import usage_commands
 
+    name = choose_name(project, options["name"], record.key, record.method)  # that it got
     model = project / record.model
     click.echo(f"\nReport: {project / record.report}\nModel:  {model}\n\nUse the model:")
-    for command, text in usage_commands(Model.load(model), record.name):
+    for command, text in usage_commands(Model.load(model), name):
         click.echo(f"  {command}  # {text}")
 
 

@@ -4,10 +4,10 @@ Every Kedro command imports this module, so torch is imported in the functions t
 """
 
 import atexit
+import json
 import logging
 import os
 import platform
-import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -21,11 +21,14 @@ from kedro.framework.hooks import hook_impl
 from kedro.io import CatalogProtocol
 from kedro.pipeline import Node, Pipeline
 from kedro_mlflow.framework.hooks.mlflow_hook import MlflowHook
+from mlflow.exceptions import MlflowException
+from requests import RequestException
 
 from submanifold.common.errors import UserError, error_prefix, unexpected
 from submanifold.common.files import checksum_path, is_alive, is_unchanged, locked, write_checksum
 from submanifold.config.loader import ExperimentConfigLoader
 from submanifold.inference.records import write_record
+from submanifold.runs.tracking import Pruned, failure, log_history, observer
 
 if TYPE_CHECKING:
     from submanifold.config.schema import Experiment
@@ -126,7 +129,9 @@ class RunHooks(MlflowHook):
         is_finished = self._is_first_rank and all(map(catalog.exists, outputs))
         if "hierarchy" in outputs and self._is_first_rank:
             with suppress(OSError) if is_finished else nullcontext():  # may be read-only
-                write_record(loader.project, loader.record())
+                record = write_record(loader.project, loader.record(), loader.experiment.name)
+                if not is_finished:
+                    log.info("Run %s: if interrupted, the same command continues it", record.name)
         is_skipped = is_finished and run_params["only_missing_outputs"] and self._is_recorded()
         is_registered = loader.experiment.register_as is not None
         self._is_mlflow_enabled = self._is_first_rank and (not is_skipped or is_registered)
@@ -148,30 +153,33 @@ class RunHooks(MlflowHook):
         from mlflow.data.meta_dataset import MetaDataset
 
         from submanifold.config.schema import flatten
-        from submanifold.runs.tracking import observer
 
         experiment = self._loader.experiment
         self._computed: set[str] = set()
         part = " (part)" if any(run_params.get(option) for option in SELECTIONS) else ""
         self.mlflow_config.tracking.run.name = self._loader.run_name + part
         tags = {"dataset": experiment.data_name, "method": experiment.method,
-                "process": f"{platform.node()}:{os.getpid()}"}  # fmt: skip
-        with _required(self._loader):
-            _end_killed_runs()
-            super().before_pipeline_run(run_params, pipeline, catalog)
-            mlflow.set_tags({**tags, "seed": str(experiment.seed), **observer.get().tags})
+                "process": f"{platform.node()}:{os.getpid()}", "seed": str(experiment.seed),
+                **observer.get().tags}  # fmt: skip
+        # MLflow creates the run with these tags: it may be killed before it could set them
+        context = json.loads(os.environ.get("MLFLOW_RUN_CONTEXT", "{}")) | tags
+        os.environ["MLFLOW_RUN_CONTEXT"] = json.dumps(context)
         params = experiment.parameters() | {"keys": self._loader.artifact_keys}
-        mlflow.log_params({name: str(value)[:500] for name, value in flatten(params).items()})
         key = self._loader.artifact_keys["data"]
         source = CodeDatasetSource({"dataset": experiment.dataset, "key": key})
         digest = key.rpartition("-")[2]
         data = MetaDataset(source, experiment.data_name, digest)  # type: ignore[abstract]
-        mlflow.log_input(data, context="training")
-        observer.get().on_run(self.run_id)
         # at the exit no interrupted call of MLflow locks its database any more
         atexit.register(mlflow.end_run, "KILLED")
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _exit)
+        with _required(self._loader):
+            _end_killed_runs()
+            super().before_pipeline_run(run_params, pipeline, catalog)
+            mlflow.set_tags(tags)  # also of a run that an orchestrator created
+            mlflow.log_params({name: str(value)[:500] for name, value in flatten(params).items()})
+            mlflow.log_input(data, context="training")
+        observer.get().on_run(self.run_id)
 
     @hook_impl
     def before_node_run(self) -> None:
@@ -187,9 +195,10 @@ class RunHooks(MlflowHook):
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol
     ) -> None:
         if self._is_mlflow_enabled:
-            self._log_results(pipeline.all_outputs(), catalog)
-            atexit.unregister(mlflow.end_run)
-            super().after_pipeline_run(run_params, pipeline, catalog)
+            with _required(self._loader, MlflowException):
+                self._log_results(pipeline.all_outputs(), catalog)
+                atexit.unregister(mlflow.end_run)
+                super().after_pipeline_run(run_params, pipeline, catalog)
         for name in sorted(pipeline.all_outputs()):
             if (path := Path(catalog[name]._filepath)).suffix == ".html":
                 log.info("The %s is %s", name.replace("_", " "), path)
@@ -197,7 +206,6 @@ class RunHooks(MlflowHook):
     def _log_results(self, outputs: set[str], catalog: CatalogProtocol) -> None:
         from submanifold.evaluation.metrics import numbers
         from submanifold.runs.pyfunc import log_model
-        from submanifold.runs.tracking import log_history
 
         experiment, step = self._loader.experiment, 0
         for history in (f"{name}.history" for name in experiment.trainings):
@@ -219,13 +227,13 @@ class RunHooks(MlflowHook):
         catalog: CatalogProtocol,
     ) -> None:  # fmt: skip
         """End the run as FAILED or pruned (KILLED); show a user's mistake without a traceback."""
-        from submanifold.runs.tracking import Pruned
-
         if self._is_mlflow_enabled:
             atexit.unregister(mlflow.end_run)
             mlflow.end_run("KILLED" if isinstance(error, Pruned) else "FAILED")
         cause: BaseException | None = error
         while cause is not None:
+            if isinstance(cause, RequestException):  # it has the URL
+                cause = OSError(failure(mlflow.get_tracking_uri(), cause)[1])
             if isinstance(cause, UserError | OSError):  # such as a full disk
                 raise UserError(str(cause)) from error
             cause = cause.__cause__
@@ -240,19 +248,17 @@ def _end_killed_runs() -> None:
 
 
 @contextmanager
-def _required(loader: ExperimentConfigLoader) -> Iterator[None]:
+def _required(loader: ExperimentConfigLoader, errors: Any = Exception) -> Iterator[None]:
     try:
         yield
     except UserError:
         raise
-    except Exception as error:
-        reason = str(error).partition("\n")[0]
-        uri = str(loader["mlflow"]["server"]["mlflow_tracking_uri"])
-        uri = re.sub(r"(?<=://)([^/@\s]*?):[^/@\s]*@", r"\1:***@", uri)
+    except errors as error:
+        address, reason = failure(str(loader["mlflow"]["server"]["mlflow_tracking_uri"]), error)
         fix = ("Start its server, free its database or its disk, or change MLFLOW_TRACKING_URI or "
                "server.mlflow_tracking_uri in conf/base/mlflow.yml")  # fmt: skip
         expected = "a tracking URI that can be used"
-        raise unexpected("mlflow.yml", expected, f"{uri} ({reason})", fix) from error
+        raise unexpected("mlflow.yml", expected, f"{address} ({reason})", fix) from None
 
 
 def _check(experiment: "Experiment", pipelines: list[str]) -> None:

@@ -7,7 +7,7 @@ import warnings
 from importlib.metadata import requires
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import mlflow
 import numpy as np
@@ -16,17 +16,28 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature, infer_signature
 from mlflow.protos import databricks_pb2 as codes
 from mlflow.types import ColSpec, Schema
+from pydantic import Field
 
 import submanifold
 from submanifold.common.errors import UserError, printable
+from submanifold.common.settings import Settings, read_settings
 from submanifold.data.tables import Preprocessor
 from submanifold.flows import context_of
-from submanifold.inference.predictor import Predictor, code_frame
+from submanifold.inference.predictor import MAX_TEMPERATURE, Predictor, code_frame
 from submanifold.models import Model
 
 log = logging.getLogger(__name__)
 
-PARAMS = {"task": "score", "nearest": False, "count": 64, "temperature": 1.0, "seed": 0}
+
+class Params(Settings):
+    """The parameters of a request; the ``label`` is that of all images."""
+
+    task: Literal["score", "encode", "project", "sample"] = "score"
+    nearest: bool = False
+    count: int = Field(default=64, ge=1)
+    temperature: float = Field(default=1.0, ge=0, le=MAX_TEMPERATURE)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    label: int | None = None
 
 
 class RequestError(MlflowException):
@@ -38,11 +49,12 @@ class RequestError(MlflowException):
 
 
 class ServedModel:
-    """The Python model that MLflow calls: a :class:`.Predictor` of uint8 images or a DataFrame.
+    """The Python model that MLflow calls: a :class:`.Predictor` of images or a DataFrame.
 
-    The parameter ``task`` selects the method, ``nearest`` the nearest projection and its error, and
-    ``label`` that of all images. ``encode`` returns arrays ``u`` and ``v``, of rows one table;
-    ``sample`` ignores the inputs, except the columns of a condition.
+    Pixels are integers from 0 to 255, or floats in [0, 1]; JSON distinguishes 1 and 1.0. The
+    parameter ``task`` selects the method, and ``nearest`` the nearest projection and its error.
+    ``encode`` returns arrays ``u`` and ``v``, of rows one table; ``sample`` ignores the inputs,
+    except the columns of a condition.
     """
 
     def __init__(self, model: Model) -> None:
@@ -51,7 +63,8 @@ class ServedModel:
     def predict(self, inputs: Any, params: dict[str, Any] | None = None) -> Any:
         """Run a task; a :class:`RequestError` if it is invalid (status 400) or failed (500)."""
         try:
-            return self._run(inputs, **_defaults(self.predictor) | (params or {}))
+            chosen = _defaults(self.predictor) | (params or {})
+            return self._run(inputs, read_settings(Params, chosen, "", "Change it in params."))
         except UserError as error:
             raise RequestError(str(error), codes.INVALID_PARAMETER_VALUE) from error
         except Exception as error:
@@ -59,13 +72,13 @@ class ServedModel:
             reason = "The model failed. See the server's log."
             raise RequestError(reason, codes.INTERNAL_ERROR) from error
 
-    def _run(
-        self, inputs: Any, task: str, nearest: bool, count: int, temperature: float, seed: int,
-        label: Any = None,
-    ) -> Any:  # fmt: skip
-        predictor = self.predictor
-        inputs = inputs if predictor.is_table else np.asarray(inputs)
-        match task:
+    def _run(self, inputs: Any, params: Params) -> Any:
+        predictor, nearest, label = self.predictor, params.nearest, params.label
+        if not predictor.is_table:
+            inputs = np.asarray(inputs)
+            if inputs.dtype.kind in "iu" and ((inputs >= 0) & (inputs < 256)).all():  # of JSON
+                inputs = inputs.astype(np.uint8)
+        match params.task:
             case "score":
                 return predictor.score(inputs, nearest, label=label)
             case "encode":
@@ -74,10 +87,9 @@ class ServedModel:
                 return code_frame(u, v).set_axis(inputs.index) if is_table else {"u": u, "v": v}
             case "project":
                 return predictor.project(inputs, nearest, label=label)[0]
-            case "sample":
-                condition = inputs if predictor.condition else None
-                return predictor.sample(count, temperature, seed, label=label, condition=condition)
-        raise UserError(f"task: expected score, encode, project or sample, got {task}.")
+        condition = inputs if predictor.condition else None
+        return predictor.sample(params.count, params.temperature, params.seed, label=label,
+                                condition=condition)  # fmt: skip
 
 
 def log_model(path: Path, register: str | None = None) -> None:
@@ -103,14 +115,19 @@ def log_model(path: Path, register: str | None = None) -> None:
 
 
 def _defaults(predictor: Predictor) -> dict[str, Any]:
-    return PARAMS | ({"count": 1} if predictor.condition else {})
+    return Params().model_dump(exclude={"label"}) | ({"count": 1} if predictor.condition else {})
 
 
 def _signature(predictor: Predictor) -> ModelSignature:
-    """Return MLflow's signature; for samples given columns, the other columns are optional."""
-    example: Any = np.zeros((1, *predictor.model.event_shape), np.uint8)
+    """Return MLflow's signature; for samples given columns, the other columns are optional.
+
+    That of images has no inputs: MLflow would cast floats to bytes, which are then black.
+    """
+    example: Any = None
     if predictor.preprocessor is not None:
         example = _row(predictor.preprocessor)
+    elif not predictor.is_image:
+        example = np.zeros((1, *predictor.model.event_shape), np.float32)
     label = {"label": 0} if "classes" in context_of(predictor.model) else {}
     signature = infer_signature(example, params=_defaults(predictor) | label)
     if predictor.condition is not None:

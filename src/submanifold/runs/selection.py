@@ -50,7 +50,7 @@ def _parse_settings(texts: Sequence[str]) -> dict[str, Any]:
 
 def _data_settings(data: str, datasets: Mapping[str, Any]) -> dict[str, Any]:
     path = Path(data).expanduser()
-    if path.exists():
+    if data and path.exists():
         from submanifold.data.tables.files import is_table  # imports pandas
 
         dataset = "table" if is_table(path) else "folder"

@@ -2,11 +2,13 @@
 
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import mlflow
 from mlflow.entities import Metric
@@ -59,7 +61,8 @@ def log_callback(first_step: int, first_stage: int) -> "Log | None":
             try:
                 mlflow.log_metrics(curves, first_step + step)
             except Exception as error:  # the training continues; history.json has all rows
-                log.warning("MLflow has not received the losses of step %d (%s)", step, error)
+                _, reason = failure(mlflow.get_tracking_uri(), error)
+                log.warning("MLflow has not received the losses of step %d (%s)", step, reason)
         if on_log:
             on_log(phase, step, values)
 
@@ -84,3 +87,18 @@ def log_history(history: Mapping[str, Any], first_step: int, run_id: str) -> Non
     ]  # fmt: skip
     for first in range(0, len(metrics), 1000):  # MLflow's limit
         mlflow.MlflowClient().log_batch(run_id, metrics[first : first + 1000])
+
+
+def failure(uri: str, error: Exception) -> tuple[str, str]:
+    """Return the address of a tracking URI and the reason of an error, without credentials.
+
+    The address is the scheme and the host, or all of a local one. A reason with any other word of
+    the URI is replaced by the kind of the error: libraries read passwords with / or # as hosts.
+    """
+    match = re.fullmatch(r"([\w+.-]+://)(?:[^/?#]*@)?([^@/?#]*)(?:[/?#][^@]*)?", uri)
+    is_local = not re.search("[@?#]|://[^/]", uri)
+    address = uri if is_local else match[1] + match[2] if match else "***"
+    words, shown = re.findall(r"\w+", f"{uri} {unquote(uri)}".lower()), address.lower()
+    reason = str(error).partition("\n")[0]
+    is_secret = any(word in reason.lower() for word in words if word not in shown)
+    return address, type(error).__name__ if is_secret else reason

@@ -89,10 +89,10 @@ def search(path: Path, project: Path, env: str | None, storage: str) -> list[str
     optuna.logging.disable_default_handler()
     try:
         content = dict(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path}: expected YAML with search and params, got: {error}") from error
     settings = read_settings(StudySettings, content, "", f"Change it in {path}.")
-    base = CachedRun(path.stem, {}, project, env)
+    base = CachedRun(path.stem, {}, project, env, evaluated=False)
     drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     if all(errors := [_experiment(settings, base, drawn.ask()).error for _ in range(CHECKED)]):
         raise UserError(f"{path}: {errors[0]}")

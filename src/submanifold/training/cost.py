@@ -81,13 +81,15 @@ def phase_costs(
     """Time a few steps, or probes, of all phases for events of a shape."""
     threads, costs = torch.get_num_threads(), dict[str, PhaseCost]()
     measure = cache(lambda phase: phase_cost(model, phase, shape, device))
-    for name, phase in phases.items():
-        if isinstance(phase, RotationSettings):
-            cost = measure(RotationSettings(rotate=phase.rotate))
-            costs[name] = replace(cost, steps=phase.probes or cost.steps)
-        else:
-            costs[name] = measure(phase)
-    torch.set_num_threads(threads)
+    try:
+        for name, phase in phases.items():
+            if isinstance(phase, RotationSettings):
+                cost = measure(RotationSettings(rotate=phase.rotate))
+                costs[name] = replace(cost, steps=phase.probes or cost.steps)
+            else:
+                costs[name] = measure(phase)
+    finally:
+        torch.set_num_threads(threads)
     return costs
 
 

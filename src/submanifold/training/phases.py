@@ -195,7 +195,7 @@ def encode_rows(model: Model, array: np.ndarray, seed: int, device: torch.device
     The seed is that of the dequantization noise. Returns (N, d) float32 with the context of the
     events.
     """
-    model = model.to(device).eval()
+    model = copy.deepcopy(model).to(device).eval()
     batches = track(Batches(array, 256, seed, device), "encoding", len(array))
     encoded = [
         distributed.map_shards(lambda x, context: model(x, context)[0], *batch).cpu().numpy()

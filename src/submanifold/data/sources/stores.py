@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 DATABASE = "data.mdb"
 STORES = "a folder, a zip or an LMDB folder of images"
+MAX_SIZE = 2**28  #: Bytes of a file in a zip: those of an image with Pillow's limit of pixels.
 HIDDEN = re.compile(r"(^|[/\\])(\.|__MACOSX([/\\]|$))")
 """In the name of a file that is hidden, or that macOS adds to zips."""
 CELEBA_IMAGES, PARTITION = "img_align_celeba", "list_eval_partition.txt"
@@ -34,9 +35,13 @@ def open_store(path: Path) -> Source:
     try:
         if path.is_file():
             archive = zipfile.ZipFile(path)
-            names = {name for name in archive.namelist() if name[-1:] not in ("", "/")}
+            sizes = {entry.filename: entry.file_size for entry in archive.infolist()
+                     if entry.filename[-1:] not in ("", "/")}  # fmt: skip
             source = Source([], archive.read, close=archive.close)
-            _add_images(source, sorted(names))
+            _add_images(source, sorted(sizes))
+            large = [name for name in source.names if sizes[name] > MAX_SIZE]
+            source.names = sorted({*source.names} - {*large})
+            source.skipped |= dict.fromkeys(large, f"larger than {MAX_SIZE:,} bytes")
             return source
         if (path / DATABASE).is_file():
             return _open_lmdb(path)

@@ -343,7 +343,7 @@ def _fit_numbers(
         )  # fmt: skip
     if scale == "none":
         if (step or deviation / 100) < MIN_RESOLUTION * largest:
-            what = "differences that float32 cannot represent (data.scale=none)"
+            what = "differences that float32 cannot represent (scale=none)"
             raise ColumnProblem(what, column.name)
         return replace(column, offset=-column.origin, scale=1.0)
     return column

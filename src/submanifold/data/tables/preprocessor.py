@@ -181,9 +181,13 @@ class Preprocessor:
     def inverse_transform(self, x: np.ndarray) -> pd.DataFrame:
         """Map vectors to rows of the table, with its names, units and types.
 
-        Quantized columns are rounded down to their grid; constant columns have their value.
+        Quantized columns are rounded down to their grid; constant columns have their value. Rows
+        with infinities or NaN are missing values.
         """
-        features = dict(zip(self.features, self._checked(x).T, strict=True))
+        x = self._checked(x)
+        is_finite = np.isfinite(x).all(1)
+        x = np.where(is_finite[:, None], x, 0)
+        features = dict(zip(self.features, x.T, strict=True))
         frame: dict[str, Any] = {}
         for name, parts in groupby(self.columns, lambda column: column.name):
             column, *others = parts
@@ -196,7 +200,8 @@ class Preprocessor:
             else:
                 values = column.inverse_transform(features[name])
             frame[name] = _restore_dtype(values, column.dtype)
-        return pd.DataFrame(frame)
+        rows = pd.DataFrame(frame)
+        return rows if is_finite.all() else rows.where(pd.Series(is_finite), axis=0)
 
     def unknown(self, table: Table) -> pd.DataFrame:
         """Return which values of a table are categories that the training data do not have."""
