@@ -39,7 +39,8 @@ from sklearn.neighbors import LocalOutlierFactor, NearestNeighbors
 from submanifold.config.project import PACKAGED_CONF
 from submanifold.config.resolve import resolve
 from submanifold.config.schema import Experiment
-from submanifold.evaluation.scores import best_noise_scale, log_prob_at
+from submanifold.evaluation.likelihood import log_prob
+from submanifold.evaluation.scores import best_noise_scale
 from submanifold.models import Model
 from submanifold.training.phases import train_phase
 
@@ -214,8 +215,9 @@ def make_experiment(trim: float, models: int) -> Experiment:
 @torch.no_grad()
 def score(model: Model, x: np.ndarray, scale: float) -> np.ndarray:
     """Return minus the log-density at a noise scale, (N,)."""
-    found = [-log_prob_at(model, each, scale) for each in torch.from_numpy(x).split(SCORE_BATCH)]
-    return np.nan_to_num(torch.cat(found).double().numpy(), nan=1e30)
+    parts = torch.from_numpy(x).split(SCORE_BATCH)
+    scores = [-log_prob(model, part, noise_scale=scale) for part in parts]
+    return np.nan_to_num(torch.cat(scores).double().numpy(), nan=1e30)
 
 
 def neighbors(split: Split, count: int) -> np.ndarray:

@@ -165,13 +165,12 @@ def test_the_password_of_a_server_is_not_shown(project, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     before = mlflow.get_tracking_uri()
     try:
-        with pytest.raises(ClickException, match=r"got http://[^ ]*@127\.0\.0\.1:9 ") as caught:
+        with pytest.raises(ClickException, match=r"got http://127\.0\.0\.1:9 ") as caught:
             project.run(until="x_train")
     finally:
         mlflow.set_tracking_uri(before)
         settings.unlink()
-    address, _, _ = caught.value.format_message().partition(" (")
-    assert "secret" not in address
+    assert "secret" not in caught.value.format_message()
 
 
 def test_a_training_continues_without_mlflow(project, finished, caplog, monkeypatch):

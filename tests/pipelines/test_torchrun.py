@@ -11,7 +11,8 @@ from conftest import wait_for
 
 pytestmark = pytest.mark.fault
 
-PARAMS = "--params=device=cpu,method=nested"
+PARAMS = "--params=device=cpu,method=nested,training.precision=float32"
+NESTED = {"method": "nested", "training": {"precision": "float32"}}  # not the machine's own
 
 
 def start(project, *options, params=PARAMS):
@@ -31,11 +32,12 @@ def one(new_project):
 
     Those of initialized modules are rounding errors at the first step, and Adam amplifies them.
     """
-    return new_project().run(method="nested", training={"grad_accumulation_steps": 2})
+    training = NESTED["training"] | {"grad_accumulation_steps": 2}
+    return new_project().run(**NESTED | {"training": training})
 
 
 def assert_same_figures(project, one):
-    metrics, expected = project.catalog(method="nested").load("metrics"), one.load("metrics")
+    metrics, expected = project.catalog(**NESTED).load("metrics"), one.load("metrics")
     for name in ("bits_per_dim", "mse"):
         assert metrics[name]["value"] == pytest.approx(expected[name]["value"], rel=1e-4)
 
@@ -47,7 +49,7 @@ def test_two_ranks_have_the_figures_of_one(new_project, one):
     assert output.count("Completed node: density.train") == 1, "only the first rank logs"
     assert len(project.mlflow_runs()) == 1
     # cache keys do not depend on the number of ranks
-    assert project.run(method="nested", only_missing_outputs=True).mlflow is None
+    assert project.run(**NESTED, only_missing_outputs=True).mlflow is None
 
 
 def test_two_machines_meet_at_a_rendezvous(new_project, one):
