@@ -70,7 +70,6 @@ def train(
     settings = TrainingSettings(
         steps=steps, batch_size=batch, learning_rate=rate, muon_lr=muon_lr, warmup=20,
         cooldown_fraction=1.0, clip=10.0, ema=0.98, validate_every=steps // 4, precision="float32",
-        activation_checkpointing=False,
     )  # fmt: skip
     hierarchy = Hierarchy(stages).to(points.dtype)
     batches = [Batches(rows.numpy(), batch) for rows in (points, valid)]

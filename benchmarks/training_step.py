@@ -29,7 +29,6 @@ from benchmarks.results import markdown
 from benchmarks.timing import interleave
 from submanifold.common.device import autocast
 from submanifold.common.files import read_json, write_json
-from submanifold.flows import set_activation_checkpointing
 from submanifold.losses import Objective, penalized_likelihood
 from submanifold.models import Hierarchy, Stage
 from submanifold.training.trainer import Trainer, TrainingSettings
@@ -45,7 +44,7 @@ GROUPS = {  # of a profile's operators, by parts of their names
     "first convolutions": "convolution",
     "copies": "copy_|cat|empty|clone|fill_|zero_|pixel_|contiguous",
 }
-OURS = ("submanifold", "submanifold, checkpointing", "submanifold, float32")
+OURS = ("submanifold", "submanifold, float32")
 
 
 class Peer(nn.Module):
@@ -115,7 +114,6 @@ def build(name: str, size: str, device: torch.device) -> Ours | Peer:
     torch.manual_seed(0)
     if name in OURS:
         flow = ours(*SIZES[size])
-        set_activation_checkpointing(flow, name.endswith("checkpointing"))  # type: ignore[arg-type]
         return Ours(flow, "float32" if name.endswith("float32") else "auto", device)
     return Peer(PEERS[name](*SIZES[size]), device)
 

@@ -39,7 +39,6 @@ from submanifold.flows import (
     describe_flow,
     initialize,
     make_conditional,
-    set_activation_checkpointing,
     with_noise_scale,
 )
 from submanifold.flows.conformal import ConditionalOrthogonal, SpecialConformal
@@ -339,26 +338,6 @@ def test_inverse_has_forward_mode_derivatives(name, data):
         differences = (flow.inverse(u + step) - flow.inverse(u - step)) / 2e-6
     tangent = jvp(flow.inverse, u, direction)
     torch.testing.assert_close(tangent, differences, rtol=1e-4, atol=1e-4)
-
-
-@every_flow
-@few_examples
-@given(st.data())
-def test_activation_checkpointing_keeps_the_gradients(name, data):
-    flow, x, context = data.draw(cases(name, 4))
-    perturb(flow)
-
-    def gradients():
-        flow.zero_grad()
-        embedded = flow.embed(context)
-        z, log_det = flow(x.requires_grad_(), embedded)
-        back = flow.inverse(z, embedded)
-        (z.square().sum() - log_det.nan_to_num().sum() + back.sin().sum()).backward()
-        return [p.grad.clone() for p in flow.parameters() if p.grad is not None]
-
-    expected = gradients()
-    set_activation_checkpointing(flow, True)
-    assert all(map(torch.equal, gradients(), expected))
 
 
 @pytest.mark.parametrize("name", ["NSF", "MAF", "NICE"])

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from strategies import assert_close, perturb
-from submanifold.flows import Glow, fast, set_activation_checkpointing
+from submanifold.flows import Glow, fast
 from submanifold.flows.fast import kernels
 from submanifold.flows.glow import affine_coupling
 from submanifold.geometry.linearization import Linearization, jacobian
@@ -54,58 +54,55 @@ def test_jacobian_log_volume_has_the_gradient_of_torch_modules(monkeypatch):
 
 
 @needs_kernels
-@pytest.mark.parametrize("by_kernels", [True, False])
-def test_checkpointing_frees_hidden_layers_and_keeps_gradients(by_kernels, monkeypatch):
-    if not by_kernels:
-        monkeypatch.setattr(kernels, "has_steps", lambda dtype: False)
-    elif not kernels.has_steps(torch.bfloat16):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_backward_pass_frees_hidden_layers_and_a_second_recomputes_them(dtype):
+    if not kernels.has_steps(dtype):
         pytest.skip("unsupported processor")
-    module, x, couple = coupling(12, 32), torch.randn(4, 12, 8, 8), fast.affine_coupling
-
-    def has_hidden_layers(z):
-        node = z.grad_fn
-        return (node.steps[0].hidden if hasattr(node, "steps") else node.layers) is not None
-
-    with torch.autocast("cpu", torch.bfloat16):
-        kept = run(lambda x: couple(x, module.net, False, False), x, module.net)
-        again = run(lambda x: couple(x, module.net, False, True), x, module.net)
-        assert not has_hidden_layers(kept[0])  # freed by the backward pass
-        assert all(map(torch.equal, kept, again))
-        assert not has_hidden_layers(couple(x, module.net, False, checkpointing=True)[0])
-        assert has_hidden_layers(couple(x, module.net, False, checkpointing=False)[0])
+    nets = [coupling(12, 32).net for _ in range(2)]
+    weights = [weight for net in nets for weight in net.parameters()]
+    with torch.autocast("cpu", dtype, dtype is torch.bfloat16):
+        z, log_det = fast.flow_steps(torch.randn(4, 12, 8, 8), nets, inverse=False)
+    loss = z.square().sum() + log_det.sum()
+    assert all(saved.hidden is not None for saved in z.grad_fn.steps)
+    gradients = torch.autograd.grad(loss, weights, retain_graph=True)
+    assert all(saved.hidden is None for saved in z.grad_fn.steps)
+    assert all(map(torch.equal, torch.autograd.grad(loss, weights), gradients))
 
 
 @needs_kernels
 def test_only_inputs_and_nets_of_glow_are_supported(monkeypatch):
     module, x = coupling(4, 8), torch.randn(2, 4, 3, 3)
-    assert fast.supports(x, module.net) == kernels.has_steps(torch.float32)
+    assert fast.supports(x, [module.net]) == kernels.has_steps(torch.float32)
     with torch.autocast("cpu", torch.float16):
-        assert not fast.supports(x, module.net)
+        assert not fast.supports(x, [module.net])
     with torch.autocast("cpu", torch.bfloat16):
-        assert fast.supports(x, module.net)
-        for images in (x.double(), x[:, :, 0, 0], x[:, :3], x.repeat(1, 2, 1, 1)):
-            assert not fast.supports(images, module.net)
-        for index, layer in [
-            (0, nn.Conv2d(2, 8, 3)),  # without padding
-            (0, nn.Conv2d(2, 8, 3, padding=1, bias=False)),
-            (2, nn.Conv2d(8, 8, 3, padding=1)),
-            (1, nn.Tanh()),
-        ]:
-            other = copy.deepcopy(module.net)
-            other[index] = layer
-            assert not fast.supports(x, other)
-        assert not fast.supports(x, copy.deepcopy(module.net).double())
-        monkeypatch.setattr(kernels, "library", lambda: None)
-        assert not fast.supports(x, module.net)
-        module(x)
+        assert fast.supports(x, [module.net]) == kernels.has_steps(torch.bfloat16)
+    monkeypatch.setattr(kernels, "has_steps", lambda dtype: True)
+    assert fast.supports(x, [module.net, module.net])
+    for images in (x.double(), x[:, :, 0, 0], x[:, :3], x.repeat(1, 2, 1, 1)):
+        assert not fast.supports(images, [module.net])
+    for index, layer in [
+        (0, nn.Conv2d(2, 8, 3)),  # without padding
+        (0, nn.Conv2d(2, 8, 3, padding=1, padding_mode="circular")),
+        (0, nn.Conv2d(2, 8, 3, padding=1, bias=False)),
+        (2, nn.Conv2d(8, 8, 3, padding=1)),
+        (1, nn.Tanh()),
+    ]:
+        net = copy.deepcopy(module.net)
+        net[index] = layer
+        assert not fast.supports(x, [module.net, net])
+    for unsupported in (copy.deepcopy(module.net).double(), nn.Conv2d(2, 4, 1)):
+        assert not fast.supports(x, [unsupported])
+    monkeypatch.undo()
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    assert not fast.supports(x, [module.net])
+    module(x)
 
 
 @needs_kernels
-@pytest.mark.parametrize("checkpointing", [True, False])
-def test_glow_has_the_gradients_of_torch_modules(monkeypatch, checkpointing):
+def test_glow_has_the_gradients_of_torch_modules(monkeypatch):
     torch.manual_seed(0)
     flow, x = perturb(Glow((3, 16, 16), 3, 2, 16), 0.1), torch.rand(8, 3, 16, 16) - 0.5
-    set_activation_checkpointing(flow, checkpointing)
 
     def gradient(bfloat16):
         flow.zero_grad()
@@ -119,7 +116,6 @@ def test_glow_has_the_gradients_of_torch_modules(monkeypatch, checkpointing):
     single_loss, single = gradient(bfloat16=False)
     fast_loss, found = gradient(bfloat16=True)
     monkeypatch.setattr(fast, "supports", lambda *_: False)
-    monkeypatch.setattr(fast, "supports_steps", lambda *_: False)
     loss, exact = gradient(bfloat16=False)
     _, rounded = gradient(bfloat16=True)
     assert single_loss.item() == pytest.approx(loss.item(), rel=1e-5)
@@ -152,7 +148,7 @@ def test_products_with_a_jacobian_compute_no_gradients_of_weights(monkeypatch, d
 @needs_kernels
 def test_second_derivatives_raise():
     module, x = coupling(4, 8), torch.randn(2, 4, 3, 3, requires_grad=True)
-    z, _ = fast.affine_coupling(x, module.net, inverse=False, checkpointing=False)
+    z, _ = fast.flow_steps(x, [module.net], inverse=False)
     (gradient,) = torch.autograd.grad(z.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
@@ -199,12 +195,12 @@ def test_kernels_are_compiled_once(tmp_path):
 def test_gradients_do_not_depend_on_the_number_of_threads(dtype, size):
     """Bit for bit, so that a resumed training may use another number."""
     torch.manual_seed(0)
-    net, x = coupling(12, 16), torch.randn(12, 12, size, size)
+    net, x = coupling(12, 16).net, torch.randn(12, 12, size, size)
 
     def found(threads):
         torch.set_num_threads(threads)
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
-            return run(lambda x: fast.affine_coupling(x, net, False, False), x, net)
+            return run(lambda x: fast.flow_steps(x, [net], inverse=False), x, net)
 
     if not kernels.has_steps(dtype):
         pytest.skip("unsupported processor")

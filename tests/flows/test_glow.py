@@ -14,7 +14,6 @@ from submanifold.flows import (
     Trumpet,
     fast,
     initialize,
-    set_activation_checkpointing,
 )
 from submanifold.flows.fast import kernels
 from submanifold.flows.linear import stack_inverses, stack_maps
@@ -87,9 +86,9 @@ def fused(monkeypatch):
         pytest.skip("no kernels for this processor")
     calls, flow_steps = [], fast.flow_steps
 
-    def recorded(x, nets, *arguments):
+    def recorded(x, nets, *arguments, **keywords):
         calls.append(len(nets))
-        return flow_steps(x, nets, *arguments)
+        return flow_steps(x, nets, *arguments, **keywords)
 
     monkeypatch.setattr(fast, "flow_steps", recorded)
     return calls
@@ -121,7 +120,7 @@ def test_the_default_glow_fuses_all_steps_of_a_level_in_both_directions(fused):
 ])  # fmt: skip
 def test_no_image_flow_computes_its_steps_one_by_one(monkeypatch, fused, build, precision):
     if not kernels.has_steps(precision):
-        pytest.skip("torch's products are faster on this processor")
+        pytest.skip("no kernels for this processor")
     flow, u = build(), torch.randn(2, 4)
     x = torch.rand(2, *flow.event_shape) - 0.5
     model = Hierarchy([Stage(flow, 4)])
@@ -130,10 +129,8 @@ def test_no_image_flow_computes_its_steps_one_by_one(monkeypatch, fused, build, 
     for name in ("forward", "inverse"):
         monkeypatch.setattr(AffineCoupling, name, None)
     with torch.autocast("cpu", precision, precision != x.dtype):
-        for checkpointing in (False, True):
-            set_activation_checkpointing(flow, checkpointing)
-            model(x)[0].sum().backward()
-            model.decode(u).sum().backward()
+        model(x)[0].sum().backward()
+        model.decode(u).sum().backward()
         at = Linearization(view.decode, u[:, :2])
         with torch.no_grad():
             at.jvp(at.vjp(x))

@@ -11,12 +11,7 @@ from submanifold.flows.bijection import (
 )
 from submanifold.flows.conditional import context_of, make_conditional
 from submanifold.flows.conformal import Conformal
-from submanifold.flows.coupling import (
-    AffineCoupling,
-    Coupling,
-    MaskedAffineCoupling,
-    set_activation_checkpointing,
-)
+from submanifold.flows.coupling import AffineCoupling, Coupling, MaskedAffineCoupling
 from submanifold.flows.gaussianization import Gaussianization, MixtureOfLogistics
 from submanifold.flows.glow import Glow
 from submanifold.flows.jet import Jet
@@ -36,6 +31,5 @@ __all__ = [
     "Injection", "Jet", "Linear", "MaskedAffineCoupling", "MixtureOfLogistics", "QuantileSpline",
     "RealNVP", "Reflections", "Rotation", "SoftGlow", "SoftRealNVP", "Split", "Squeeze", "Tabular",
     "Trumpet", "Zuko", "build_flow", "context_of", "describe_flow", "initialize",
-    "is_noise_conditional", "make_conditional",
-    "set_activation_checkpointing", "with_noise_scale",
+    "is_noise_conditional", "make_conditional", "with_noise_scale",
 ]  # fmt: skip

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from submanifold.flows import fast
 from submanifold.flows.bijection import Bijection
@@ -19,14 +18,12 @@ MAX_LOG_SCALE = 2.0  # larger scales amplify rounding errors in the inverse of a
 class Coupling(Bijection):
     """Affine coupling: a net computes scale and shift of one part of x from the other part.
 
-    By default these are the halves of the axis 1. With ``activation_checkpointing`` the backward
-    pass recomputes the net's activations.
+    By default these are the halves of the axis 1.
     """
 
     def __init__(self, net: nn.Module):
         super().__init__()
         self.net = net
-        self.activation_checkpointing = False
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the input of the net, and the part to transform."""
@@ -57,11 +54,7 @@ class Coupling(Bijection):
 
     def scale_and_shift(self, a: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Compute log-scale and shift in the dtype of a, also under autocast."""
-        if self.activation_checkpointing and torch.is_grad_enabled():
-            out = checkpoint(self.outputs, a, context, use_reentrant=False)
-        else:
-            out = self.outputs(a, context)
-        raw, shift = out.to(a.dtype).chunk(2, dim=1)
+        raw, shift = self.outputs(a, context).to(a.dtype).chunk(2, dim=1)
         return MAX_LOG_SCALE * torch.tanh(raw / MAX_LOG_SCALE), shift
 
 
@@ -73,13 +66,13 @@ class AffineCoupling(Coupling):
     """
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if fast.supports(x, self.net):
-            return fast.affine_coupling(x, self.net, False, self.activation_checkpointing)
+        if fast.supports(x, [self.net]):
+            return fast.flow_steps(x, [self.net], inverse=False)
         return super().forward(x, context)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        if fast.supports(z, self.net):
-            return fast.affine_coupling(z, self.net, True, self.activation_checkpointing)[0]
+        if fast.supports(z, [self.net]):
+            return fast.flow_steps(z, [self.net], inverse=True)[0]
         return super().inverse(z, context)
 
 
@@ -115,13 +108,6 @@ class MaskedAffineCoupling(Coupling):
         h = F.linear(a, first.weight.index_select(1, self.kept), first.bias)  # type: ignore
         weight, bias = (parameter.index_select(0, rows) for parameter in last.parameters())
         return F.linear(apply(nn.Sequential(*middle), h, context), weight, bias)
-
-
-def set_activation_checkpointing(flow: nn.Module, enabled: bool) -> None:
-    """Set ``activation_checkpointing`` of all couplings."""
-    for module in flow.modules():
-        if isinstance(module, Coupling):
-            module.activation_checkpointing = enabled
 
 
 def add_context(net: Any, size: int) -> None:

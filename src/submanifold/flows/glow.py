@@ -126,12 +126,11 @@ class Level(Compose):
         nets = [coupling.net for coupling in couplings]
         hooked = map(fast.is_hooked, (*steps, *linears, *couplings))
         is_called = any(linear.uninitialized for linear in linears) or any(hooked)
-        if is_called or not fast.supports_steps(x, nets):
+        if is_called or not fast.supports(x, nets):
             return None
         with full_precision(x):
             matrices, shifts, log_dets = stack(linears)
-        checkpointing = couplings[0].activation_checkpointing
-        return *fast.flow_steps(x, nets, inverse, checkpointing, matrices, shifts), log_dets
+        return *fast.flow_steps(x, nets, inverse, matrices, shifts), log_dets
 
 
 def affine_coupling(channels: int, width: int) -> AffineCoupling:

@@ -14,7 +14,7 @@ from submanifold.common.errors import UserError
 from submanifold.common.progress import ProgressBar
 from submanifold.common.threads import ThreadTuner
 from submanifold.data.batches import Batches
-from submanifold.flows import initialize, set_activation_checkpointing, with_noise_scale
+from submanifold.flows import initialize, with_noise_scale
 from submanifold.losses import ForwardPass, Objective
 from submanifold.models import Model
 from submanifold.models.io import describe
@@ -116,7 +116,6 @@ def fit(
     model.load_state_dict(trainer.best)
     model.notes = trainer.state.best_row or {}
     model.eval()
-    set_activation_checkpointing(model, False)
     return {"name": name, **trainer.state.history(), "steps": settings.steps,
             "steps_trained": max(trainer.state.step - before, 0)}  # fmt: skip
 

@@ -19,7 +19,6 @@ from submanifold.common.device import autocast, choose_precision
 from submanifold.common.errors import UserError
 from submanifold.common.settings import Settings
 from submanifold.data.batches import Batches
-from submanifold.flows import set_activation_checkpointing
 from submanifold.flows.bijection import Context
 from submanifold.losses import Objective
 from submanifold.models import Model
@@ -32,8 +31,6 @@ log = logging.getLogger(__name__)
 
 LAST, EARLIER = "last.safetensors", "earlier.safetensors"
 MAX_ROLLBACKS = 3
-MEMORY_ONLY = {"activation_checkpointing", "grad_accumulation_steps"}  # change only rounding
-
 
 Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 
@@ -57,7 +54,6 @@ class TrainingSettings(Settings):
         validation_rows: Events of a validation, the first of the validation data.
         precision: Precision of matrix products; ``auto`` is bfloat16 where the hardware is faster
             with it.
-        activation_checkpointing: Recompute hidden activations in the backward pass to save memory.
         grad_accumulation_steps: Parts in which a process computes its shard of a batch, to save
             memory.
     """
@@ -75,7 +71,6 @@ class TrainingSettings(Settings):
     validate_every: int = Field(default=200, gt=0)
     validation_rows: int = Field(default=512, gt=0)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    activation_checkpointing: bool = False
     grad_accumulation_steps: int = Field(default=1, gt=0)
 
 
@@ -128,12 +123,12 @@ class Trainer:
         self.model, self.objective, self.settings = model, objective, settings
         self.shards = distributed.shards(settings.grad_accumulation_steps)
         self.weights: list[Tensor] = list(model.parameters())
-        set_activation_checkpointing(model, settings.activation_checkpointing)
         self.optimizers = optimizers_for(model, settings.learning_rate, settings.muon_lr)
         self.precision = choose_precision(settings.precision, self.weights[0])
         self.best: dict[str, Tensor] = {}
         self.state = TrainState()
-        chosen = settings.model_dump(mode="json", exclude=MEMORY_ONLY)
+        # accumulation changes only rounding
+        chosen = settings.model_dump(mode="json", exclude={"grad_accumulation_steps"})
         self.identity = {"dim": model.dim, **objective.identity, **chosen}
         self.reset_average()
 

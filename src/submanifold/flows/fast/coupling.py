@@ -2,7 +2,7 @@
 
 A 3x3 convolution from few channels to many is a product with the unfolded neighbours of each pixel;
 one from many channels to few is a product followed by a sum over neighbours. :mod:`.kernels`
-computes the operations between the products, or all of them.
+computes the products and the operations between them.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,24 +16,20 @@ from torch.autograd.function import once_differentiable
 from submanifold.flows.fast import kernels
 
 
-def supports(x: Tensor, net: nn.Module) -> bool:
-    """Whether :func:`affine_coupling` accepts the input and is faster than torch's modules."""
+def supports(x: Tensor, nets: Iterable[nn.Module]) -> bool:
+    """Whether :func:`flow_steps` accepts the input and the nets."""
     return (
         x.ndim == 4
         and x.device.type == "cpu"
         and x.dtype == torch.float32
-        and isinstance(net, nn.Sequential)
-        and _is_glow_net(net, x)
-        and not any(map(is_hooked, net.modules()))
         # torch.func and torch.compile do not know the kernels
         and torch._C._functorch.peek_interpreter_stack() is None
         and not torch.compiler.is_compiling()
         and not isinstance(x.shape[0], torch.SymInt)
-        and kernels.library() is not None
         # tangents have no gradient
         and not (torch.is_grad_enabled() and _is_dual(x))
-        # products by torch are slower than its convolutions, except in bfloat16
-        and (kernels.has_steps(_dtype()) or (_dtype() is torch.bfloat16 and not _is_dual(x)))
+        and all(_is_glow_net(net, x) for net in nets)
+        and kernels.has_steps(_dtype())
     )
 
 
@@ -44,93 +40,26 @@ def is_hooked(module: nn.Module) -> bool:
     return any(hooks)
 
 
-def supports_steps(x: Tensor, nets: Iterable[nn.Module]) -> bool:
-    """Whether :func:`flow_steps` accepts the input and is faster than torch's modules."""
-    return all(supports(x, net) for net in nets) and kernels.has_steps(_dtype())
-
-
-def affine_coupling(
-    x: Tensor, net: nn.Module, inverse: bool, checkpointing: bool
-) -> tuple[Tensor, Tensor]:
-    """Compute an affine coupling of the channels of images (B, C, H, W), or its inverse.
-
-    The net has convolutions of 3x3, 1x1 and 3x3 with ReLUs between them. Under autocast its
-    products are in bfloat16; images and log-determinants are float32. With ``checkpointing`` the
-    backward pass recomputes the hidden layers. Returns the output, and the log-determinant (B,) of
-    the computed direction.
-    """
-    if kernels.has_steps(_dtype()):
-        return flow_steps(x, [net], inverse, checkpointing)
-    return Coupling.apply(x, *net.parameters(), _dtype(), inverse, checkpointing)
-
-
 def flow_steps(
     x: Tensor,
-    nets: Sequence[nn.Module],
+    nets: Iterable[nn.Module],
     inverse: bool,
-    checkpointing: bool,
     matrices: Tensor | None = None,
     shifts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Compute couplings, each after a linear map of the channels, or inverse couplings before it.
+    """Compute affine couplings of the channels of images (B, C, H, W), or their inverses.
 
-    ``nets`` are in the order of their use; ``matrices`` (steps, C, C) and ``shifts`` (steps, C) are
-    the linear maps, None the identity. The rest is that of :func:`affine_coupling`.
+    The nets have convolutions of 3x3, 1x1 and 3x3 with ReLUs between them, and are in the order of
+    their use. Under autocast their products are in bfloat16; images and log-determinants are
+    float32. ``matrices`` (steps, C, C) and ``shifts`` (steps, C) are linear maps of the channels
+    before each coupling, or after each inverse coupling, None the identity. Returns the output, and
+    the log-determinant (B,) of the couplings in the computed direction.
     """
-    parameters = [parameter for net in nets for parameter in net.parameters()]
+    parameters = [weight for net in nets for weight in _weights(net)]
     if _is_dual(x):
         return _dual_steps(x, _by_step(parameters, matrices, shifts), inverse)
-    options = _dtype(), inverse, checkpointing, torch.is_grad_enabled()
+    options = _dtype(), inverse, torch.is_grad_enabled()
     return Steps.apply(x, matrices, shifts, *options, *parameters)
-
-
-class Coupling(torch.autograd.Function):
-    """A coupling whose matrix products are torch's.
-
-    With y_a the first half of the channels of P = B H W pixels:
-
-        u = unfold(y_a)          (P, 9 C / 2)
-        h1 = relu(u w1' + b1)    (P, width)
-        h2 = relu(h1 w2' + b2)   (P, width)
-        raw, shift = fold(h2 w3') + b3
-    """
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-        *parameters, dtype, inverse, checkpointing = arguments
-        y = y.permute(0, 2, 3, 1).contiguous()
-        w1, b1, w2, b2, w3, b3 = _as_matrices(parameters, dtype)
-        u, h1, h2 = _hidden_layers(y, w1, b1, w2, b2)
-        z, log_scale, log_det = kernels.couple(h2 @ w3.T, b3, y, inverse)
-        ctx.layers = None if checkpointing else (u, h1, h2)
-        ctx.save_for_backward(z if inverse else y, log_scale, *parameters)
-        ctx.dtype, ctx.inverse = dtype, inverse
-        return z.permute(0, 3, 1, 2), log_det
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        dz, dlog_det = gradients[0].permute(0, 2, 3, 1).contiguous(), gradients[1].contiguous()
-        saved, log_scale, *parameters = ctx.saved_tensors
-        w1, b1, w2, b2, w3, _ = _as_matrices(parameters, ctx.dtype)
-        # the coupling does not change the first half, the input of the net
-        u, h1, h2 = ctx.layers or _hidden_layers(saved, w1, b1, w2, b2)
-        ctx.layers = None
-        dy, dnet = kernels.couple_backward(dz, dlog_det, saved, log_scale, ctx.inverse)
-        dv = kernels.unfold(dnet, dnet.shape[3], ctx.dtype, mirror=True)
-        dh = dv @ w3
-        db2 = kernels.relu_backward(dh, h2)
-        dw3, dw2 = dv.T @ h2, dh.T @ h1
-        dh = dh @ w2
-        db1 = kernels.relu_backward(dh, h1)
-        dw1 = dh.T @ u
-        kernels.fold_onto(dh @ w1, dy)
-        width, channels = w1.shape[0], dnet.shape[3]
-        dw1 = dw1.view(width, 3, 3, -1).permute(0, 3, 1, 2).float()
-        dw2 = dw2.view(width, width, 1, 1).float()
-        dw3 = dw3.view(3, 3, channels, width).permute(2, 3, 0, 1).float()
-        dy = dy.permute(0, 3, 1, 2)
-        return dy, dw1, db1, dw2, db2, dw3, dnet.sum((0, 1, 2)), None, None, None
 
 
 class Steps(torch.autograd.Function):
@@ -141,11 +70,11 @@ class Steps(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-        matrices, shifts, dtype, inverse, checkpointing, save, *parameters = arguments
+        matrices, shifts, dtype, inverse, save, *parameters = arguments
         y, log_det = x.permute(0, 2, 3, 1).contiguous(), x.new_zeros(len(x))
         ctx.steps = []
         for weights in _by_step(parameters, matrices, shifts):
-            y, ld, saved = kernels.step(y, weights, dtype, inverse, save, checkpointing)
+            y, ld, saved = kernels.step(y, weights, dtype, inverse, save)
             log_det += ld
             ctx.steps.append(saved)
         z = y.permute(0, 3, 1, 2)
@@ -170,10 +99,10 @@ class Steps(torch.autograd.Function):
             by_step.insert(0, dweights)
         dx = dz.permute(0, 3, 1, 2)
         if only_x:
-            return (dx, *[None] * (6 + len(parameters)))
+            return (dx, *[None] * (5 + len(parameters)))
         of_nets = [gradient for dweights in by_step for gradient in dweights[:6]]
         of_maps = [torch.stack(gradients) for gradients in [*zip(*by_step, strict=True)][6:]]
-        return dx, *(of_maps or (None, None)), None, None, None, None, *of_nets
+        return dx, *(of_maps or (None, None)), None, None, None, *of_nets
 
 
 @torch.no_grad()
@@ -200,36 +129,31 @@ def _by_step(
     return [(*net, *linear) for net, *linear in zip(nets, matrices, shifts, strict=True)]
 
 
-def _hidden_layers(y: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> tuple[Tensor, ...]:
-    u = kernels.unfold(y, y.shape[3] // 2, w1.dtype)
-    h1 = torch.addmm(b1, u, w1.T).relu_()
-    return u, h1, torch.addmm(b2, h1, w2.T).relu_()
-
-
-def _as_matrices(parameters: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Reshape convolutions to matrices (width, 9 C / 2), (width, width), (9 C, width)."""
-    w1, b1, w2, b2, w3, b3 = parameters
-    w1, w3 = w1.permute(0, 2, 3, 1).flatten(1), w3.permute(2, 3, 0, 1).flatten(0, 2)
-    # log-scales and shifts stay float32
-    return [*(weight.to(dtype) for weight in (w1, b1, w2.flatten(1), b2, w3)), b3]
-
-
-def _is_glow_net(net: nn.Sequential, x: Tensor) -> bool:
+def _is_glow_net(net: nn.Module, x: Tensor) -> bool:
     """Whether the net has the layers, the shapes and the dtype that the kernels do not check."""
+    if not isinstance(net, nn.Sequential):
+        return False
     if [type(layer) for layer in net] != [nn.Conv2d, nn.ReLU, nn.Conv2d, nn.ReLU, nn.Conv2d]:
+        return False
+    if any(map(is_hooked, (net, *net))):
         return False
     convolutions: list[Any] = [*net][::2]
     channels, width = x.shape[1], len(convolutions[0].weight)
     shapes = [(width, channels // 2, 3, 3), (width,), (width, width, 1, 1), (width,),
               (channels, width, 3, 3), (channels,)]  # fmt: skip
-    weights = [*net.parameters()]
     return (
         channels % 2 == 0
-        and [weight.shape for weight in weights] == shapes
-        and all(weight.dtype == x.dtype and weight.device == x.device for weight in weights)
+        and all(conv.bias is not None for conv in convolutions)
+        and [weight.shape for weight in _weights(net)] == shapes
+        and all(w.dtype == x.dtype and w.device == x.device for w in _weights(net))
         and [conv.padding for conv in convolutions] == [(1, 1), (0, 0), (1, 1)]
         and all(conv.padding_mode == "zeros" for conv in convolutions)
     )
+
+
+def _weights(net: Any) -> list[Tensor]:
+    """Weights and biases of the convolutions, faster than ``net.parameters()``."""
+    return [weight for conv in [*net][::2] for weight in (conv.weight, conv.bias)]
 
 
 def _is_dual(x: Tensor) -> bool:

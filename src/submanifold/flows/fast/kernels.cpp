@@ -74,57 +74,24 @@ template <typename T, int place> T* scratch(long count) {
     return memory.data();
 }
 
-// out[p, k, c] = x[p + off_k, c], and 0 outside of the image; off_k enumerates the 3x3 neighbours row
-// by row, in reverse if `mirror`. x has `stride` floats per pixel, of which the first C are used.
-template <typename T, typename Channels>
-void unfold(const float* x, T* out, long B, long H, long W, Channels channels, long stride,
-            bool mirror) {
-    const long C = channels.value;
-#pragma omp parallel
-    {
-        std::vector<T> padded((W + 2) * C, narrow<T>(0.f)), converted(W * stride);
-#pragma omp for collapse(2) schedule(static)
-        for (long b = 0; b < B; b++)
-            for (long h = 0; h < H; h++)
-                for (long i = 0; i < 3; i++) {
-                    const long from = mirror ? h + 1 - i : h + i - 1;
-                    T* to = out + ((b * H + h) * W * 9 + 3 * i) * C;
-                    if (from < 0 || from >= H) {
-                        for (long w = 0; w < W; w++)
-                            std::memset(to + w * 9 * C, 0, 3 * C * sizeof(T));
-                        continue;
-                    }
-                    const float* source = x + (b * H + from) * W * stride;
-#pragma omp simd
-                    for (long n = 0; n < W * stride; n++) converted[n] = narrow<T>(source[n]);
-                    for (long w = 0; w < W; w++)
-                        std::memcpy(&padded[(w + 1) * C], &converted[w * stride], C * sizeof(T));
-                    for (long w = 0; w < W; w++)
-                        for (long j = 0; j < 3; j++)
-                            std::memcpy(to + (w * 9 + j) * C, &padded[(w + (mirror ? 2 - j : j)) * C],
-                                        C * sizeof(T));
-                }
-    }
-}
-
-// sum[w, c] = start[c] + sum_k v[p + off_k, k, c] for the pixels of row h; off_k as above. v has
-// `stride` values per pixel.
-template <typename T, typename Channels>
-inline void fold_row(const T* v, long stride, const float* start, float* sum, long h, long H,
-                     long W, Channels channels, bool mirror) {
+// sum[w, c] = start[c] + sum_k v[p + off_k, k, c] for the pixels of row h; off_k enumerates the 3x3
+// neighbours row by row. v has `stride` values per pixel.
+template <typename Channels>
+inline void fold_row(const float* v, long stride, const float* start, float* sum, long h, long H,
+                     long W, Channels channels) {
     const long C = channels.value;
     for (long w = 0; w < W; w++) std::memcpy(sum + w * C, start, C * sizeof(float));
     for (long i = 0; i < 3; i++) {
-        const long row = mirror ? h + 1 - i : h + i - 1;
+        const long row = h + i - 1;
         if (row < 0 || row >= H) continue;
         for (long j = 0; j < 3; j++) {
-            const long right = mirror ? 1 - j : j - 1;
-            const T* pixel = v + (row * W + right) * stride + (3 * i + j) * C;
+            const long right = j - 1;
+            const float* pixel = v + (row * W + right) * stride + (3 * i + j) * C;
             for (long w = right < 0; w < W - (right > 0); w++) {
                 float* __restrict to = sum + w * C;
-                const T* __restrict from = pixel + w * stride;
+                const float* __restrict from = pixel + w * stride;
 #pragma omp simd
-                for (long c = 0; c < C; c++) to[c] += widen(from[c]);
+                for (long c = 0; c < C; c++) to[c] += from[c];
             }
         }
     }
@@ -223,14 +190,14 @@ inline float affine_tangent(const float* __restrict scale, const float* __restri
 // Coupling of one image, given v, the last matrix product of its net, with `stride` values per pixel:
 // raw log-scales and shifts are bias + fold(v). `affine` transforms the second half of y's channels.
 // Returns the log-determinant of the computed direction.
-template <typename T, typename Channels>
-float couple_image(const T* v, long stride, const float* bias, const float* y, float* z,
+template <typename Channels>
+float couple_image(const float* v, long stride, const float* bias, const float* y, float* z,
                    float* log_scale, long H, long W, Channels channels, bool inverse) {
     const long C = channels.value, half = C / 2, N = W * half;
     float* sums = scratch<float, 20>(W * C + 3 * N);
     float *raw = sums + W * C, *shift = raw + N, *x = shift + N, total = 0;
     for (long h = 0; h < H; h++, y += W * C, z += W * C, log_scale += N) {
-        fold_row(v, stride, bias, sums, h, H, W, channels, false);
+        fold_row(v, stride, bias, sums, h, H, W, channels);
         take_half(sums, raw, W, channels, 0);
         take_half(sums, shift, W, channels, 1);
         take_half(y, x, W, channels, 1);
@@ -241,17 +208,17 @@ float couple_image(const T* v, long stride, const float* bias, const float* y, f
     return inverse ? -total : total;
 }
 
-// Gradients of `couple_image` for `rows` rows of an image: of y, without the dependence of the net on
-// it, and of the net's output. `kept` is y, or z if inverse.
+// Gradients of `couple_image`: of y, without the dependence of the net on it, and of the net's output.
+// `kept` is y, or z if inverse.
 template <typename Channels>
-void couple_rows_backward(const float* dz, float ld, const float* kept, const float* log_scale,
-                          float* dy, float* dnet, long rows, long W, Channels channels,
-                          bool inverse) {
+void couple_image_backward(const float* dz, float ld, const float* kept, const float* log_scale,
+                           float* dy, float* dnet, long H, long W, Channels channels,
+                           bool inverse) {
     const long C = channels.value, half = C / 2, N = W * half;
     float* dx = scratch<float, 20>(4 * N);
     float *x = dx + N, *dshift = x + N, *draw = dshift + N;
-    for (long row = 0; row < rows; row++) {
-        const long p = row * W;
+    for (long h = 0; h < H; h++) {
+        const long p = h * W;
         take_half(dz + p * C, dx, W, channels, 1);
         take_half(kept + p * C, x, W, channels, 1);
         affine_backward(log_scale + p * half, x, ld, dx, dshift, draw, N, inverse);
@@ -273,7 +240,7 @@ float couple_image_tangent(const float* v, long stride, const float* dy, const f
     float total = 0;
     std::memset(zeros, 0, C * sizeof(float));
     for (long h = 0; h < H; h++, dy += W * C, dz += W * C, kept += W * C, log_scale += N) {
-        fold_row(v, stride, zeros, sums, h, H, W, channels, false);
+        fold_row(v, stride, zeros, sums, h, H, W, channels);
         take_half(sums, draw, W, channels, 0);
         take_half(sums, dshift, W, channels, 1);
         take_half(dy, dx, W, channels, 1);
@@ -285,74 +252,16 @@ float couple_image_tangent(const float* v, long stride, const float* dy, const f
     return inverse ? -total : total;
 }
 
-template <typename T, typename Channels>
-void couple(const T* v, const float* bias, const float* y, float* z, float* log_scale,
-            float* log_det, long B, long H, long W, Channels channels, bool inverse) {
-    const long C = channels.value, size = H * W * C;
-#pragma omp parallel for schedule(static)
-    for (long b = 0; b < B; b++)
-        log_det[b] = couple_image(v + 9 * b * size, 9 * C, bias, y + b * size, z + b * size,
-                                  log_scale + b * size / 2, H, W, channels, inverse);
-}
-
+// dy[p, c] += sum_k du[p + off_k, k, c] for the first half of an image's channels; du, the gradient of
+// the neighbours, has them in reverse order and `stride` values per pixel
 template <typename Channels>
-void couple_backward(const float* dz, const float* dlog_det, const float* kept,
-                     const float* log_scale, float* dy, float* dnet, long B, long H, long W,
-                     Channels channels, bool inverse) {
-    const long size = W * channels.value;
-#pragma omp parallel for schedule(static)
-    for (long row = 0; row < B * H; row++)
-        couple_rows_backward(dz + row * size, dlog_det[row / H], kept + row * size,
-                             log_scale + row * size / 2, dy + row * size, dnet + row * size, 1, W,
-                             channels, inverse);
-}
-
-// dy[p, c] += sum_k du[p - off_k, k, c] for the first half of the channels
-template <typename T, typename Channels>
-void fold_onto(const T* du, float* dy, long B, long H, long W, Channels channels) {
-    const long half = channels.value;
-#pragma omp parallel
-    {
-        std::vector<float> sums(W * half), zeros(half, 0.f);
-#pragma omp for collapse(2) schedule(static)
-        for (long b = 0; b < B; b++)
-            for (long h = 0; h < H; h++) {
-                fold_row(du + b * H * W * 9 * half, 9 * half, zeros.data(), sums.data(), h, H, W,
-                         channels, true);
-                add_half(sums.data(), dy + (b * H + h) * W * 2 * half, W, channels);
-            }
-    }
-}
-
-// The same for one image, whose du has its neighbours in reverse order and `stride` values per pixel
-template <typename T, typename Channels>
-void fold_image_onto(const T* du, long stride, float* dy, long H, long W, Channels channels) {
+void fold_image_onto(const float* du, long stride, float* dy, long H, long W, Channels channels) {
     const long half = channels.value;
     float *sums = scratch<float, 20>((W + 1) * half), *zeros = sums + W * half;
     std::memset(zeros, 0, half * sizeof(float));
     for (long h = 0; h < H; h++) {
-        fold_row(du, stride, zeros, sums, h, H, W, channels, false);
+        fold_row(du, stride, zeros, sums, h, H, W, channels);
         add_half(sums, dy + h * W * 2 * half, W, channels);
-    }
-}
-
-// dh = 0 where h = 0, and its sum over the pixels: `sums` is [rows, N], one row for each part of them
-template <typename T>
-void relu_backward(T* dh, const T* h, float* sums, long P, long N, long rows) {
-#pragma omp parallel for schedule(static)
-    for (long row = 0; row < rows; row++) {
-        float* sum = sums + row * N;
-        std::memset(sum, 0, N * sizeof(float));
-        for (long p = P * row / rows; p < P * (row + 1) / rows; p++) {
-            T* d = dh + p * N;
-            const T* value = h + p * N;
-#pragma omp simd
-            for (long n = 0; n < N; n++) {
-                const T kept = value[n] == 0 ? T(0) : d[n];
-                d[n] = kept;
-                sum[n] += widen(kept);
-            }
-        }
     }
 }
 
@@ -845,9 +754,9 @@ void step_backward(const Sizes& s, const Net<const float>& net, const float* dz,
         with_channels(C, [=, &s](auto channels) {
             for (long b = 0; b < images; b++) {
                 const long at = b * s.size();
-                couple_rows_backward(d + at, dlog_det[first + b], t + p * C + at,
-                                     log_scale + (p * C + at) / 2, to + at, dnet + at, s.H, s.W,
-                                     channels, inverse);
+                couple_image_backward(d + at, dlog_det[first + b], t + p * C + at,
+                                      log_scale + (p * C + at) / 2, to + at, dnet + at, s.H, s.W,
+                                      channels, inverse);
             }
         });
         neighbours(s, dnet, dv, images, C, C, outputs);
@@ -914,24 +823,6 @@ template <typename F> int completed(F f) {
 
 }  // namespace
 
-#define EXPORT(T, name)                                                                            \
-    void unfold_##name(const float* x, T* out, long B, long H, long W, long C, long stride,        \
-                       long mirror) {                                                              \
-        with_channels(C, [=](auto c) { unfold<T>(x, out, B, H, W, c, stride, mirror); });          \
-    }                                                                                              \
-    void couple_##name(const T* v, const float* bias, const float* y, float* z, float* log_scale,  \
-                       float* log_det, long B, long H, long W, long C, long inverse) {             \
-        with_channels(C, [=](auto c) {                                                             \
-            couple<T>(v, bias, y, z, log_scale, log_det, B, H, W, c, inverse);                     \
-        });                                                                                        \
-    }                                                                                              \
-    void fold_onto_##name(const T* du, float* dy, long B, long H, long W, long half) {             \
-        with_channels(half, [=](auto c) { fold_onto<T>(du, dy, B, H, W, c); });                    \
-    }                                                                                              \
-    void relu_backward_##name(T* dh, const T* h, float* sums, long P, long N, long rows) {         \
-        relu_backward<T>(dh, h, sums, P, N, rows);                                                 \
-    }
-
 #define EXPORT_STEPS(T, name)                                                                      \
     int step_##name(const Sizes* s, const Net<const float>* net, const float* x, float* t,         \
                     float* z, float* log_scale, float* log_det, T* h, const float* dx, float* dz,  \
@@ -956,13 +847,4 @@ EXPORT_STEPS(float, float32)
 #ifdef __AVX512BF16__
 EXPORT_STEPS(bf16, bfloat16)
 #endif
-EXPORT(float, float32)
-EXPORT(bf16, bfloat16)
-void couple_backward_float32(const float* dz, const float* dlog_det, const float* kept,
-                             const float* log_scale, float* dy, float* dnet, long B, long H, long W,
-                             long C, long inverse) {
-    with_channels(C, [=](auto c) {
-        couple_backward(dz, dlog_det, kept, log_scale, dy, dnet, B, H, W, c, inverse);
-    });
-}
 }

@@ -26,7 +26,6 @@ COMPILE = ["-O3", "-march=native", "-mprefer-vector-width=512", "-fopenmp", "-st
 LINK = ["-shared", "-Wl,--no-as-needed", f"-L{Path(torch.__file__).parent / 'lib'}"]
 CACHE = "~/.cache/torch_extensions"  # where torch.utils.cpp_extension builds
 LANES = 16  # as in kernels.cpp
-PARTS = 16  # of the pixels, whose sums are computed in parallel
 
 
 @cache
@@ -58,12 +57,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def has_steps(dtype: torch.dtype) -> bool:
-    """Whether :func:`step` exists for a dtype and is the fastest implementation.
-
-    It needs AVX2 or AVX-512, and AVX512_BF16 for bfloat16, where torch is faster with AMX tiles.
-    """
-    if dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
-        return False
+    """Whether :func:`step` exists: with AVX2 or AVX-512, for bfloat16 with AVX512_BF16."""
     return hasattr(library(), f"step_{_suffix(dtype)}")
 
 
@@ -73,13 +67,12 @@ class Saved(NamedTuple):
     x: Tensor
     between: Tensor  # the input of the coupling, or the output of the inverse coupling
     log_scale: Tensor
-    hidden: Tensor | None  # (2, P, width rounded up to a multiple of 16); None: recompute them
+    hidden: Tensor | None  # (2, P, width rounded up to a multiple of 16); None: freed, recompute
 
 
 def step(
-    x: Tensor, weights: Sequence[Tensor], dtype: torch.dtype, inverse: bool, save: bool,
-    checkpointing: bool,
-) -> tuple[Tensor, Tensor, Saved | None]:  # fmt: skip
+    x: Tensor, weights: Sequence[Tensor], dtype: torch.dtype, inverse: bool, save: bool
+) -> tuple[Tensor, Tensor, Saved | None]:
     """Apply a linear map to the channels and then a coupling, or the inverse coupling first.
 
     ``weights`` are the six parameters of the coupling's net and, if there is a linear map, its
@@ -91,7 +84,7 @@ def step(
     if save:
         between = torch.empty_like(x) if len(weights) > 6 else z if inverse else x
         width = -(-len(weights[0]) // LANES) * LANES
-        hidden = None if checkpointing else x.new_empty((2, b * h * w, width), dtype=dtype)
+        hidden = x.new_empty((2, b * h * w, width), dtype=dtype)
         saved = Saved(x, between, x.new_empty((b, h, w, c // 2)), hidden)
     _, to_between, to_log_scale, to_hidden = saved or (None,) * 4
     outputs = to_between, z, to_log_scale, log_det, to_hidden
@@ -123,52 +116,6 @@ def step_backward(
     return dx, gradients
 
 
-def unfold(x: Tensor, channels: int, dtype: torch.dtype, mirror: bool = False) -> Tensor:
-    """Gather the 3x3 neighbours of each pixel, row by row or in reverse: (P, 9 channels)."""
-    b, h, w, stride = x.shape
-    out = x.new_empty((b * h * w, 9 * channels), dtype=dtype)
-    _call("unfold", dtype, x, out, b, h, w, channels, stride, mirror)
-    return out
-
-
-def couple(v: Tensor, bias: Tensor, y: Tensor, inverse: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Scale and shift the second half of the channels of y, or invert this.
-
-    v is the last product of the net, (P, 9 C), which is summed over neighbours. Returns images,
-    log-scales (B, H, W, C / 2), and the log-determinant (B,).
-    """
-    b, h, w, c = y.shape
-    z, log_scale, log_det = torch.empty_like(y), y.new_empty((b, h, w, c // 2)), y.new_empty(b)
-    _call("couple", v.dtype, v, bias, y, z, log_scale, log_det, b, h, w, c, inverse)
-    return z, log_scale, log_det
-
-
-def couple_backward(
-    dz: Tensor, dlog_det: Tensor, saved: Tensor, log_scale: Tensor, inverse: bool
-) -> tuple[Tensor, Tensor]:
-    """Gradients of :func:`couple` by y, or the output if inverse: of y, and of the net's output."""
-    b, h, w, c = dz.shape
-    dy, dnet = torch.empty_like(dz), torch.empty_like(dz)
-    tensors = dz, dlog_det, saved, log_scale, dy, dnet
-    _call("couple_backward", torch.float32, *tensors, b, h, w, c, inverse)
-    return dy, dnet
-
-
-def fold_onto(du: Tensor, dy: Tensor) -> None:
-    """Add the gradient of :func:`unfold`, du (P, 9 C / 2), to the first half of dy's channels."""
-    b, h, w, c = dy.shape
-    _call("fold_onto", du.dtype, du, dy, b, h, w, c // 2)
-
-
-def relu_backward(dh: Tensor, h: Tensor) -> Tensor:
-    """Set dh to zero where h is, in place; return its sum over the first axis in float32."""
-    pixels, width = dh.shape
-    # not the number of threads, which would change the sum
-    sums = dh.new_empty((PARTS, width), dtype=torch.float32)
-    _call("relu_backward", dh.dtype, dh, h, sums, pixels, width, len(sums))
-    return sums.sum(0)
-
-
 def _in_order(weights: Sequence[Tensor]) -> list[Tensor]:
     """Detach the weights, convolutions in channels-last order."""
     formats = {4: torch.channels_last}
@@ -190,12 +137,9 @@ def _call_step(
     name: str, dtype: torch.dtype, x: Tensor, weights: Sequence[Tensor], *arguments: Argument
 ) -> None:
     sizes = (ctypes.c_long * 5)(*x.shape, len(weights[0]))
-    if not _call(name, dtype, sizes, _pointers(weights), *arguments):
+    function = getattr(library(), f"{name}_{_suffix(dtype)}")
+    if not function(sizes, _pointers(weights), *map(_as_c, arguments)):
         raise MemoryError(f"Not enough memory for a coupling of images of shape {(*x.shape,)}.")
-
-
-def _call(name: str, dtype: torch.dtype, *arguments: Argument) -> int:
-    return getattr(library(), f"{name}_{_suffix(dtype)}")(*map(_as_c, arguments))
 
 
 def _as_c(argument: Argument) -> object:
