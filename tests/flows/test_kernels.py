@@ -231,7 +231,8 @@ def test_exhausted_memory_raises_memory_error():
 def test_bfloat16_rounding_is_to_nearest_even():
     bits = torch.randint(-(2**31), 2**31, (2000,), generator=torch.Generator().manual_seed(0))
     ties = bits // 2**16 * 2**16 + 2**15
-    x = torch.cat([bits, ties, ties + 1, ties - 1]).int().view(torch.float32)
+    nans = torch.tensor([0x7F800001, 0x7FFFFFFF, -1])
+    x = torch.cat([bits, ties, ties + 1, ties - 1, nans]).int().view(torch.float32)
     x = torch.cat([x, torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan])])
     expected = x.to(torch.bfloat16)
     x, expected = (values[~(expected.abs() < 1e-37)] for values in (x, expected))  # products are 0
