@@ -789,10 +789,12 @@ void step_backward(const Sizes& s, const Net<const float>& net, const float* dz,
         add(u, inputs, dh1, K, g1);
     });
     if (!g) return;
-    // sum over the parts
-#pragma omp parallel for schedule(static) if (s.gradient() > 100000)
-    for (long n = 0; n < s.gradient(); n++)
-        for (long part = 1; part < parts; part++) sums[n] += sums[part * s.gradient() + n];
+    // sum over the parts; a thread has the same range of n in all of them
+    const long size = s.gradient();
+#pragma omp parallel if (size > 10000)
+    for (long part = 1; part < parts; part++)
+#pragma omp for simd schedule(static) nowait
+        for (long n = 0; n < size; n++) sums[n] += sums[part * size + n];
     const float *g3 = sums, *g2 = g3 + 9 * C * N, *g1 = g2 + N * N, *gb1 = g1 + K * N;
     const float *gb2 = gb1 + N, *gb3 = gb2 + N, *gm = gb3 + C, *gs = gm + square;
     for (long k = 0; k < 9 * C; k++)
