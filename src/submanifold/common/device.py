@@ -30,14 +30,14 @@ def choose_device(name: str) -> torch.device:
 def choose_precision(name: str, weight: Tensor) -> torch.dtype:
     """Return the dtype of matrix products, ``auto`` bfloat16 where hardware multiplies it faster.
 
-    These are GPUs, and CPUs with AMX or AVX-512 BF16, for float32 weights.
+    These are GPUs, and CPUs with AVX-512 BF16, for float32 weights.
     """
     if name == "auto":
         fast = False
         if weight.device.type == "cuda":
             fast = torch.cuda.is_bf16_supported(including_emulation=False)
         elif weight.device.type == "cpu":
-            fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+            fast = torch.cpu._is_avx512_bf16_supported()
         name = "bfloat16" if fast and weight.dtype == torch.float32 else "float32"
     return torch.bfloat16 if name == "bfloat16" else weight.dtype
 
