@@ -138,14 +138,15 @@ def _is_glow_net(net: nn.Module, x: Tensor) -> bool:
     if any(map(is_hooked, (net, *net))):
         return False
     convolutions: list[Any] = [*net][::2]
-    channels, width = x.shape[1], len(convolutions[0].weight)
+    weights, channels = _weights(net), x.shape[1]
+    width = len(weights[0])
     shapes = [(width, channels // 2, 3, 3), (width,), (width, width, 1, 1), (width,),
               (channels, width, 3, 3), (channels,)]  # fmt: skip
     return (
         channels % 2 == 0
-        and all(conv.bias is not None for conv in convolutions)
-        and [weight.shape for weight in _weights(net)] == shapes
-        and all(w.dtype == x.dtype and w.device == x.device for w in _weights(net))
+        and all(weight is not None for weight in weights)  # convolutions may have no bias
+        and [weight.shape for weight in weights] == shapes
+        and all(weight.dtype == x.dtype and weight.device == x.device for weight in weights)
         and [conv.padding for conv in convolutions] == [(1, 1), (0, 0), (1, 1)]
         and all(conv.padding_mode == "zeros" for conv in convolutions)
     )
