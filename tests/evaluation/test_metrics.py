@@ -13,6 +13,7 @@ from submanifold.data.batches import Batches
 from submanifold.data.synthetic import LinearGaussian
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation import baselines as baselines_module
+from submanifold.evaluation import features as features_module
 from submanifold.evaluation import measure as measure_module
 from submanifold.evaluation.baselines import PCA, Extent, evenly_spaced, fit_baselines, pca_batches
 from submanifold.evaluation.intervals import ENDS
@@ -40,10 +41,15 @@ def results():
     labelled = with_context(test, np.arange(len(test)) % 3)
     points = LinearGaussian().sample(50, np.random.default_rng(0))
     linear = Hierarchy([Stage(Affine(8), 3)]).double()
+    features = [smooth_images(n, n)[:, :, 0].reshape(n, -1) / 255 for n in (30, 30, 30)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features_module, "inception_features", lambda *_: features)
+        with_inception = sample_quality(train, test, test, "download", CPU)
     return {
-        "model": measure(model, test, baselines, 0.01, 2, CPU),
+        "model": measure(model, test, baselines, 0.01, 2, CPU, volumes=2),
         "conditional": measure(conditional.eval(), labelled, baselines, 0.0, 2, CPU),
-        "samples": sample_quality(train, test, smooth_images(30, 3, 1), "auto", CPU),
+        "samples": sample_quality(train, test, smooth_images(30, 3, 1), None, CPU),
+        "Inception": with_inception,
         "truth": against_truth(linear, LinearGaussian(), points, points[:20]),
         "pipeline": {"seconds": {"training": 3.5}},
     }

@@ -1,7 +1,6 @@
-"""Sample quality with a stand-in for Inception: the means of channels."""
+"""Sample quality with a stand-in for the networks: the means of channels."""
 
 import json
-from itertools import chain
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ from torch_fidelity.metric_kid import kernel_poly, mmd2
 
 from splits import recorded
 from submanifold.evaluation import features as module
-from submanifold.evaluation.features import pixel_features
 from submanifold.evaluation.sample_quality import (
     frechet_distance,
     kernel_distance,
@@ -22,8 +20,6 @@ from submanifold.evaluation.sample_quality import (
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 ON_FEATURES = {"kid": kernel_distance, "precision": precision, "recall": recall}
-MEASURES = {"fid", *ON_FEATURES}
-NAMES = MEASURES | {"features", "training_images"}
 
 
 def images(count, seed=0):
@@ -35,94 +31,91 @@ def shuffled(count):
 
 
 def channel_means(*sets):
-    return [each.mean(axis=(2, 3)) for each in sets]
+    return [of_set.mean(axis=(2, 3)) for of_set in sets]
 
 
 @pytest.fixture
-def inception(monkeypatch):
-    """Replace the network and record the calls."""
+def networks(monkeypatch):
+    """Replace the networks and record the calls."""
     calls = []
 
-    def features(sets, weights, device):
-        calls.append((*map(len, sets), weights, device))
+    def inception(sets, weights, device):
+        calls.append(("Inception", *map(len, sets), weights, device))
         return channel_means(*sets)
 
-    monkeypatch.setattr(module, "inception_features", features)
+    def efficientnet(sets, device):
+        calls.append(("EfficientNet-Lite0", *map(len, sets), device))
+        return channel_means(*sets)
+
+    monkeypatch.setattr(module, "inception_features", inception)
+    monkeypatch.setattr(module, "efficientnet_features", efficientnet)
     return calls
 
 
 @pytest.mark.parametrize(
-    ("weights", "device", "path"),
-    [("auto", GPU, None), ("download", CPU, None), ("some.pth", CPU, "some.pth")],
+    ("weights", "device", "network", "arguments"),
+    [
+        ("download", CPU, "Inception", ("download", CPU)),
+        ("some.pth", GPU, "Inception", ("some.pth", GPU)),
+        (None, GPU, "EfficientNet-Lite0", (GPU,)),
+    ],
 )
-def test_all_metrics_on_features_use_one_pass_of_inception(weights, device, path, inception):
+def test_all_metrics_use_one_pass_of_one_network(weights, device, network, arguments, networks):
     test, samples, train = images(40), images(40, seed=1), images(50, seed=2)
-    found = sample_quality(train, test, samples, weights, device)
-    assert inception == [(40, 40, 40, path, device)]
+    quality = sample_quality(train, test, samples, weights, device)
+    assert networks == [(network, 40, 40, 40, *arguments)]
     features = channel_means(test, samples)
-    assert set(found) == NAMES
-    assert found["features"] == "inception"
-    assert found["fid"] == frechet_distance(*features)
+    frechet = "fid" if weights else "frechet_distance"
+    assert set(quality) == {frechet, *ON_FEATURES, "features", "training_images"}
+    assert quality["features"] == network
+    assert quality[frechet] == frechet_distance(*features)
+    scale = 1 if weights else np.sqrt(np.mean(features[0] ** 2))
     for name, distance in ON_FEATURES.items():
-        assert found[name] == distance(*features)
+        assert quality[name] == distance(*(x / scale for x in features))
     reference = sample_quality(train, test, train[shuffled(50)[:40]], weights, device)
-    assert found["training_images"] == {name: reference[name] for name in MEASURES}
-
-
-def test_pca_of_pixels_is_fitted_to_training_images_that_are_not_compared(monkeypatch):
-    compared, pixels = [], module.pixel_features
-
-    def features(reference, *images):
-        compared.append((reference, *images))
-        return pixels(reference, *images)
-
-    monkeypatch.setattr(module, "pixel_features", features)
-    test, samples, train = images(40), images(30, seed=1), images(90, seed=2)
-    sample_quality(train, test, samples, "auto", CPU)
-    ((reference, *others),) = compared
-    rows = [{image.tobytes() for image in each} for each in (reference, *others)]
-    assert rows[0] == {image.tobytes() for image in train} - rows[3]
-    assert (rows[1] <= {image.tobytes() for image in test}, len(rows[1])) == (True, 30)
-    assert rows[2] == {image.tobytes() for image in samples}
-    assert (rows[3] < {image.tobytes() for image in train}, len(rows[3])) == (True, 30)
+    names = {frechet, *ON_FEATURES}
+    assert quality["training_images"] == {name: reference[name] for name in names}
 
 
 @pytest.mark.parametrize(("n_test", "n_samples"), [(100, 30), (30, 100)])
-@pytest.mark.parametrize("weights", ["auto", "download"])
-def test_all_metrics_except_fid_compare_equal_numbers(n_test, n_samples, weights, inception):
+@pytest.mark.parametrize("weights", [None, "download"])
+def test_all_metrics_except_fid_compare_equal_numbers(n_test, n_samples, weights, networks):
     # sorted by brightness, so that the first test images are not typical
     test = np.sort(images(n_test).reshape(n_test, -1), axis=0).reshape(n_test, 3, 8, 8)
     train, samples = images(50, seed=2), images(n_samples, seed=1)
-    found = sample_quality(train, test, samples, weights, CPU)
+    quality = sample_quality(train, test, samples, weights, CPU)
     subset = np.random.default_rng(0).choice(n_test, min(n_test, 30), replace=False)
-    drawn = test[np.sort(subset)], samples[:30]
-    if weights == "download":
-        assert (found["fid"]["n_real"], found["fid"]["n_fake"]) == (n_test, n_samples)
-        features = channel_means(*drawn)
+    features = channel_means(test[np.sort(subset)], samples[:30])
+    if weights:
+        assert (quality["fid"]["n_real"], quality["fid"]["n_fake"]) == (n_test, n_samples)
     else:
-        features = pixel_features(train[shuffled(50)], *drawn)
+        assert quality["frechet_distance"] == frechet_distance(*features)
+        features = [x / np.sqrt(np.mean(features[0] ** 2)) for x in features]
     for name, distance in ON_FEATURES.items():
-        assert found[name] == distance(*features)
-    assert found["training_images"]["kid"]["n_fake"] == 30
+        assert quality[name] == distance(*features)
+    assert quality["training_images"]["kid"]["n_fake"] == 30
 
 
-def test_pixel_features_replace_inception_on_a_cpu(inception):
-    found = sample_quality(images(70, seed=2), images(70), images(70, seed=1), "auto", CPU)
-    assert inception == []
-    assert found["fid"]["value"] is None
-    assert "on a CPU" in found["fid"]["why"]
-    assert found["features"] == "64 principal components of pixels"
+def test_efficientnet_replaces_inception_without_its_weights(networks, monkeypatch):
+    def missing(*_):
+        raise module.MissingWeightsError("not measured: no connection")
+
+    monkeypatch.setattr(module, "inception_features", missing)
+    splits = images(50, seed=2), images(40), images(40, seed=1)
+    quality = sample_quality(*splits, "download", CPU)
+    assert quality.pop("fid") == {"value": None, "why": "not measured: no connection"}
+    assert quality == sample_quality(*splits, None, CPU)
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 9])
-@pytest.mark.parametrize("weights", ["auto", "download"])
-def test_fewer_than_four_images_are_not_measured(count, weights, inception):
-    found = sample_quality(images(count, seed=2), images(count), images(20, seed=1), weights, CPU)
-    assert set(found) == NAMES
-    for name in ("kid", "precision", "recall"):
-        assert (found[name]["value"] is None) == (count < 4)
-        assert ("why" in found[name]) == (count < 4)
-    assert json.loads(json.dumps(found)) == found
+@pytest.mark.parametrize(("weights", "frechet"), [(None, "frechet_distance"), ("download", "fid")])
+def test_fewer_than_four_images_are_not_measured(count, weights, frechet, networks):
+    quality = sample_quality(images(count, seed=2), images(count), images(20, seed=1), weights, CPU)
+    for metric in (frechet, "kid", "precision", "recall"):
+        assert (quality[metric]["value"] is None) == (count < 4)
+        assert ("why" in quality[metric]) == (count < 4)
+    assert set(quality) == {frechet, *ON_FEATURES, "features", "training_images"}
+    assert json.loads(json.dumps(quality)) == quality
 
 
 # ---- distances of features
@@ -202,24 +195,30 @@ def test_kernel_distance_of_shifted_gaussians_is_unbiased(shift):
         assert (drawn < 0).mean() > 0.3  # not clipped at zero, which would add a bias
 
 
-@pytest.mark.parametrize("weights", ["auto", "download"])
+@pytest.mark.parametrize("weights", [None, "download"])
 def test_groups_are_those_of_the_compared_images(monkeypatch, weights):
     """The only feature of an image is its group: below 50 of training images."""
 
     def group(*sets):
         return [of_set[:, :1, 0, 0].astype(float) for of_set in sets]
 
-    monkeypatch.setattr(module, "pixel_features", lambda _, *sets: group(*sets))
-    monkeypatch.setattr(module, "inception_features", lambda sets, *_: group(*sets))
+    for network in ("efficientnet_features", "inception_features"):
+        monkeypatch.setattr(module, network, lambda sets, *_: group(*sets))
     train, test = images(90) // 6, 50 + images(60, seed=1) // 6
     groups = {split: group(x)[0][:, 0].tolist() for split, x in (("train", train), ("test", test))}
     with recorded(frechet_distance, kernel_distance, precision, recall) as calls:
         sample_quality(train, test, images(40, seed=2), weights, CPU, groups)
-    for call in chain.from_iterable(calls.values()):
-        for of_set, features in zip(call["groups"], (call["real"], call["fake"]), strict=True):
-            assert of_set is None or of_set.tolist() == features[:, 0].tolist()
-    assert len(calls["frechet_distance"]) == 2 * (weights == "download")
-    for call, of_fake in zip(calls["kernel_distance"], (False, True), strict=True):
-        assert (call["real"] >= 50).all()
-        assert [of_set is not None for of_set in call["groups"]] == [True, of_fake]
-    assert (call["fake"] < 50).all()
+    assert len(calls["frechet_distance"]) == 2
+    unit = np.sqrt(np.mean(calls["frechet_distance"][0]["real"] ** 2))  # of the test images
+    for name, of_name in calls.items():
+        scale = 1 if weights or name == "frechet_distance" else unit
+        for call in of_name:
+            for of_set, kind in zip(call["groups"], ("real", "fake"), strict=True):
+                of_features = scale * call[kind][:, 0]
+                assert of_set is None or of_set.tolist() == pytest.approx(of_features.tolist())
+    for name in ("frechet_distance", "kernel_distance"):
+        for call, of_fake in zip(calls[name], (False, True), strict=True):
+            of_test, of_train = call["groups"]
+            assert of_test.min() >= 50
+            assert (of_train is not None) == of_fake
+        assert of_train.max() < 50

@@ -64,7 +64,7 @@ def test_metrics_have_counts_and_intervals(run):
         assert has_interval(metrics[name]), name
     assert metrics["stage_1_mse"]["value"] != metrics["mse"]["value"]
     floor = metrics["training_images"]
-    for name in ("precision", "recall", "kid"):
+    for name in ("precision", "recall", "kid", "frechet_distance"):
         assert (floor[name]["n_real"], metrics[name]["n_fake"]) == (64, 64)
     assert metrics["baselines"]["pca"]["dim"] == 12
     assert has_interval(metrics["baselines"]["gaussian"]["bits_per_dim"])
@@ -113,6 +113,9 @@ def test_report_is_self_contained_and_shows_all_results(run):
     assert f"MLflow run {run.mlflow.info.run_id}" in text
     assert f"submanifold project {run.mlflow.info.run_name} new.jpg" in text
     assert "None" not in text
+    assert "not measured" not in text
+    for label in ("Fréchet distance", "KID", "precision", "recall"):
+        assert text.count(f"{label} (EfficientNet-Lite0)") > 0
     parts = "Projections", "Samples", "Residuals", "Use this model", "Metrics on the test images"
     places = [page.index(f">{part}</h2>") for part in parts]
     assert places == sorted(places)
@@ -241,7 +244,7 @@ def test_a_folder_of_few_gray_images_can_be_moved_but_not_changed(project, tmp_p
     metrics, report = run.load("metrics"), run.load("report")
     assert metrics["counts"] == {"train": 10, "test": 1, "samples": 64}
     assert metrics["bits_per_dim"]["low"] is None
-    for name in ("fid", "kid", "precision", "recall"):
+    for name in ("frechet_distance", "kid", "precision", "recall"):
         assert metrics[name]["why"].startswith("not measured: there are fewer than 4 test images")
     assert "no p-values. Validation images for a calibration: expected at least 20" in report
     shutil.move(tmp_path / "here", tmp_path / "there")

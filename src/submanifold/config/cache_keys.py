@@ -9,8 +9,6 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
-import torch
-
 from submanifold.common.errors import error_prefix
 from submanifold.config.project import RAW_FOLDER
 from submanifold.config.schema import Experiment, effective
@@ -28,7 +26,7 @@ def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
     A phase depends on the data, the seed, the number of charts, and the phases up to this one with
     the stages that they train; with a time budget on the ``schedule`` rather than on the measured
     steps. ``run`` also depends on the evaluation. The location of files, logging, the device and
-    the number of threads do not matter, except where they decide whether FID is measured.
+    the number of threads do not matter.
     """
     dataset, data, model = experiment.dataset, experiment.data, experiment.model
     with error_prefix("data"):
@@ -61,9 +59,6 @@ def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
         run_digest = _digest(*_sources(REPORTS), digest, keys["ood_data"])
         keys["ood_run"] = f"{dataset}-{name}-{run_digest}"
     evaluation = experiment.evaluation.model_dump(mode="json", exclude_none=True)
-    on_gpu = experiment.device != "cpu" and torch.cuda.is_available()
-    if evaluation.get("inception_weights") == "auto" and on_gpu:
-        evaluation["inception_weights"] = "download"
     digest = _digest(*_sources(REPORTS), digest, evaluation)
     keys["run"] = f"{dataset}-{experiment.method}-{digest}"
     return keys

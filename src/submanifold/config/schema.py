@@ -22,11 +22,13 @@ class EvaluationSettings(Settings):
     Attributes:
         samples: Number of samples for the distances between distributions.
         dequantizations: Noise draws of the importance-weighted bound on an image's bits.
-        inception_weights: FID: ``auto`` (only on a GPU), ``download``, or a path.
+        volumes: Images whose volume is measured, for the density on the manifold.
+        inception_weights: For FID: ``download`` or a path; None uses EfficientNet.
     """
 
     samples: int = Field(gt=1)
     dequantizations: int | None = Field(default=None, gt=0)
+    volumes: int = Field(default=0, ge=0)
     inception_weights: str | None = None
 
 

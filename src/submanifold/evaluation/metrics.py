@@ -20,7 +20,7 @@ PROJECTION_ERRORS = {"default": "projection_mse", "encoder": "encoder_mse",
 SUBSET = " (subset)"  # in labels of metrics of at most 512 evenly spaced test events
 MAX_DECIMALS = 6
 COMMAS = 10_000  # smallest number with commas: 1984 may be a year
-COMPARED_WITH_TEST = ("fid", "kid")  # distances of images whose ideal value is zero
+COMPARED_WITH_TEST = "fid", "frechet_distance", "kid"  # distances of images, ideally zero
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import scipy  # submodules load on first use; scipy.stats takes half a second
 import torch
 
 from submanifold.data.splits import Groups, groups_of
+from submanifold.evaluation import features
 from submanifold.evaluation.intervals import (
     GroupPair,
     Interval,
@@ -22,74 +23,58 @@ TOO_FEW = {
     "value": None,
     "why": f"not measured: there are fewer than {MIN_IMAGES} test images or samples",
 }
-FID_ON_CPU = (
-    "not measured: on a CPU, Inception features take 0.1 s per image; set "
-    "evaluation.inception_weights to download, or to the path of the weights file"
-)
-MAX_REFERENCE = 5000  # images that the PCA of pixel features is fitted to
 
 
 def sample_quality(
-    train: np.ndarray, test: np.ndarray, samples: np.ndarray, weights: str, device: torch.device,
-    groups: Groups | None = None,
+    train: np.ndarray, test: np.ndarray, samples: np.ndarray, weights: str | None,
+    device: torch.device, groups: Groups | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Compare samples, and as a reference training images, with test images.
 
-    FID uses all images. KID, precision and recall use equal numbers: the first samples or a fixed
-    random subset of the test images. `weights` is ``auto`` (Inception on a GPU only), ``download``
-    or a path. ``training_images`` are the same four of a random subset of the training images, or
-    None if these are fewer than the compared samples.
+    Features are EfficientNet's or, if `weights` is ``download`` or a path, Inception's. FID uses
+    all images. The other distances use equal numbers: the first samples or a fixed random subset of
+    the test images. ``training_images`` are the same four of a random subset of the training
+    images, or None if these are fewer than the compared samples.
     """
     count = min(len(test), len(samples))
-    order = np.random.default_rng(0).permutation(len(train))  # neighbors can share a photograph
-    drawn = order[: len(samples)]
     of_train, of_test = (groups_of(groups, part) for part in ("train", "test"))
     fakes: list[tuple[np.ndarray, np.ndarray | None]] = [(samples, None)]
-    if len(train) >= count:
+    if len(train) >= count:  # shuffled, because neighbors can share a photograph
+        drawn = np.random.default_rng(0).permutation(len(train))[: len(samples)]
         fakes.append((train[drawn], None if of_train is None else of_train[drawn]))
+    frechet, network = "frechet_distance", "EfficientNet-Lite0"
+    if weights:
+        frechet, network = "fid", "Inception"
     if count < MIN_IMAGES:
-        name, measured = "none", [dict.fromkeys(("fid", *ON_FEATURES), TOO_FEW) for _ in fakes]
+        measured = [dict.fromkeys((frechet, *ON_FEATURES), TOO_FEW) for _ in fakes]
     else:
-        # PCA is fitted to other images than those compared, if there are enough
-        start = count if len(train) >= 2 * count else 0
-        reference = train[order[start : start + MAX_REFERENCE]]
         subset = np.sort(np.random.default_rng(0).choice(len(test), count, replace=False))
         of_subset = None if of_test is None else of_test[subset]
+
+        def equal(sets: Sequence[np.ndarray]) -> list[np.ndarray]:
+            return [sets[0][subset], *(fake[:count] for fake in sets[1:])]
+
         images = [test, *(fake for fake, _ in fakes)]
-        inception, (real, *of_fakes), name = _features(reference, images, subset, weights, device)
-        measured = []
-        for number, (features, (_, of_fake)) in enumerate(zip(of_fakes, fakes, strict=True), 1):
-            if isinstance(inception, str):
-                fid: Interval = {"value": None, "why": inception}
+        try:
+            if weights:
+                compared = features.inception_features(images, weights, device)
+                scaled, of_real = equal(compared), of_test
             else:
-                fid = frechet_distance(inception[0], inception[number], (of_test, of_fake))
-            measured.append({"fid": fid} | {
-                metric: distance(real, features, (of_subset, of_fake))
-                for metric, distance in ON_FEATURES.items()
-            })  # fmt: skip
+                compared = features.efficientnet_features(equal(images), device)
+                scale = np.sqrt(np.mean(compared[0] ** 2)) or 1.0  # for the kernel
+                scaled, of_real = [x / scale for x in compared], of_subset
+        except features.MissingWeightsError as error:
+            fid = {"value": None, "why": str(error)}
+            return {"fid": fid} | sample_quality(train, test, samples, None, device, groups)
+        measured = [
+            {frechet: frechet_distance(compared[0], compared[number], (of_real, of_fake))} | {
+                name: distance(scaled[0], scaled[number], (of_subset, of_fake))
+                for name, distance in ON_FEATURES.items()
+            }
+            for number, (_, of_fake) in enumerate(fakes, 1)
+        ]  # fmt: skip
     training = measured[1] if len(measured) > 1 else None
-    return measured[0] | {"features": name, "training_images": training}
-
-
-def _features(
-    reference: np.ndarray, images: Sequence[np.ndarray], subset: np.ndarray, weights: str,
-    device: torch.device,
-) -> tuple[list[np.ndarray] | str, list[np.ndarray], str]:  # fmt: skip
-    """Compute Inception features (or why they are missing), those of equal numbers, their name."""
-    from submanifold.evaluation import features  # imports torch-fidelity, which takes seconds
-
-    def equal(sets: Sequence[np.ndarray]) -> list[np.ndarray]:
-        return [sets[0][subset], *(fake[: len(subset)] for fake in sets[1:])]
-
-    try:
-        if weights == "auto" and device.type == "cpu":
-            raise features.MissingWeightsError(FID_ON_CPU)
-        path = None if weights in ("auto", "download") else weights
-        inception = features.inception_features(images, path, device)
-        return inception, equal(inception), "inception"
-    except features.MissingWeightsError as error:
-        pixels = features.pixel_features(reference, *equal(images))
-        return str(error), pixels, f"{pixels[0].shape[1]} principal components of pixels"
+    return measured[0] | {"features": network, "training_images": training}
 
 
 def frechet_distance(

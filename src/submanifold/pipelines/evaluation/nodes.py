@@ -48,10 +48,12 @@ def evaluate(
         rows, draws = evenly_spaced(np.arange(len(test)), FULL.compared), 1
         measured, test_groups = test[rows], None if test_groups is None else test_groups[rows]
         baselines = baselines | baselines["subsets"][str(FULL.compared)]
-    metrics = measure(hierarchy, measured, baselines, input_noise, draws, on, test_groups, extent)
+    metrics = measure(
+        hierarchy, measured, baselines, input_noise, draws, on, test_groups, extent,
+        evaluation.volumes,
+    )  # fmt: skip
     if test.dtype == np.uint8:
-        weights = evaluation.inception_weights or "auto"
-        metrics |= sample_quality(train, test, samples, weights, on, groups)
+        metrics |= sample_quality(train, test, samples, evaluation.inception_weights, on, groups)
     metrics["counts"] = {"train": len(train), "test": len(measured), "samples": len(samples)}
     if test_groups is not None:
         metrics["counts"]["test_groups"] = len(np.unique(test_groups))

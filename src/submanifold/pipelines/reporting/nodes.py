@@ -220,6 +220,6 @@ def _labels(metrics: Metrics) -> dict[str, str]:
     size = count if _has_subset(metrics) else ""
     labels = {name: metric.label.replace(SUBSET, size) for name, metric in METRICS.items()}
     if "features" in metrics:
-        on = "Inception" if metrics["features"] == "inception" else "pixels"
-        labels |= {name: f"{labels[name]} ({on})" for name in ("precision", "recall", "kid")}
+        on_features = ("frechet_distance", "kid", "precision", "recall")
+        labels |= {name: f"{labels[name]} ({metrics['features']})" for name in on_features}
     return labels

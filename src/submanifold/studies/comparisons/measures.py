@@ -91,8 +91,9 @@ def measure_images(run: CachedRun, models: Sequence[Model]) -> list[Measured]:
         generator = torch.Generator().manual_seed(0)
         samples = np.concatenate([stored(model.sample(SAMPLED_AT_ONCE, generator=generator))
                                   for _ in range(IMAGE_SAMPLES // SAMPLED_AT_ONCE)])  # fmt: skip
-        quality = sample_quality(run.load("x_train"), test, samples, "auto", device, run.groups)
-        by_model.append(measured | {name: quality[name] for name in ("precision", "recall", "kid")})
+        quality = sample_quality(run.load("x_train"), test, samples, None, device, run.groups)
+        names = "precision", "recall", "kid", "frechet_distance"
+        by_model.append(measured | {name: quality[name] for name in names})
     return by_model
 
 
