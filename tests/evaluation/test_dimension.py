@@ -87,7 +87,7 @@ CURVE = {"dims": [1, 10, 100], "mse": [0.1, 0.0015, 0.0001],
     (None, [0.1], 500, None, ["Train longer"]),
 ])  # fmt: skip
 def test_advice_is_the_smallest_dimension_of_30_decibels(smallest, pca_mse, dim, pca_dim, texts):
-    baselines = {"subsets": {"128": {"pca_mse": pca_mse}}}
+    baselines = {"subsets": {"64": {"pca_mse": pca_mse}}}
     goal = {"goals": {"30 dB": 0.001}, "smallest": {"30 dB": smallest}}
     found = advise({**CURVE, **goal}, baselines, dim)
     assert (found["dim"], found["pca_dim"]) == (smallest, pca_dim)

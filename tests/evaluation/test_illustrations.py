@@ -151,7 +151,7 @@ def test_counts_and_projections_are_those_of_the_splits(monkeypatch):
     monkeypatch.setattr(nodes, "sample_quality", lambda *_: {})
     model = hierarchy()
     modes, groups = graphs(model), {"test": np.arange(20) // 4}
-    settings = SimpleNamespace(dequantizations=1, inception_weights=None)
+    settings = SimpleNamespace(dequantizations=1, inception_weights=None, volumes=2)
     histories = {name: {"seconds": 3.0, "warnings": {}} for name in ("density", "rotation")}
     data = TRAIN, TEST, SAMPLES, {}
     found = nodes.evaluate(model, *data, 0.0, settings, groups, "cpu", {"brief": 0}, **histories)

@@ -13,7 +13,7 @@ from submanifold.models import Hierarchy, Stage
 
 LARGEST = 16
 PCA = {"pca_mse": [0.1] * (LARGEST + 1), "pca_mse_half_width": [0.0] * (LARGEST + 1)}
-BASELINES = {"subsets": {"128": PCA}}
+BASELINES = {"subsets": {"64": PCA}}
 PSNRS = range(18, 31)
 
 
@@ -68,8 +68,8 @@ def error(project, images):
 
 
 def test_error_curve_has_the_errors_of_each_dimension(curve, model, images):
-    few = evenly_spaced(images, 128)
-    assert curve["n"] == len(few) == 128
+    few = evenly_spaced(images, 64)
+    assert curve["n"] == len(few) == 64
     assert (curve["dims"][0], curve["dims"][-1]) == (1, LARGEST)
     for dim, mse in zip(curve["dims"], curve["mse"], strict=True):
         expected = error(model.at_dim(dim).encoder_projection, few)
@@ -87,7 +87,7 @@ def test_error_curve_of_vectors_has_goals_in_the_variance():
     scales = np.sqrt([6.0, 2.2, 1.4, 0.4], dtype=np.float32)
     rows = np.random.default_rng(0).choice([-1, 1], (400, 4)).astype(np.float32) * scales
     model = Hierarchy([Stage(affine(torch.eye(4)), 2)]).eval()
-    pca = {"subsets": {"128": {"pca_mse": [0.0] * 5, "pca_mse_half_width": None}}}
+    pca = {"subsets": {"64": {"pca_mse": [0.0] * 5, "pca_mse_half_width": None}}}
     found = error_curve(model, rows, pca, torch.device("cpu"))
     assert found["goals"]["explained variance 0.9"] == pytest.approx(0.25, rel=0.02)
     assert [*found["smallest"].values()] == [1, 2, 3, 3, 4]

@@ -87,10 +87,10 @@ def test_metrics_are_of_test_images_and_their_groups(model, monkeypatch, is_brie
         monkeypatch.setattr(
             nodes, name, lambda *a, n=name: arguments.update({n: a}) or {"inverse_error": 0}
         )
-    settings = SimpleNamespace(dequantizations=1, inception_weights=None)
+    settings = SimpleNamespace(dequantizations=1, inception_weights=None, volumes=2)
     evaluated = nodes.evaluate(model, TRAIN, TEST, SAMPLES, baselines, 0.0, settings, GROUPS, "cpu",
                                {"brief": is_brief})  # fmt: skip
-    _, test, *_, of_test, _ = arguments["measure"]
+    _, test, *_, of_test, _, _ = arguments["measure"]
     assert_are("test", test)
     assert len(test) == (20 if is_brief else 48)
     assert of_test.tolist() == groups_of_images(test)

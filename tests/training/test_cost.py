@@ -81,7 +81,7 @@ def test_the_evaluation_and_training_fit_in_a_time(
 ):
     """With 0.1 s for 4 events, an evaluation takes 220.6 s, a brief one 110."""
     caplog.set_level("INFO")
-    monkeypatch.setattr(nodes, "evaluation_work", lambda *of: 2800 if of[-1] else 7224)
+    monkeypatch.setattr(nodes, "evaluation_work", lambda *of: 2800 if of[2] else 7224)
     manifest = {"counts": {}, "seconds": 5.0}
     evaluation = EvaluationSettings(samples=9)
     schedule = nodes.estimate_steps(

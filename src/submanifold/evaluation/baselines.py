@@ -26,12 +26,11 @@ class Extent:
     """How much an evaluation measures; its events are evenly spaced test events."""
 
     compared: int = 512  # events whose projections are compared
-    curve: int = 128  # events of the error by dimension
-    nearest_dims: int = 7  # dimensions of its nearest projections
-    volumes: int = 8  # images whose volume is measured
+    curve: int = 64  # events of the error by dimension
+    nearest_dims: int = 4  # dimensions of its nearest projections
 
 
-FULL, BRIEF = Extent(), Extent(compared=32, curve=32, nearest_dims=3, volumes=2)
+FULL, BRIEF = Extent(), Extent(compared=32, curve=32, nearest_dims=3)
 
 
 @dataclass(frozen=True)
@@ -213,7 +212,7 @@ def fit_baselines(
     """Fit PCA and the Gaussian to uint8 images or float vectors (N, ...) and evaluate them.
 
     In the ``baselines``, ``pca_mse`` are mean squared errors with the first 0, 1, ... axes, and
-    ``subsets`` are the same of 512, 128 and 32 evenly spaced test events, by number. ``pca`` are
+    ``subsets`` are the same of 512, 64 and 32 evenly spaced test events, by number. ``pca`` are
     the mean and up to 2,048 axes as rows, float16 (1 + axes, D), for a file.
     """
     pca, n_train = fit_gaussian(train, valid)

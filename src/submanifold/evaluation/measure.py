@@ -52,11 +52,12 @@ Metrics = dict[str, Any]
 def measure(
     model: Model, test: np.ndarray, baselines: Mapping[str, Any], input_noise: float,
     dequantizations: int, device: torch.device, groups: np.ndarray | None = None,
-    extent: Extent = FULL,
+    extent: Extent = FULL, volumes: int = 0,
 ) -> Metrics:  # fmt: skip
     """Evaluate density and reconstruction on test data; the model is moved to the device.
 
-    ``input_noise`` is the standard deviation of the noise that the density was trained with.
+    ``input_noise`` is the standard deviation of the noise that the density was trained with, and
+    ``volumes`` the number of images whose density on the manifold is measured.
     """
     batches = Batches(test, BATCH_SIZE, device=device)
     x, context = next(iter(batches))
@@ -64,8 +65,9 @@ def measure(
     metrics = density(model, test, batches, input_noise, dequantizations, groups, table)
     metrics |= reconstructions(model, test, batches, groups, extent.compared)
     if not batches.is_continuous:
-        of_few = None if context is None else context[: extent.volumes]
-        metrics |= volume(model, x[: extent.volumes], groups, of_few)
+        if volumes:
+            of_few = None if context is None else context[:volumes]
+            metrics |= volume(model, x[:volumes], groups, of_few)
         if "classes" in context_of(model):
             metrics |= classification(model, test, device, groups)
     metrics["curve"] = error_curve(model, test, baselines, device, extent)
@@ -87,7 +89,9 @@ def measure(
     }
 
 
-def evaluation_work(counts: Mapping[str, int], draws: int, is_brief: bool) -> float:
+def evaluation_work(
+    counts: Mapping[str, int], draws: int, is_brief: bool, volumes: int = 0
+) -> float:
     """Return after how many training steps of one event as much time as an evaluation has passed.
 
     The ``counts`` are those of the events of each split. The weights were measured with the default
@@ -98,7 +102,7 @@ def evaluation_work(counts: Mapping[str, int], draws: int, is_brief: bool) -> fl
         test, draws = min(test, FULL.compared), 1
     curve = (14 * extent.nearest_dims + 32) * min(test, extent.curve)
     nearest = 18 * min(test, extent.compared) + curve
-    return nearest + 390 * extent.volumes + (2 + 0.45 * draws) * test + counts["valid"] + 2500
+    return nearest + 390 * volumes + (2 + 0.45 * draws) * test + counts["valid"] + 2500
 
 
 def density(

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from submanifold.common.progress import track
+from submanifold.common.progress import ProgressBar
 from submanifold.data.batches import Batch, Batches
 from submanifold.evaluation.baselines import FULL, Extent, evenly_spaced, pca_error
 from submanifold.evaluation.intervals import mean_interval
@@ -77,13 +77,13 @@ def error_curve(
     batches = Batches(evenly_spaced(test, extent.curve), NEAREST_BATCH_SIZE, device=device)
 
     @cache
-    def mse(dim: int, nearest: bool = False) -> float | None:  # None if all projections overflow
+    def mse(dim: int, nearest: bool) -> float | None:  # None if all projections overflow
         view = model.at_dim(dim) if isinstance(model, Hierarchy) else model
         project = partial(view.project, nearest=True) if nearest else view.encoder_projection
         return reconstruction(squared_errors(project, batches), of_images)["mse"]["value"]
 
     def reaches(dim: int, goal: float) -> bool:
-        return (error := mse(dim)) is not None and error <= goal
+        return (error := mse(dim, False)) is not None and error <= goal
 
     def smallest_dim(goal: float) -> int | None:
         """Find the smallest dimension with an error of at most `goal` by bisection, or None."""
@@ -101,14 +101,18 @@ def error_curve(
         dims = _geometric(1, last, CURVE_DIMS)
         first = min(SMALLEST_NEAREST_DIM if of_images else 1, last - 1)
         nearest_dims = _geometric(first, last - 1, extent.nearest_dims) if last > 1 else []
-    tracked = track([[d] for d in dims], "error by dimension", len(dims))
+    with ProgressBar("error by dimension", "dimensions", len(dims) + len(nearest_dims)) as progress:
+        for nearest, of_kind in ((False, dims), (True, nearest_dims)):
+            for dim in of_kind:
+                mse(dim, nearest)  # kept
+                progress.update()
     pca = [pca_error(baselines, d, extent.curve).get("mse", {}).get("value") for d in dims]
     return {
         "dims": dims,
-        "mse": [mse(d) for (d,) in tracked],
+        "mse": [mse(d, False) for d in dims],
         "pca_mse": pca,
         "nearest_dims": nearest_dims,
-        "nearest_mse": [mse(d, nearest=True) for d in nearest_dims],
+        "nearest_mse": [mse(d, True) for d in nearest_dims],
         "n": len(batches),
         "variance": variance,
         "goals": goals,

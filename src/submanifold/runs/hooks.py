@@ -10,6 +10,8 @@ import os
 import platform
 import signal
 import threading
+import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -122,6 +124,7 @@ class RunHooks(MlflowHook):
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol
     ) -> None:
         loader, outputs = self._loader, pipeline.all_outputs()
+        self._seconds: dict[str, float] = defaultdict(float)
         _check(loader.experiment, run_params["pipeline_names"] or [])
         for output, part in (("x_train", "data"), ("x_ood", "ood")):
             if output in outputs:
@@ -184,9 +187,12 @@ class RunHooks(MlflowHook):
     @hook_impl
     def before_node_run(self) -> None:
         """Log no parameters of nodes: all were logged at the start."""
+        self._node_started = time.monotonic()
 
     @hook_impl
     def after_node_run(self, node: Node) -> None:
+        seconds = time.monotonic() - self._node_started
+        self._seconds[node.namespace or node.name] += seconds
         if self._is_mlflow_enabled:
             self._computed.update(node.outputs)
 
@@ -202,6 +208,9 @@ class RunHooks(MlflowHook):
         for name in sorted(pipeline.all_outputs()):
             if (path := Path(catalog[name]._filepath)).suffix == ".html":
                 log.info("The %s is %s", name.replace("_", " "), path)
+        if self._seconds:
+            parts = (f"{part} {seconds:.0f} s" for part, seconds in self._seconds.items())
+            log.info("Duration of the parts: %s", ", ".join(parts))
 
     def _log_results(self, outputs: set[str], catalog: CatalogProtocol) -> None:
         from submanifold.evaluation.metrics import numbers
@@ -277,7 +286,7 @@ def _check(experiment: "Experiment", pipelines: list[str]) -> None:
         raise unexpected("ood", expected, None, "Change it with --params=ood=<name or path>")
     choose_device(experiment.device)
     weights = experiment.evaluation.inception_weights
-    if weights not in (None, "auto", "download"):
+    if weights not in (None, "download"):
         from submanifold.evaluation.features import check_weights
 
         with error_prefix("evaluation"):

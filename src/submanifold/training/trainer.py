@@ -64,7 +64,7 @@ class TrainingSettings(Settings):
     muon_lr: float | None = Field(default=0.02, gt=0)
     lr_scale: float = Field(default=1.0, gt=0)
     warmup: int = Field(default=50, ge=0)
-    cooldown_fraction: float = Field(default=0.5, ge=0, le=1)
+    cooldown_fraction: float = Field(default=0.8, ge=0, le=1)
     span: tuple[Fraction, Fraction] = (0.0, 1.0)
     clip: float | None = Field(default=10.0, gt=0)
     ema: float = Field(default=0.99, ge=0, lt=1)
@@ -154,9 +154,11 @@ class Trainer:
         distributed.average([w.grad for w in self.weights if w.grad is not None])
         largest = self.settings.clip or math.inf
         norm = nn.utils.clip_grad_norm_(self.weights, largest, foreach=True)
-        for weight in self.weights:
-            if weight.grad is not None:  # one event that overflows must not end the training
-                weight.grad.nan_to_num_(0.0, 0.0, 0.0)
+        # an event that overflows must not end the training; the CPU need not wait to know of it
+        if norm.device.type != "cpu" or not norm.isfinite():
+            for weight in self.weights:
+                if weight.grad is not None:
+                    weight.grad.nan_to_num_(0.0, 0.0, 0.0)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()

@@ -54,7 +54,9 @@ def estimate_steps(
 
     def evaluating(is_brief: bool) -> float:
         draws = evaluation.dequantizations or 1
-        return REPORT + per_event * evaluation_work(manifest["counts"], draws, is_brief)
+        return REPORT + per_event * evaluation_work(
+            manifest["counts"], draws, is_brief, evaluation.volumes
+        )
 
     brief = minutes is not None and evaluating(False) > 60 * TOLERANCE * minutes
     if minutes is not None:
