@@ -189,9 +189,9 @@ def stages() -> Figure:
         arrow(axes, start, end)
     axes.text(0, 4.5, "The training: five phases of density-first", fontsize=10, weight="bold")
     phases = (
-        ("density", "likelihood\n2,800 steps", FLOW),
+        ("density", "likelihood\n1,400 steps", FLOW),
         ("rotation", "order latents\nno training", ON),
-        ("reconstruction", "error at random d\n800 steps", FLOW),
+        ("reconstruction", "error at random d\n500 steps", FLOW),
         ("rotation_2", "order latents\nno training", ON),
         ("code_flow", "likelihood of u\n200 steps", FLOW),
     )

@@ -57,8 +57,9 @@ class Muon(Optimizer):
 
     for W of m rows and n columns (Jordan et al. 2024). All directions move by equal lengths,
     however small their gradients. A convolution is a matrix of outputs x (inputs and kernel).
-    Before, W is multiplied by :math:`1 - 0.3\, \eta` (decoupled weight decay, docs/evidence/
-    performance.md). Unlike :class:`torch.optim.Muon`, which takes 2D weights one by one, it
+    Before, a convolution is multiplied by :math:`1 - 0.3\, \eta` (decoupled weight decay, which
+    halves the steps of the default: docs/evidence/performance.md). Matrices of couplings of vectors
+    are not, where it makes densities of small tables worse. Unlike :class:`torch.optim.Muon`, which takes 2D weights one by one, it
     orthogonalizes all matrices of equal shape in one batch.
 
     Args:
@@ -94,7 +95,9 @@ class Muon(Optimizer):
             # kernels of two sizes can have equal matrices
             pairs = zip(orthogonalize(stacked), in_order, strict=True)
             steps = [step.view(weight.shape).movedim(-1, 1) for step, weight in pairs]
-            torch._foreach_mul_(weights, 1 - WEIGHT_DECAY * group["lr"])
+            convolutions = [weight for weight in weights if weight.ndim > 2]
+            if convolutions:
+                torch._foreach_mul_(convolutions, 1 - WEIGHT_DECAY * group["lr"])
             torch._foreach_add_(weights, steps, alpha=-length)
 
 
