@@ -1,6 +1,5 @@
 """Names that examples in docstrings use without importing them."""
 
-import importlib.util
 import os
 
 import pytest
@@ -9,9 +8,6 @@ import torch
 import submanifold
 from submanifold import data, flows, models
 from submanifold.losses import objective
-
-# not importable without its optional package
-collect_ignore = [] if importlib.util.find_spec("deepinv") else ["src/submanifold/inverse/prior.py"]
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -59,8 +59,8 @@ class Muon(Optimizer):
     however small their gradients. A convolution is a matrix of outputs x (inputs and kernel).
     Before, a convolution is multiplied by :math:`1 - 0.3\, \eta` (decoupled weight decay, which
     halves the steps of the default: docs/evidence/performance.md). Matrices of couplings of vectors
-    are not, where it makes densities of small tables worse. Unlike :class:`torch.optim.Muon`, which takes 2D weights one by one, it
-    orthogonalizes all matrices of equal shape in one batch.
+    are not, where it makes densities of small tables worse. Unlike :class:`torch.optim.Muon`, which
+    takes 2D weights one by one, it orthogonalizes all matrices of equal shape in one batch.
 
     Args:
         weights: Matrices or convolutions.
