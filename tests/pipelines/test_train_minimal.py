@@ -13,7 +13,7 @@ from submanifold.training import RotationSettings, rotation
 
 pytestmark = pytest.mark.docs
 
-STEPS, PROBES = {"density": 14, "reconstruction": 4, "code_flow": 1}, 20
+STEPS, PROBES = {"density": 14, "reconstruction": 5, "code_flow": 1}, 20
 
 
 def short_method(dataset, dim):

@@ -6,7 +6,6 @@ import json
 import re
 from functools import cache
 from pathlib import Path
-from types import CodeType
 from typing import Any
 
 from submanifold.common.errors import error_prefix
@@ -70,12 +69,12 @@ def _sources(names: tuple[str, ...]) -> list[str]:
 
 @cache
 def source_hash(folder: Path) -> str:
-    """Hash the files of a package; of Python the instructions, without comments and docstrings."""
+    """Hash the files of a package; of Python the syntax, without comments and docstrings."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.*")):
         if path.suffix == ".py":
-            code = compile(_without_docstrings(ast.parse(path.read_bytes())), "", "exec")
-            digest.update(f"{path.relative_to(folder).as_posix()} {_instructions(code)}".encode())
+            code = ast.unparse(_without_docstrings(ast.parse(path.read_bytes())))
+            digest.update(f"{path.relative_to(folder).as_posix()} {code}".encode())
         elif path.suffix != ".pyc" and path.is_file():
             digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -88,14 +87,6 @@ def _without_docstrings(node: Any) -> Any:
         if isinstance(child, ast.FunctionDef | ast.ClassDef):
             _without_docstrings(child)
     return node
-
-
-def _instructions(value: Any) -> str:
-    """Write a code object or a constant without line numbers."""
-    if isinstance(value, CodeType):
-        names = value.co_code, value.co_names, value.co_varnames, value.co_freevars
-        return f"{names} {[*map(_instructions, value.co_consts)]}"
-    return repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value)
 
 
 def _digest(*values: Any) -> str:

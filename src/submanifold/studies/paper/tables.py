@@ -53,8 +53,9 @@ def params_of(dataset: str, method: str, stage_dims: str) -> Params:
 
 
 def results_table(table: int, stage_dims: Mapping[str, str], runs: Runs) -> pd.DataFrame:
-    """Collect the metrics that some run has, one in a row; those of training images come last."""
+    """Collect the metrics of the paper's table and of the runs; training images come last."""
     measured = {method: [run.load("metrics") for run in seeds] for method, seeds in runs.items()}
+    printed = printed_results().query(f"table == {table}")
     first = next(iter(measured.values()))[0]
     if first["training_images"]:
         measured[FLOOR] = [{"counts": first["counts"], **first["training_images"]}]
@@ -66,10 +67,10 @@ def results_table(table: int, stage_dims: Mapping[str, str], runs: Runs) -> pd.D
         }
         for method, seeds in measured.items()
         for column, metric in COMPARED.items()
-        if any(metric.read(metrics) is not None
-               for of_seeds in measured.values() for metrics in of_seeds)
+        if column in set(printed["metric"]) or any(
+            metric.read(metrics) is not None for of_seeds in measured.values()
+            for metrics in of_seeds)
     ]  # fmt: skip
-    printed = printed_results().query(f"table == {table}")
     printed = printed.rename(columns={"value": "paper", "spread": "paper_spread"})
     keys = ["method", "stage_dims", "metric"]
     frame = pd.DataFrame(rows).astype(dict.fromkeys(ENDS, float))
