@@ -103,7 +103,7 @@ def log_prob(
 ) -> Tensor:  # fmt: skip
     r"""Compute log-densities in nats, (batch,); -inf where they are not a number.
 
-    Quantized columns of a ``table`` are dequantized anew: the log-density of a row is
+    Quantized columns of a ``table`` are dequantized again: the log-density of a row is
 
     .. math:: \log \frac1K \sum_k p(x_k) / q(x_k), \qquad x_k \sim q
 
