@@ -6,8 +6,7 @@ import pytest
 import torch
 
 import submanifold
-from submanifold import data, flows, models
-from submanifold.losses import objective
+from submanifold import data, flows, losses, models
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -23,6 +22,6 @@ def empty_folder(tmp_path_factory):
 def names_in_examples(doctest_namespace):
     """Torch, and the public names of the library."""
     doctest_namespace["torch"] = torch
-    for module in (submanifold, data, flows, models, objective):
+    for module in (submanifold, data, flows, losses, models):
         public = {name: each for name, each in vars(module).items() if not name.startswith("_")}
         doctest_namespace.update(public)

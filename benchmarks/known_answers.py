@@ -26,11 +26,12 @@ from torch.autograd.functional import jacobian
 from submanifold.data import synthetic as data
 from submanifold.data.batches import Batches, dequantize
 from submanifold.flows import Affine, Flow, Glow, RealNVP
-from submanifold.losses import Objective, penalized_likelihood
+from submanifold.losses import InputNoise, Loss, draws, encode
+from submanifold.losses.reconstruction import Reconstruction
 from submanifold.models import Hierarchy, Stage, manifold_density
 from submanifold.models.diagnostics import is_overfitted, manifold_overfitting
 from submanifold.models.stage import standard_normal_log_prob
-from submanifold.training import TrainingSettings, fit
+from submanifold.training import Phase, TrainingSettings, fit
 
 PAGE = Path(__file__).parents[1] / "docs" / "evidence" / "known-answers.md"
 
@@ -63,8 +64,8 @@ def answers(case: int, *rows: Row) -> list[Answer]:
 
 
 def train(
-    stages: Sequence[Stage], objective: Objective, points: Tensor, valid: Tensor, steps: int,
-    rate: float, batch: int, muon_lr: float | None = None,
+    stages: Sequence[Stage], loss: Loss, points: Tensor, valid: Tensor, steps: int,
+    rate: float, batch: int, muon_lr: float | None = None, **context: Any,
 ) -> tuple[Hierarchy, dict[str, Any]]:  # fmt: skip
     """Train in the points' precision; the hierarchy in double precision, and the history."""
     settings = TrainingSettings(
@@ -74,8 +75,13 @@ def train(
     hierarchy = Hierarchy(stages).to(points.dtype)
     batches = [Batches(rows.numpy(), batch) for rows in (points, valid)]
     with tempfile.TemporaryDirectory() as folder:
-        history = fit(hierarchy, objective, *batches, settings, folder, "known answers")
+        phase = Phase(hierarchy, loss, settings, **context)
+        history = fit(phase, *batches, folder, "known answers")
     return hierarchy.double().requires_grad_(False), history
+
+
+def squared_penalty(weight: float, **settings: Any) -> Loss:
+    return Loss(reconstruction=Reconstruction(penalty="mse", weight=weight, **settings))
 
 
 def paired(model: Tensor, truth: np.ndarray) -> tuple[float, float]:
@@ -104,9 +110,9 @@ def gaussian(z: np.ndarray) -> Tensor:
 
 
 def train_on_all(
-    stages: Sequence[Stage], objective: Objective, x: Tensor, steps: int = 800
+    stages: Sequence[Stage], loss: Loss, x: Tensor, steps: int = 800, **context: Any
 ) -> Hierarchy:
-    return train(stages, objective, x, x, steps, 0.1, len(x))[0]
+    return train(stages, loss, x, x, steps, 0.1, len(x), **context)[0]
 
 
 @torch.no_grad()
@@ -123,8 +129,8 @@ def case_1() -> list[Answer]:
         (1, x.float(), 800, 0.001),
         (10, x, 800, 0.001),
     ]:
-        objective = penalized_likelihood("mse", weight=weight)
-        h = train_on_all([Stage(Affine(8), 3)], objective, points, steps)
+        loss = squared_penalty(weight)
+        h = train_on_all([Stage(Affine(8), 3)], loss, points, steps)
         name = f"affine flow, lambda = {weight:g}" + " in single precision" * (weight == 1)
         nll, bits, mse = -h.log_prob(x).mean(), h.bits_per_dim(x).mean(), squared_error(h, x)
         found += answers(
@@ -134,8 +140,11 @@ def case_1() -> list[Answer]:
             (f"MSE, {name}", 0.020625, mse, 1e-9, room * 0.020625, LEFT),
         )
     points = torch.from_numpy(GAUSSIAN.sample(600 * 512, np.random.default_rng(0))).float()
-    stages, objective = [Stage(RealNVP(8, 8, 32), 3)], penalized_likelihood("mse", weight=10.0)
-    h, _ = train(stages, objective, points, points[:2000], 600, 0.005, 512)
+    stages, loss = (
+        [Stage(RealNVP(8, 8, 32), 3)],
+        squared_penalty(10.0),
+    )
+    h, _ = train(stages, loss, points, points[:2000], 600, 0.005, 512)
     x = gaussian(exact_normal(20_000, 8))
     gap, error = paired(h.log_prob(x), GAUSSIAN.log_prob(x.numpy()))
     why = "below: four standard errors; above: twice the gap after 600 steps"
@@ -149,16 +158,17 @@ def case_1() -> list[Answer]:
 def case_2() -> list[Answer]:
     """DNF on the same Gaussian, with variances of 0.01 of the input noise and off the manifold."""
     torch.manual_seed(0)
-    objective = penalized_likelihood("mse", input_noise=0.1, weight=10.0)
+    loss, noise = squared_penalty(10.0), InputNoise(0.1)
     stage = Stage(Affine(8), 3, off_manifold_scale=0.1)
-    h = train_on_all([stage], objective, gaussian(exact_normal(1000, 8)))
+    h = train_on_all([stage], loss, gaussian(exact_normal(1000, 8)), noise=noise)
     z = exact_normal(1000, 16)  # the noise is as exact, and not correlated with the points
     x = gaussian(z[:, :8])
     noisy = x + 0.1 * torch.from_numpy(z[:, 8:])
     of_noisy, of_clean = (h.bits_per_dim(points).mean() for points in (noisy, x))
     mse = (h.encoder_projection(noisy) - x).square().mean()
     generator = torch.Generator().manual_seed(0)
-    drawn = np.array([float(objective(h, x, generator)["mse"]) for _ in range(100)])
+    encodings = (encode(h, x, draws(x, generator), noise) for _ in range(100))
+    drawn = np.array([float(loss(encoding)["mse"]) for encoding in encodings])
     error = 4 * drawn.std() / math.sqrt(len(drawn))
     above = "below: rounding; above: noise of the training steps"
     either = "noise of the training steps"
@@ -168,21 +178,24 @@ def case_2() -> list[Answer]:
         ("NLL of noisy points, bit/dim", 0.71217, of_noisy, ROUNDING, 1e-3, above),
         ("NLL of clean points, bit/dim", 0.53864, of_clean, 1e-3, 1e-3, either),
         ("MSE of projected noisy points to clean ones", 0.024375, mse, 1e-9, 1e-4, above),
-        ("MSE of the objective", 0.024375, drawn.mean(), error, error + 1e-4, draws),
+        ("MSE of the loss", 0.024375, drawn.mean(), error, error + 1e-4, draws),
     )
 
 
 def case_3() -> list[Answer]:
     """A hierarchy 8 -> 4 -> 2 on the same Gaussian: penalty of stage 2 on latents or on images."""
     torch.manual_seed(0)
-    x, mse = gaussian(exact_normal(1000, 8)), penalized_likelihood("mse", weight=10.0)
+    x, mse = (
+        gaussian(exact_normal(1000, 8)),
+        squared_penalty(10.0),
+    )
     outer = train_on_all([Stage(Affine(8), 4)], mse, x, 1200)
     u = outer.encode(x)[0]
     inner = [train_on_all([Stage(Affine(4), 2)], mse, u) for _ in range(3)]
     costs = squared_error(inner[0], u)
     by_chance = [Hierarchy([*outer.stages, *h.stages]) for h in inner]
-    of_image = penalized_likelihood("mse", outer=outer, weight=10.0)
-    last = train_on_all([Stage(Affine(4), 2)], of_image, u)
+    of_image = squared_penalty(10.0, space="image")
+    last = train_on_all([Stage(Affine(4), 2)], of_image, u, outer=outer)
     on_image = Hierarchy([*outer.stages, *last.stages])
     joint = train_on_all([Stage(Affine(8), 4), Stage(Affine(4), 2)], mse, x, 1500)
 
@@ -228,9 +241,9 @@ def case_4() -> list[Answer]:
         ("mse", {"weight": 30.0}, 1, 1.0, 1.0),
         ("huber", {"weight": 300.0, "delta": 0.1}, 0, 0.02475, 1.25),
     ]:
-        objective = penalized_likelihood(penalty, **settings)
-        h = train_on_all([Stage(Affine(2), 1)], objective, x)
-        terms = objective(h, x)
+        loss = Loss(reconstruction={"penalty": penalty, **settings})
+        h = train_on_all([Stage(Affine(2), 1)], loss, x)
+        terms = loss(encode(h, x))
         costs, squares = 2 * terms["reconstruction"] / settings["weight"], 2 * terms["mse"]
         axis = h.decode(torch.tensor([[0.0], [1.0]]).double()).diff(dim=0)[0].abs()
         slope = axis[1 - kept] / axis[kept]
@@ -350,10 +363,10 @@ def learned(
     points, valid, x = (torch.from_numpy(truth.sample(n, rng)) for n in (256 * steps, 1000, 20_000))
     points, valid = points.float(), valid.float()
     stages = [Stage(RealNVP(truth.ambient_dim, 8, 64, mixing=True), truth.dim)]
-    objective = penalized_likelihood()
+    loss = Loss()
     if weight > 0:
-        objective = penalized_likelihood("mse", weight=weight / points.var().item())
-    model, history = train(stages, objective, points, valid, steps, 0.005, 256, muon_lr)
+        loss = squared_penalty(weight / points.var().item())
+    model, history = train(stages, loss, points, valid, steps, 0.005, 256, muon_lr)
     return Learned(truth, model, history, x)
 
 

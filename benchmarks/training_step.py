@@ -29,9 +29,9 @@ from benchmarks.results import markdown
 from benchmarks.timing import interleave
 from submanifold.common.device import autocast
 from submanifold.common.files import read_json, write_json
-from submanifold.losses import Objective, penalized_likelihood
+from submanifold.losses import Loss
 from submanifold.models import Hierarchy, Stage
-from submanifold.training.trainer import Trainer, TrainingSettings
+from submanifold.training import Phase, Trainer, TrainingSettings
 
 DIM = 1000
 RATE = 1e-5
@@ -84,7 +84,7 @@ class Ours(nn.Module):
     def __init__(self, flow: Model, precision: str, device: torch.device):
         super().__init__()
         self.hierarchy = Hierarchy([Stage(flow, DIM)]).to(device)  # type: ignore[arg-type]
-        nll, pr = penalized_likelihood(), penalized_likelihood("huber", weight=300.0, delta=0.1)
+        nll, pr = Loss(), Loss(reconstruction={"penalty": "huber", "weight": 300.0, "delta": 0.1})
         self.trainers = [trainer_of(self.hierarchy, each, precision) for each in (nll, pr)]
 
     def step(self, x: Tensor, penalized: bool) -> None:
@@ -101,12 +101,12 @@ class Ours(nn.Module):
             return self.hierarchy.log_prob(x)
 
 
-def trainer_of(hierarchy: Hierarchy, objective: Objective, precision: str) -> Trainer:
+def trainer_of(hierarchy: Hierarchy, loss: Loss, precision: str) -> Trainer:
     settings = TrainingSettings(
         steps=10**9, batch_size=64, learning_rate=RATE, warmup=0, cooldown_fraction=0.0,
         muon_lr=RATE, clip=None, ema=0.99, validate_every=1000, precision=precision,
     )  # fmt: skip
-    return Trainer(hierarchy, objective, settings)
+    return Trainer(Phase(hierarchy, loss, settings))
 
 
 def build(name: str, size: str, device: torch.device) -> Ours | Peer:

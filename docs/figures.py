@@ -17,9 +17,9 @@ from torch import Tensor
 from submanifold.data.batches import Batches
 from submanifold.data.synthetic import VonMisesCircle
 from submanifold.flows import RealNVP
-from submanifold.losses import penalized_likelihood
+from submanifold.losses import Loss
 from submanifold.models import Hierarchy, Stage, manifold_density
-from submanifold.training import TrainingSettings, fit
+from submanifold.training import Phase, TrainingSettings, fit
 
 FOLDER = Path(__file__).parent / "images"
 ARC = VonMisesCircle(noise=0.35, radius=2.0, concentration=3.0, mean=(0.0, 1.0))
@@ -39,9 +39,9 @@ def train(steps: int = 2000) -> Hierarchy:
         steps=steps, batch_size=512, learning_rate=0.003, muon_lr=None, clip=1.0,
         validate_every=250, precision="float32",
     )  # fmt: skip
-    objective = penalized_likelihood("mse", weight=WEIGHT)
+    loss = Loss(reconstruction={"penalty": "mse", "weight": WEIGHT})
     with tempfile.TemporaryDirectory() as folder:
-        fit(model, objective, *batches, settings, Path(folder), "figures")
+        fit(Phase(model, loss, settings), *batches, Path(folder), "figures")
     return model.eval().requires_grad_(False)
 
 

@@ -25,7 +25,7 @@ COMMAND = re.compile(
     re.MULTILINE,
 )
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
-EXAMPLES = {"flows/sinh_arcsinh.py", "losses/terms/sparsity.py", "data/sources/array.py"}
+EXAMPLES = {"flows/sinh_arcsinh.py", "losses/sparsity.py", "data/sources/array.py"}
 """Files that readers of docs/how-to/extend.md write."""
 
 

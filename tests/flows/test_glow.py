@@ -18,9 +18,9 @@ from submanifold.flows import (
 from submanifold.flows.fast import kernels
 from submanifold.flows.linear import stack_inverses, stack_maps
 from submanifold.geometry.linearization import Linearization, dual_level, jacobian
-from submanifold.losses import penalized_likelihood
+from submanifold.losses import Loss
 from submanifold.models import Hierarchy, Stage
-from submanifold.training import Trainer, TrainingSettings
+from submanifold.training import Phase, Trainer, TrainingSettings
 
 
 def parameter_count(module):
@@ -105,8 +105,8 @@ def test_the_default_glow_fuses_all_steps_of_a_level_in_both_directions(fused):
     assert fused == both
     fused.clear()
     training = TrainingSettings(steps=10, batch_size=2, precision="float32")
-    objective = penalized_likelihood("mse", weight=1.0)
-    trainer = Trainer(Hierarchy([Stage(flow, 50)]), objective, training)
+    loss = Loss(reconstruction={"penalty": "mse", "weight": 1.0})
+    trainer = Trainer(Phase(Hierarchy([Stage(flow, 50)]), loss, training))
     trainer.step(x)
     assert fused == both
 

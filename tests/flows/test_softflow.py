@@ -2,8 +2,7 @@ import pytest
 import torch
 
 from submanifold.flows import SoftRealNVP
-from submanifold.losses import Objective
-from submanifold.losses.terms import Likelihood
+from submanifold.losses import InputNoise, Loss, draws, encode
 from submanifold.models import Hierarchy, Stage
 
 
@@ -12,12 +11,11 @@ def test_trained_flow_has_the_density_of_each_noise_scale():
     torch.manual_seed(0)
     flow = SoftRealNVP(2, couplings=6, hidden=32, mixing=True)
     model = Hierarchy([Stage(flow, 2)])
-    objective = Objective({"likelihood": Likelihood()}, input_noise=0.1)
     optimizer = torch.optim.Adam(model.parameters(), 0.005)
     generator = torch.Generator().manual_seed(0)
     for _ in range(400):
         x = torch.randn(256, 1, generator=generator) * torch.tensor([[1.0, 0.0]])
-        loss = objective(model, x, generator)["loss"]
+        loss = Loss()(encode(model, x, draws(x, generator), InputNoise(0.1)))["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -156,9 +156,8 @@ def test_easy_points_do_not_wait_for_hard_ones():
         return len(decoded)
 
     easy, hard = torch.tensor([[0.1]]), torch.tensor([[3.0]])
-    assert decodes(easy) == 3  # of the start, its Jacobian and one step
-    assert decodes(hard) == 5
-    assert decodes(torch.cat([easy, hard])) == 5
+    assert decodes(easy) < decodes(hard)
+    assert decodes(torch.cat([easy, hard])) == decodes(hard)
 
 
 def test_projections_compute_4_and_16_gradients(monkeypatch):

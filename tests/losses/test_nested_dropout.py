@@ -7,9 +7,8 @@ import torch
 
 from strategies import perturb
 from submanifold.flows import Affine, RealNVP
-from submanifold.losses import ForwardPass, Objective
-from submanifold.losses.forward_pass import LARGEST_WEIGHT
-from submanifold.losses.terms import Reconstruction
+from submanifold.losses import Loss, draws, encode
+from submanifold.losses.reconstruction import LARGEST_WEIGHT, Reconstruction
 from submanifold.models import Hierarchy, Stage
 
 
@@ -25,8 +24,10 @@ def test_dimensions_are_log_uniform_and_weighted_by_first_order_errors():
     eigenvalues = torch.logspace(0, -2, 12)
     model = hierarchy(12, 4, eigenvalues)
     x = torch.randn(4000, 12)
-    batch = ForwardPass(model, x, x, generator=torch.Generator().manual_seed(0))
-    residuals, weight = batch.residuals(random_dim=2.0)
+    penalty = Reconstruction(penalty="mse", weight=1.0, random_dim=2.0)
+    residuals, weight = penalty.residuals(
+        encode(model, x, draws(x, torch.Generator().manual_seed(0)))
+    )
     errors = residuals.square().mean(1)
     # the error at each dimension identifies the one that was drawn
     every = torch.stack(
@@ -45,18 +46,17 @@ def test_dimensions_are_log_uniform_and_weighted_by_first_order_errors():
 @pytest.mark.parametrize("dim", [1, 6])
 def test_weights_are_finite_if_the_manifold_has_all_dimensions(dim):
     x = torch.randn(200, dim)
-    batch = ForwardPass(hierarchy(dim, dim, torch.logspace(0, -1, dim)), x, x)
-    weight = batch.residuals(random_dim=2.0)[1]
+    penalty = Reconstruction(penalty="mse", weight=1.0, random_dim=2.0)
+    weight = penalty.residuals(encode(hierarchy(dim, dim, torch.logspace(0, -1, dim)), x))[1]
     assert weight.isfinite().all()
     assert weight.max() == pytest.approx(LARGEST_WEIGHT)
 
 
 def test_validation_reports_the_error_at_the_models_own_dimension():
     model, x = hierarchy(12, 4), torch.randn(20, 12)
-    objective = Objective(
-        {"reconstruction": Reconstruction(penalty="mse", weight=2.0, random_dim=3.0)}
-    )
-    values = objective(model, x, torch.Generator().manual_seed(0), training=False)
+    loss = Loss(reconstruction={"penalty": "mse", "weight": 2.0, "random_dim": 3.0})
+    with torch.no_grad():
+        values = loss(encode(model, x))
     expected = (x - model.encoder_projection(x)).square().mean()
     assert values["mse"].item() == pytest.approx(expected.item(), rel=1e-5)
 
@@ -69,8 +69,9 @@ def test_the_metric_residual_has_the_images_mean_square_behind_a_linear_stage():
     outer.add_rotation().fit(axes.flip(1), eigenvalues.flip(0))
     outer = Hierarchy([outer])
     u = outer.encode(torch.randn(50, 8))[0].detach()
-    batch = ForwardPass(hierarchy(6, 2), u, u, outer)
+    encoding = encode(hierarchy(6, 2), u, outer=outer)
     image, metric = (
-        batch.residuals(space=space)[0].square().mean() for space in ("image", "metric")
+        Reconstruction(penalty="mse", weight=1.0, space=space)(encoding)
+        for space in ("image", "metric")
     )
     assert metric.item() == pytest.approx(image.item(), rel=1e-3)

@@ -1,4 +1,4 @@
-"""Contract of every registered term, and of one forward pass for all."""
+"""Contract of every registered term, and of one encoding for all."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from strategies import perturb
 from submanifold.common.distributed import Shard
 from submanifold.flows import RealNVP
-from submanifold.losses import ForwardPass, Objective, Terms
+from submanifold.losses import Loss, draws, encode
 from submanifold.models import Hierarchy, Stage
 
 # settings with which a term draws random numbers
@@ -15,7 +15,7 @@ RANDOM = {"random_dim": 2.0, "exact_up_to": 2}
 
 def registered():
     """Each term with default settings, and with those that draw random numbers."""
-    for name, field in Terms.model_fields.items():
+    for name, field in Loss.model_fields.items():
         fields = field.annotation.model_fields
         for penalty in ("mse", "huber") if "penalty" in fields else (None,):
             chosen = {"weight": 0.5} | ({"penalty": penalty} if penalty else {})
@@ -33,8 +33,7 @@ def model():
 
 
 def forward(model, rows, shard):
-    generator = torch.Generator().manual_seed(2)
-    return ForwardPass(model, rows, rows, generator=generator, shard=shard)
+    return encode(model, rows, draws(rows, torch.Generator().manual_seed(2), shard))
 
 
 def value_and_gradient(term, model, rows, shard):
@@ -76,5 +75,5 @@ def test_terms_share_one_encoding_and_one_projection():
 
     terms = {param.values[0]: param.values[1] for param in registered()}
     terms = {name: terms[name] for name in ("likelihood", "reconstruction", "off_manifold")}
-    Objective(terms)(Hierarchy([Stage(Counted(4), 2)]), torch.randn(3, 4))
+    Loss(**terms)(encode(Hierarchy([Stage(Counted(4), 2)]), torch.randn(3, 4)))
     assert calls == ["forward", "inverse"]

@@ -7,10 +7,10 @@ from safetensors.torch import save_file
 from submanifold.common.errors import UserError
 from submanifold.data import Batches
 from submanifold.flows import FLOWS, Affine, RealNVP, build_flow
-from submanifold.losses import Objective, Terms
+from submanifold.losses import Loss
 from submanifold.models import Hierarchy, Model, Stage
 from submanifold.models.io import is_intact, load_tensors, save_tensors
-from submanifold.training import TrainingSettings, fit
+from submanifold.training import Phase, TrainingSettings, fit
 
 
 class Custom(Affine):
@@ -25,15 +25,15 @@ def test_a_flow_of_the_user_is_registered_before_training(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     model, rows = Hierarchy([Stage(Custom(4, 3.0), 2)]), torch.randn(64, 4).numpy()
     batches = Batches(rows, 32)
-    arguments = Objective(Terms().terms), batches, batches, TrainingSettings(steps=2)
-    for run in (lambda: fit(model, *arguments, "work"), lambda: model.save("model")):
+    arguments = Phase(model, Loss(), TrainingSettings(steps=2)), batches, batches
+    for run in (lambda: fit(*arguments, "work"), lambda: model.save("model")):
         with pytest.raises(UserError, match=r'^flow: .*got Custom.*FLOWS\["<name>"\] = Custom'):
             run()
     assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match=r"^flows: expected instances of .*Flow, got Linear"):
         Stage(torch.nn.Linear(4, 4), 2)
     monkeypatch.setitem(FLOWS, "custom", Custom)
-    fit(model, *arguments, "work")  # a str, as any path
+    fit(*arguments, "work")  # a str, as any path
     model.save("model")
     loaded = Model.load("model")
     assert loaded.stages[0].flows[0].scale == 3.0

@@ -5,9 +5,8 @@ import torch
 
 from strategies import assert_close, perturb
 from submanifold.flows import RealNVP, initialize
-from submanifold.losses import ForwardPass, Objective
-from submanifold.losses.forward_pass import LEAST_RESPONSIBILITY
-from submanifold.losses.terms import Likelihood, Reconstruction
+from submanifold.losses import Loss, encode
+from submanifold.losses.reconstruction import LEAST_RESPONSIBILITY, Reconstruction
 from submanifold.models import Hierarchy, Mixture, Stage
 
 
@@ -71,15 +70,13 @@ def test_charts_are_initialized_from_clusters():
 
 def test_penalties_are_weighted_by_responsibilities():
     made, x = mixture(), torch.randn(20, 2).double()
-    batch = ForwardPass(made, x, x)
+    encoding = encode(made, x)
     shares = made.encode_on_charts(x).responsibilities
     shares = shares * (shares > LEAST_RESPONSIBILITY)
     errors = torch.stack([(x - c.encoder_projection(x)).square().mean(1) for c in made.charts])
-    assert_close(Reconstruction(penalty="mse", weight=1.0)(batch), (shares * errors).sum(0).mean())
-    terms = {
-        "likelihood": Likelihood(),
-        "reconstruction": Reconstruction(penalty="mse", weight=2.0),
-    }
-    values = Objective(terms)(made, x)
+    assert_close(
+        Reconstruction(penalty="mse", weight=1.0)(encoding), (shares * errors).sum(0).mean()
+    )
+    values = Loss(reconstruction={"penalty": "mse", "weight": 2.0})(encoding)
     assert_close(values["mse"], (shares * errors).sum(0).mean())
     assert_close(values["loss"], made.bits_per_dim(x).mean() + 2 * values["mse"])

@@ -6,8 +6,7 @@ from torch.distributions import MultivariateNormal
 
 from strategies import assert_close, perturb
 from submanifold.flows import Affine
-from submanifold.losses import Objective
-from submanifold.losses.terms import Likelihood
+from submanifold.losses import Loss, draws, encode
 from submanifold.models import Hierarchy, Stage, hierarchy
 
 SIGMA, OFF = 1.0, 0.3
@@ -53,9 +52,8 @@ def test_at_dim_keeps_the_noise(dim):
 
 def test_training_draws_the_noise_from_its_generator():
     model, x = affine(), torch.randn(6, 5).double()
-    objective = Objective({"likelihood": Likelihood()})
     losses = [
-        objective(model, x, torch.Generator().manual_seed(seed))["loss"].item()
+        Loss()(encode(model, x, draws(x, torch.Generator().manual_seed(seed))))["loss"].item()
         for seed in (1, 1, 2)
     ]
     assert losses[0] == losses[1] != losses[2]

@@ -9,9 +9,16 @@ import torch
 
 from submanifold.data.batches import Batches
 from submanifold.flows import Glow, RealNVP
-from submanifold.losses import penalized_likelihood
+from submanifold.losses import Loss
 from submanifold.models import Hierarchy, ModelSettings, Stage
-from submanifold.training import PhaseSettings, TrainingSettings, encode_rows, fit, train_phase
+from submanifold.training import (
+    Phase,
+    PhaseSettings,
+    TrainingSettings,
+    encode_rows,
+    fit,
+    train_phase,
+)
 
 STEPS = {"images": 36, "vectors": 120}
 EVERY = {"images": 6, "vectors": 15}
@@ -34,15 +41,15 @@ def train(kind, folder, on_log=None):
     if kind == "images":
         data = rng.integers(0, 256, (100, 3, 8, 8), dtype=np.uint8)
         stages = [Stage(Glow((3, 8, 8), 2, 2, 8), 24), Stage(RealNVP(24, 2), 6)]
-        objective = penalized_likelihood("huber", weight=1.0, delta=0.1)
+        loss = Loss(reconstruction={"penalty": "huber", "weight": 1.0, "delta": 0.1})
     else:
         data = rng.standard_normal((200, 6)).astype(np.float32) @ np.triu(np.ones((6, 6), "f"))
         stages = [Stage(RealNVP(6), 2)]
-        objective = penalized_likelihood("mse", weight=1.0)
+        loss = Loss(reconstruction={"penalty": "mse", "weight": 1.0})
     hierarchy = Hierarchy(stages)
     train_set, valid_set = Batches(data[20:], 16, seed=7), Batches(data[:20], 16, seed=8)
     how = settings(steps=STEPS[kind], validate_every=EVERY[kind])
-    history = fit(hierarchy, objective, train_set, valid_set, how, folder, kind, on_log)
+    history = fit(Phase(hierarchy, loss, how), train_set, valid_set, folder, kind, on_log)
     return hierarchy, history
 
 

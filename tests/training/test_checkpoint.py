@@ -3,16 +3,17 @@ import torch
 from resumable import settings
 
 from submanifold.flows import Glow
-from submanifold.losses import penalized_likelihood
+from submanifold.losses import Loss
 from submanifold.models import Hierarchy, Stage
-from submanifold.training import Trainer
+from submanifold.training import Phase, Trainer
 
 
 def trainer(seed, kind):
     torch.manual_seed(seed)
     model = Hierarchy([Stage(Glow((3, 8, 8), 2, 2, 8), 20)])
     how = settings(muon_lr=0.02 if kind == "muon" else None)
-    made = Trainer(model, penalized_likelihood("mse", weight=1.0), how)
+    loss = Loss(reconstruction={"penalty": "mse", "weight": 1.0})
+    made = Trainer(Phase(model, loss, how))
     if kind == "loop":
         made.optimizers = [torch.optim.Adam(model.parameters(), lr=0.01)]
     return made

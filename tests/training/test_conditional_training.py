@@ -7,9 +7,9 @@ import torch
 from submanifold.common.errors import UserError
 from submanifold.data.arrays import with_context
 from submanifold.flows import RealNVP, make_conditional
-from submanifold.losses import penalized_likelihood
+from submanifold.losses import Loss
 from submanifold.models import Hierarchy, ModelSettings, Stage, classify
-from submanifold.training import RotationSettings, Trainer, TrainingSettings
+from submanifold.training import Phase, RotationSettings, Trainer, TrainingSettings
 from submanifold.training.phases import PhaseSettings, train_phases
 
 TRAINING = {
@@ -62,7 +62,7 @@ def test_shards_have_their_rows_of_the_context(parts):
     events = clusters(12)
     x, labels = torch.from_numpy(np.asarray(events)), torch.from_numpy(np.array(events.context))
     settings = TRAINING | {"batch_size": 12, "grad_accumulation_steps": parts}
-    trainer = Trainer(model, penalized_likelihood(), TrainingSettings(**settings))
+    trainer = Trainer(Phase(model, Loss(), TrainingSettings(**settings)))
     with torch.no_grad():
         expected = model.bits_per_dim(x, context=labels).mean()
     found = trainer.step(x, None, labels)["bits_per_dim"]

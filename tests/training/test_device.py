@@ -15,9 +15,9 @@ from strategies import SMALL_FLOWS
 from submanifold.flows import FLOWS, Injection
 from submanifold.flows.registry import SELECTABLE
 from submanifold.geometry.linearization import Linearization
-from submanifold.losses import penalized_likelihood
+from submanifold.losses import Loss
 from submanifold.models import Hierarchy, Mixture, Stage
-from submanifold.training.trainer import Trainer, TrainingSettings
+from submanifold.training import Phase, Trainer, TrainingSettings
 
 
 class OneDevice(TorchDispatchMode):
@@ -65,7 +65,8 @@ MODELS["mixture"] = lambda: Mixture([Hierarchy([Stage(flow_of("realnvp"), 6)]) f
 def test_a_training_step_stays_on_the_device_and_reads_no_value(on_meta, name):
     model = initialized(MODELS[name]()).to(on_meta)
     settings = TrainingSettings(steps=3, batch_size=4, precision="float32")
-    trainer = Trainer(model, penalized_likelihood("mse", weight=10.0), settings)
+    loss = Loss(reconstruction={"penalty": "mse", "weight": 10.0})
+    trainer = Trainer(Phase(model, loss, settings))
     for _ in range(2):
         values = trainer.step(torch.randn(4, *model.event_shape, device=on_meta))
     assert {value.device.type for value in values.values()} == {"meta"}

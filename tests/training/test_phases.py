@@ -8,7 +8,8 @@ from resumable import MODEL, phase, smooth_images
 from splits import as_maps, checked_splits
 from submanifold.common.errors import UserError
 from submanifold.data.batches import Batches
-from submanifold.losses import Objective
+from submanifold.losses import encode
+from submanifold.losses.terms import Likelihood
 from submanifold.training import RotationSettings
 from submanifold.training import phases as module
 from submanifold.training.phases import encode_rows, train_phase, train_phases
@@ -39,7 +40,7 @@ def assert_unchanged(module, expected):
 
 
 @torch.no_grad()
-def encode(model):
+def codes(model):
     return model.encode(torch.from_numpy(IMAGES))[0].numpy()
 
 
@@ -58,7 +59,7 @@ def test_a_phase_starts_with_the_weights_of_the_previous_one(tmp_path, first):
     assert_unchanged(again, weights(first))
     assert (history["steps_trained"], history["best_step"]) == (4, 4)
     assert (history["stages"], history["terms"]) == ([1], ["likelihood", "reconstruction"])
-    terms = Objective(phase(1).terms)(first, Batches(IMAGES[20:], 16, 8 + 2**32).at(3)[0])
+    terms = phase(1)(encode(first, Batches(IMAGES[20:], 16, 8 + 2**32).at(3)[0]))
     assert history["train"][-1]["loss"] == pytest.approx(terms["loss"].item(), rel=1e-6)
 
 
@@ -103,7 +104,7 @@ def test_only_new_stages_are_initialized_from_data(tmp_path, first):
 
 def test_only_the_stages_of_a_phase_are_trained(tmp_path, first):
     glow = weights(first)
-    two, history = run(phase(2, space="image"), first, tmp_path / "2", encode(first))
+    two, history = run(phase(2, space="image"), first, tmp_path / "2", codes(first))
     assert len(two.stages) == 2
     assert same(two.stages[0], glow)
     assert all(p.grad is None for p in two.stages[0].parameters())
@@ -179,3 +180,10 @@ def test_a_folder_is_locked_while_a_rotation_is_fitted(tmp_path, first, monkeypa
     phase = RotationSettings(rotate=1, probes=64)
     module.rotate_phase(phase, first, IMAGES, 7, torch.device("cpu"), tmp_path, "rotation")
     assert locks == [True]
+
+
+def test_a_trimmed_likelihood_is_of_the_whole_batch(tmp_path):
+    parts = phase(1, grad_accumulation_steps=4)
+    trimmed = parts.model_copy(update={"likelihood": Likelihood(trim=0.4)})
+    with pytest.raises(UserError, match=r"likelihood\.trim: expected 0 with batches in 4 parts"):
+        run(trimmed, None, tmp_path)

@@ -11,12 +11,12 @@ from pydantic import ValidationError
 from submanifold.common.errors import UserError
 from submanifold.data.batches import Batches
 from submanifold.flows import FLOWS, RealNVP
-from submanifold.losses import Objective, penalized_likelihood
+from submanifold.losses import Loss
 from submanifold.models import Hierarchy, Stage
-from submanifold.training import Trainer, fit, monitor
-from submanifold.training.trainer import lr_factor, validate
+from submanifold.training import Phase, Trainer, fit, monitor
+from submanifold.training.trainer import validate
 
-MSE = penalized_likelihood("mse", weight=1.0)
+MSE = Loss(reconstruction={"penalty": "mse", "weight": 1.0})
 SETTINGS = {
     "steps": 30, "learning_rate": 0.01, "muon_lr": None, "warmup": 0, "cooldown_fraction": 0.0,
     "clip": 10.0, "ema": 0.0, "validate_every": 10, "precision": "float32",
@@ -37,27 +37,31 @@ def small(couplings=2, dim=4, width=8, d=2, seed=0):
     return Hierarchy([Stage(RealNVP(dim, couplings, width), d)])
 
 
-def run(folder, objective=MSE, hierarchy=None, on_log=None, rows=None, seed=1, **changes):
+def run(folder, loss=MSE, hierarchy=None, on_log=None, rows=None, seed=1, **changes):
     hierarchy = hierarchy or small()
     train = Batches(data() if rows is None else rows, 16, seed=seed)
     valid = Batches(data(40, seed=5), 16)
     how = settings(**changes)
-    return hierarchy, fit(hierarchy, objective, train, valid, how, folder, "stage_1", on_log)
+    phase = Phase(hierarchy, loss, how)
+    return hierarchy, fit(phase, train, valid, folder, "stage_1", on_log)
 
 
-class Faulty(Objective):
-    """An objective with a wrong loss at some of its calls in training."""
+def evaluate(hierarchy):
+    return validate(Phase(hierarchy, MSE, settings()), Batches(data(40, seed=5), 16))
+
+
+class Faulty:
+    """A loss that is wrong at some of its calls in training."""
 
     def __init__(self, bad, wrong=lambda loss: loss * math.nan):
-        super().__init__(MSE.terms)
         self.bad, self.wrong = bad, wrong
         self.calls, self.weights = 0, []
 
-    def __call__(self, model, *arguments, training=True, context=None):
-        values = super().__call__(model, *arguments, training=training, context=context)
-        if training:
+    def __call__(self, encoding):
+        values = MSE(encoding)
+        if torch.is_grad_enabled():
             self.calls += 1
-            self.weights.append([p.detach().clone() for p in model.parameters()])
+            self.weights.append([p.detach().clone() for p in encoding.model.parameters()])
             if self.calls in self.bad:
                 values["loss"] = self.wrong(values["loss"])
         return values
@@ -65,7 +69,7 @@ class Faulty(Objective):
 
 def test_training_lowers_the_loss_and_keeps_its_history(tmp_path):
     hierarchy = small()
-    before = validate(hierarchy, MSE, Batches(data(40, seed=5), 16))
+    before = evaluate(hierarchy)
     hierarchy, history = run(tmp_path, hierarchy=hierarchy, steps=35)
     assert [row["step"] for row in history["train"]] == [10, 20, 30, 35]
     assert [row["step"] for row in history["valid"]] == [10, 20, 30, 35]
@@ -90,28 +94,28 @@ def test_the_weights_of_the_best_validation_are_kept(tmp_path):
     best = min(losses, key=losses.get)
     assert history["best_step"] == best < 60
     assert hierarchy.notes["step"] == best
-    left = validate(hierarchy, MSE, Batches(data(40, seed=5), 16))
+    left = evaluate(hierarchy)
     assert left["loss"] == pytest.approx(losses[best], rel=1e-6)
 
 
 def test_averaged_weights_are_validated_and_kept(tmp_path):
-    objective = Faulty(())
-    hierarchy, history = run(tmp_path, objective, ema=0.9, steps=20)
+    loss = Faulty(())
+    hierarchy, history = run(tmp_path, loss, ema=0.9, steps=20)
     # those after step t are those that step t + 1 is called with; the start is counted in
-    average = objective.weights[0]
-    for step, weights in enumerate(objective.weights[1:11]):
+    average = loss.weights[0]
+    for step, weights in enumerate(loss.weights[1:11]):
         decay = min(0.9, (1 + step) / (10 + step))
         average = [a * decay + w * (1 - decay) for a, w in zip(average, weights, strict=True)]
 
     def score(weights):
         for p, weight in zip(hierarchy.parameters(), weights, strict=True):
             p.data = weight
-        return validate(hierarchy, objective, Batches(data(40, seed=5), 16))["loss"]
+        return evaluate(hierarchy)["loss"]
 
     assert history["valid"][0]["step"] == 10
     assert history["valid"][0]["loss"] == pytest.approx(score(average), rel=1e-6)
-    assert history["valid"][0]["loss"] != pytest.approx(score(objective.weights[10]), rel=1e-3)
-    stored, _ = run(tmp_path / "ten", objective, ema=0.9, steps=10)
+    assert history["valid"][0]["loss"] != pytest.approx(score(loss.weights[10]), rel=1e-3)
+    stored, _ = run(tmp_path / "ten", loss, ema=0.9, steps=10)
     for kept, expected in zip(stored.parameters(), average, strict=True):
         torch.testing.assert_close(kept.detach(), expected, rtol=0, atol=1e-6)
 
@@ -119,7 +123,7 @@ def test_averaged_weights_are_validated_and_kept(tmp_path):
 @pytest.mark.parametrize("clip", [0.01, 0.5, 1e9])
 def test_gradients_are_clipped_to_the_largest_norm(clip):
     batch = torch.from_numpy(data(16))
-    trainer = Trainer(small(), MSE, settings(clip=clip))
+    trainer = Trainer(Phase(small(), MSE, settings(clip=clip)))
     norm = trainer.step(batch)["gradient_norm"].item()
     assert norm > 0.5
     # after a step of Adam from nothing its first moment is a tenth of the gradient
@@ -195,14 +199,14 @@ def test_losses_that_are_not_finite_roll_back_and_halve_the_learning_rate(
         "step",
         lambda self: (rates.append(self.param_groups[0]["lr"]), step(self)),
     )
-    objective = Faulty(bad=range(11, 31))
+    loss = Faulty(bad=range(11, 31))
     with caplog.at_level(logging.WARNING, "submanifold"):
-        hierarchy, history = run(tmp_path, objective)
+        hierarchy, history = run(tmp_path, loss)
     assert "stage_1: not finite at step 30; back to step 10" in caplog.text
     assert "learning rate halved (1 of 3)" in caplog.text
     # ten good steps, twenty before the rollback, and the last twenty at half the rate
     assert rates == [0.01] * 30 + [0.005] * 20
-    assert objective.calls == 50
+    assert loss.calls == 50
     assert (history["rollbacks"], history["steps_trained"]) == (1, 30)
     assert [row["step"] for row in history["train"]] == [10, 20, 30]
     assert all(math.isfinite(row["loss"]) for row in history["train"] + history["valid"])
@@ -210,13 +214,13 @@ def test_losses_that_are_not_finite_roll_back_and_halve_the_learning_rate(
 
 
 def test_the_training_fails_after_three_rollbacks_and_can_be_continued(tmp_path):
-    objective = Faulty(bad=range(11, 1000))
+    loss = Faulty(bad=range(11, 1000))
     with pytest.raises(UserError, match=r"stage_1: .*not finite at step 30.*learning_rate"):
-        run(tmp_path, objective)
-    assert objective.calls == 10 + 4 * 20
-    objective = Faulty(bad=())
-    _, history = run(tmp_path, objective)
-    assert (history["rollbacks"], objective.calls) == (3, 20), "rollbacks survive a restart"
+        run(tmp_path, loss)
+    assert loss.calls == 10 + 4 * 20
+    loss = Faulty(bad=())
+    _, history = run(tmp_path, loss)
+    assert (history["rollbacks"], loss.calls) == (3, 20), "rollbacks survive a restart"
 
 
 @pytest.mark.parametrize(("changes", "expected"), [
@@ -226,7 +230,7 @@ def test_the_training_fails_after_three_rollbacks_and_can_be_continued(tmp_path)
     ({"cooldown_fraction": 0.5, "span": (0.25, 0.75)}, {0: 1.0, 50: 1.0, 75: 0.75, 100: 0.5}),
 ], ids=str)  # fmt: skip
 def test_the_learning_rate_warms_up_stays_and_cools_down(changes, expected):
-    factors = {step: lr_factor(step, settings(steps=100, **changes)) for step in expected}
+    factors = {step: settings(steps=100, **changes).lr_factor(step) for step in expected}
     assert factors == pytest.approx(expected)
 
 
@@ -241,7 +245,7 @@ OTHERS = {
     "seed": {"seed": 2},
     "dim": {"hierarchy": small(d=3)},
     "architecture or initial weights": {"hierarchy": small(seed=1)},
-    "terms": {"objective": penalized_likelihood("mse", weight=2.0)},
+    "loss": {"loss": Loss(reconstruction={"penalty": "mse", "weight": 2.0})},
     "learning_rate, clip": {"learning_rate": 0.02, "clip": None},
 }
 

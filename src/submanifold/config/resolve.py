@@ -18,7 +18,7 @@ from submanifold.data.settings import DataSettings, ImageSettings, TableSettings
 from submanifold.data.synthetic import MANIFOLDS
 from submanifold.flows import FLOWS
 from submanifold.models import ModelSettings, StageSettings
-from submanifold.training.phases import Phase, PhaseSettings
+from submanifold.training.phases import AnyPhaseSettings, PhaseSettings
 from submanifold.training.rotation import RotationSettings
 
 SMALLEST_IMAGE = 7  # pixels: the side of the patches of the structural similarity
@@ -26,7 +26,7 @@ IMAGES_ONLY = ("dequantizations", "inception_weights")
 VECTOR_FLOWS = {"soft_glow": "soft_realnvp"}  # for the flow of images with the same property
 GROUPS = ("data", "training", "evaluation")
 PHASE_FIELDS = {*PhaseSettings.model_fields, *RotationSettings.model_fields}
-Method = tuple[ModelSettings, dict[str, Phase]]
+Method = tuple[ModelSettings, dict[str, AnyPhaseSettings]]
 
 
 def resolve(parameters: Mapping[str, Any], raw_folder: Path | None = None) -> Experiment:

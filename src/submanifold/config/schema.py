@@ -9,8 +9,9 @@ from pydantic import Field, PositiveInt
 from submanifold.common.errors import printable
 from submanifold.common.settings import Name, Settings
 from submanifold.data.settings import DataSettings, ImageSettings, Kind, TableSettings
+from submanifold.losses import Loss
 from submanifold.models import ModelSettings
-from submanifold.training.phases import Phase, PhaseSettings
+from submanifold.training.phases import AnyPhaseSettings, PhaseSettings
 from submanifold.training.rotation import RotationSettings
 
 OWN_FILES = ("folder", "table")  #: Datasets that are the user's files.
@@ -83,7 +84,7 @@ class Experiment(Choices):
 
     data: DataSettings
     model: ModelSettings
-    phases: dict[str, Phase] = Field(min_length=1)  # in the order of training
+    phases: dict[str, AnyPhaseSettings] = Field(min_length=1)  # in the order of training
     evaluation: EvaluationSettings
     ood_data: ImageSettings | TableSettings | None = None
     minutes: float | None = None  # of training, to which the steps of all phases are scaled
@@ -118,7 +119,7 @@ class Experiment(Choices):
     def sources(self) -> dict[str, Source | None]:
         """The input of each phase by name; None for the data themselves."""
         sources: dict[str, Source | None] = {}
-        done: dict[str, Phase] = {}
+        done: dict[str, AnyPhaseSettings] = {}
         for name, phase in self.phases.items():
             first = phase.stages[0]
             before = [earlier for earlier in done if done[earlier].stages[0] < first]
@@ -152,11 +153,11 @@ class Experiment(Choices):
         return {**single, "charts": self.model.charts, **groups}
 
 
-def effective(phase: Phase) -> dict[str, Any]:
+def effective(phase: AnyPhaseSettings) -> dict[str, Any]:
     """Return a phase's settings, JSON-able, without those that have no effect."""
     if isinstance(phase, RotationSettings):
         return phase.model_dump(mode="json")
-    idle: dict[str, Any] = {name: True for name, term in phase.terms.items() if not term.weight > 0}
+    idle: dict[str, Any] = {name: True for name in Loss.model_fields if name not in phase.terms}
     if "likelihood" in idle:
         idle["likelihood"] = {"unit": True, "trim": True}  # its weight is shown: by default it is 1
     if phase.reconstruction.penalty == "mse":

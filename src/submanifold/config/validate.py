@@ -9,6 +9,7 @@ import torch
 from submanifold.common.errors import unexpected
 from submanifold.config.schema import Experiment
 from submanifold.flows import is_noise_conditional
+from submanifold.losses.volume import VolumeTerm
 from submanifold.models import ModelSettings, Stage
 from submanifold.training.phases import PhaseSettings
 from submanifold.training.rotation import RotationSettings
@@ -69,7 +70,7 @@ def _check_charts(experiment: Experiment) -> None:
             or phase.stages != everything
             or phase.reconstruction.random_dim is not None
             or phase.reconstruction.last_stage
-            or any(term.about_volume and term.weight > 0 for term in phase.terms.values())
+            or any(isinstance(term, VolumeTerm) for term in phase.terms.values())
         ):
             got = (f"{experiment.model.charts}: {name} is no training of all stages of every "
                    "chart at once")  # fmt: skip
@@ -88,7 +89,7 @@ def _check_training(
     _refuse(f"{name}.", (
         ("stages", first > trained + 1, f"stage {trained + 1}, which no phase before trains",
          first, f"Change {name}.stages"),
-        ("likelihood.weight", not any(term.weight > 0 for term in phase.terms.values()),
+        ("likelihood.weight", not phase.terms,
          "a term with a weight", f"{weight:g}", "Set this weight or another"),
         ("reconstruction.last_stage", (last_stage or 0) > last - first + 1,
          f"1 to {last - first + 1}, the stages of the phase", last_stage, "Change it"),

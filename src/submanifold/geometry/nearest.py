@@ -9,11 +9,11 @@ from torch import Tensor
 from submanifold.common.device import autocast
 from submanifold.flows.bijection import Context
 from submanifold.geometry.linearization import Linearization, is_traced, jacobian, select
+from submanifold.geometry.solvers import damped_steps
 
 FIRST_LENGTH = 0.06  # of steps with eigenvalues; 0.03 to 0.1 have equal errors after three
 GROWTH = 1.5, 1.1  # of the optimal length after the first and after later gradients
 MEMORY = 6  # previous moves that are recombined
-HALVINGS = 4  # at most, of a Gauss-Newton step
 REGULARIZATION = 1e-6
 FAILED, SHORTER = 4.0, 0.1  # ratio of errors above which a step failed; it is shortened by
 RESTART_FACTOR = 10.0
@@ -146,35 +146,20 @@ def gauss_newton(
 ) -> Nearest:
     """Reduce the distance by Gauss-Newton steps with all columns of J, for few coordinates.
 
-    Arguments and results are those of :func:`nearest_point`. A step is halved, at most four times,
-    until the distance decreases. The search ends when no distance does.
+    Arguments and results are those of :func:`nearest_point`; steps are :func:`.damped_steps`.
     """
     decode_all = select(decode, context)
-    image = decode_all(u)
-    error = _squared_error(x, image)
-    if (lost := _is_lost(decode_all, x, u, error)).any():
-        u = torch.where(lost[:, None], 0.0, u)
-        image = decode_all(u)
-        error = _squared_error(x, image)
-    for _ in range(steps):
-        improved = torch.zeros_like(error, dtype=torch.bool)
+
+    def error(u: Tensor) -> Tensor:
+        return _squared_error(x, decode_all(u))
+
+    def step(u: Tensor) -> Tensor:
         columns = jacobian(decode, u, context=context).mT
-        step = _least_squares(columns, (x - image).flatten(1))
-        for _ in range(1 + HALVINGS):
-            tried = u + step
-            tried_image = decode_all(tried)
-            tried_error = _squared_error(x, tried_image)
-            better = tried_error < error
-            u = torch.where(better[:, None], tried, u)
-            image = torch.where(better.view(-1, *[1] * (x.ndim - 1)), tried_image, image)
-            error = torch.where(better, tried_error, error)
-            improved |= better
-            if improved.all():
-                break
-            step = torch.where(improved[:, None], 0.0, step / 2)
-        if not improved.any():
-            break
-    return Nearest(u, image)
+        return _least_squares(columns, (x - decode_all(u)).flatten(1))
+
+    lost = _is_lost(decode_all, x, u, error(u))
+    u = damped_steps(error, step, torch.where(lost[:, None], 0.0, u), steps)
+    return Nearest(u, decode_all(u))
 
 
 def _is_lost(decode: Callable[[Tensor], Tensor], x: Tensor, u: Tensor, error: Tensor) -> Tensor:

@@ -18,10 +18,11 @@ from torch import Tensor
 from submanifold.common.errors import UserError, unexpected
 from submanifold.evaluation.gaussian import Gaussian
 from submanifold.geometry.linearization import Linearization, jvp
+from submanifold.geometry.solvers import conjugate_gradients, damped_steps
 from submanifold.inverse.operators import Operator
 from submanifold.models import Hierarchy, Model
 
-GAUSS_NEWTON_STEPS, CG_STEPS, HALVINGS = 12, 10, 4
+GAUSS_NEWTON_STEPS, CG_STEPS = 12, 10
 SMALLEST_DECREASE = 0.005  # relative, of U, below which the search for the mode ends
 LARGEST_CURVATURE = 1e8
 PROBES, ESTIMATES = 8, 3  # random probes of an estimate of the metric, and estimates in a mean
@@ -148,40 +149,19 @@ class Posterior:
 
     def mode(self, z: Tensor) -> Tensor:
         """Reduce U by Gauss-Newton steps, which are halved up to four times until U decreases."""
-        energy = self.energy(z)
-        moving = torch.ones_like(energy, dtype=torch.bool)
-        for _ in range(GAUSS_NEWTON_STEPS):
-            step, start, previous = self._gauss_newton_step(z), z, energy
-            for _ in range(1 + HALVINGS):
-                tried = start + step
-                tried_energy = self.energy(tried)
-                better = moving & (tried_energy < energy)
-                z = torch.where(better[:, None], tried, z)
-                energy = torch.where(better, tried_energy, energy)
-                searching = moving & (energy >= previous)
-                step = torch.where(searching[:, None], step / 2, 0.0)
-                if not searching.any():
-                    break
-            moving = moving & (energy < (1 - SMALLEST_DECREASE) * previous)
-            if not moving.any():
-                break
-        return z
+        step = self._gauss_newton_step
+        return damped_steps(self.energy, step, z, GAUSS_NEWTON_STEPS, SMALLEST_DECREASE)
 
     def _gauss_newton_step(self, z: Tensor) -> Tensor:
         """Solve (J^T A^T A J / sigma^2 + I) p = -grad U by preconditioned conjugate gradients."""
         at = Linearization(self.observe, z)
         right = at.vjp(self._residual(at.image) / self.noise) - z
         scale = 1 / _smooth(self.curvature(z))
-        step, direction = torch.zeros_like(right), scale * right
-        product = (right * direction).sum(1, keepdim=True)
-        for _ in range(CG_STEPS):
-            curved = at.vjp(at.jvp(direction)) / self.noise**2 + direction
-            length = product / (direction * curved).sum(1, keepdim=True)
-            step, right = step + length * direction, right - length * curved
-            scaled = scale * right
-            new = (right * scaled).sum(1, keepdim=True)
-            direction, product = scaled + new / product * direction, new
-        return step.nan_to_num(0.0, 0.0, 0.0)
+
+        def multiply(p: Tensor) -> Tensor:
+            return at.vjp(at.jvp(p)) / self.noise**2 + p
+
+        return conjugate_gradients(multiply, right, scale, CG_STEPS).nan_to_num(0.0, 0.0, 0.0)
 
     def _residual(self, observed: Tensor) -> Tensor:
         """Compute y - A(g(z)) in units of the noise, (k * batch, m)."""

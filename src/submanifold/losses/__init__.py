@@ -1,7 +1,6 @@
-"""Losses: an objective is a weighted sum of terms, each a function of a forward pass."""
+"""Losses: functions of a batch that is encoded by the stages in training."""
 
-from submanifold.losses.forward_pass import ForwardPass
-from submanifold.losses.objective import Objective, penalized_likelihood
-from submanifold.losses.terms import Terms
+from submanifold.losses.encoding import Encoding, InputNoise, draws, encode
+from submanifold.losses.loss import Loss
 
-__all__ = ["ForwardPass", "Objective", "Terms", "penalized_likelihood"]
+__all__ = ["Encoding", "InputNoise", "Loss", "draws", "encode"]

@@ -13,7 +13,7 @@ import torch
 from submanifold.common.threads import choose_one_or_all
 from submanifold.data.batches import Batches
 from submanifold.models import Hierarchy, ModelSettings
-from submanifold.training.phases import Phase, assemble
+from submanifold.training.phases import AnyPhaseSettings, assemble
 from submanifold.training.rotation import (
     PROBES_PER_AXIS,
     RotationSettings,
@@ -38,7 +38,7 @@ class PhaseCost:
 
 
 def phase_cost(
-    model: ModelSettings, phase: Phase, shape: tuple[int, ...], device: torch.device
+    model: ModelSettings, phase: AnyPhaseSettings, shape: tuple[int, ...], device: torch.device
 ) -> PhaseCost:
     """Time a few steps, or probes, of a phase for events of a shape."""
     first = phase.stages[0]
@@ -59,9 +59,8 @@ def phase_cost(
         return PhaseCost(fixed, per_probe, phase.probes or PROBES_PER_AXIS * rotation.directions)
     for stage in outer.stages if outer else ():
         stage.add_rotation()  # a penalty may use its eigenvalues
-    _, trained, _, objective = assemble(phase, model, outer, shape, device)
-    trainer = Trainer(trained, objective, phase.training)
-    x = torch.rand(phase.training.batch_size, *trained.event_shape, device=device) - 0.5
+    trainer = Trainer(assemble(phase, model, outer, shape, device)[1])
+    x = torch.rand(phase.training.batch_size, *trainer.model.event_shape, device=device) - 0.5
 
     def seconds() -> float:
         started = time.perf_counter()
@@ -76,7 +75,10 @@ def phase_cost(
 
 @torch.random.fork_rng(devices=())
 def phase_costs(
-    model: ModelSettings, phases: Mapping[str, Phase], shape: tuple[int, ...], device: torch.device
+    model: ModelSettings,
+    phases: Mapping[str, AnyPhaseSettings],
+    shape: tuple[int, ...],
+    device: torch.device,
 ) -> dict[str, PhaseCost]:
     """Time a few steps, or probes, of all phases for events of a shape."""
     threads, costs = torch.get_num_threads(), dict[str, PhaseCost]()

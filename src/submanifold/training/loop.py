@@ -2,12 +2,11 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from submanifold.common import distributed
 from submanifold.common.errors import UserError
@@ -15,13 +14,12 @@ from submanifold.common.progress import ProgressBar
 from submanifold.common.threads import ThreadTuner
 from submanifold.data.batches import Batches
 from submanifold.flows import initialize, with_noise_scale
-from submanifold.losses import ForwardPass, Objective
-from submanifold.models import Model
+from submanifold.losses import draws
 from submanifold.models.io import describe
 from submanifold.training import monitor
-from submanifold.training.identity import WEIGHTS, hash_weights
 from submanifold.training.monitor import LOG_EVERY, Row
-from submanifold.training.trainer import EARLIER, LAST, Trainer, TrainingSettings, read
+from submanifold.training.phase import Phase
+from submanifold.training.trainer import EARLIER, LAST, Trainer, read
 
 log = logging.getLogger(__name__)
 
@@ -31,17 +29,14 @@ Log = Callable[[int, Row], None]
 
 
 def fit(
-    model: Model,
-    objective: Objective,
+    phase: Phase,
     train: Batches,
     valid: Batches,
-    settings: TrainingSettings,
     folder: str | Path,
     name: str = "training",
     on_log: Log | None = None,
-    fresh: Sequence[nn.Module] | None = None,
 ) -> dict[str, Any]:
-    """Train a model in place; it ends with the averaged weights of the validation of lowest loss.
+    """Train the model of a phase in place, to the averaged weights of its best validation.
 
     The result is a function of the initial weights, the seed of ``train`` and the settings. A
     killed training resumes from its folder and ends with the same weights, bit for bit if the
@@ -51,26 +46,24 @@ def fit(
 
     ``folder`` has the last two checkpoints. ``on_log`` is called as (step, values) with values
     ``train.*`` and ``valid.*``; a resumed training repeats earlier rows first. It may raise to
-    interrupt the training. The first batch initializes the ``fresh`` modules, by default all.
+    interrupt the training. The first batch initializes the ``fresh`` modules of the phase.
 
     Returns the history: ``name``, rows by step in ``train`` and ``valid``, ``best_step``,
     ``steps``, ``rollbacks``, ``warnings``, ``seconds``, and ``steps_trained`` by this call. A
-    UserError says that the training diverged again after three rollbacks, that the checkpoint has
-    another architecture, data or settings, that the model could not be saved, or that the batch
-    size is not divisible by the number of shards.
+    UserError says that the training diverged again after three rollbacks, that the checkpoint is of
+    another phase, that the model could not be saved, or that the batch size is not divisible by the
+    number of shards.
     """
+    model, settings, folder = phase.model, phase.settings, Path(folder)
     describe(model)
-    folder = Path(folder)
-    trainer = Trainer(model, objective, settings)
-    parts = [model, objective.outer]
-    trainer.identity |= {**train.identity, WEIGHTS: hash_weights(parts, fresh or ())}
+    trainer = Trainer(phase, phase.identity(train))
     if train.batch_size % trainer.shards[0].count:
         raise UserError(
             f"{name}.training.batch_size: expected a multiple of {trainer.shards[0].count} (ranks "
             "times training.grad_accumulation_steps), at most the number of training images, got "
             f"{train.batch_size}. Change either."
         )
-    _restore_or_initialize(trainer, train, folder, name, fresh)
+    _restore_or_initialize(trainer, train, folder, name)
     for kind in ("train", "valid"):
         for row in getattr(trainer.state, kind):
             _log_row(kind, row, on_log)
@@ -120,9 +113,7 @@ def fit(
             "steps_trained": max(trainer.state.step - before, 0)}  # fmt: skip
 
 
-def _restore_or_initialize(
-    trainer: Trainer, train: Batches, folder: Path, name: str, fresh: Sequence[nn.Module] | None
-) -> None:
+def _restore_or_initialize(trainer: Trainer, train: Batches, folder: Path, name: str) -> None:
     is_restored = trainer.restore(folder)
     distributed.barrier()  # before another process writes a checkpoint
     step, steps = trainer.state.step, trainer.settings.steps
@@ -133,24 +124,24 @@ def _restore_or_initialize(
     if not is_restored:
         if (folder / LAST).exists():
             log.warning("%s: training restarts from the beginning", name)
-        _initialize(trainer, train, fresh)
+        _initialize(trainer.phase, train)
         trainer.reset_average()
         trainer.save(folder)
 
 
 @torch.no_grad()
-def _initialize(trainer: Trainer, train: Batches, fresh: Sequence[nn.Module] | None) -> None:
+def _initialize(phase: Phase, train: Batches) -> None:
     """Initialize from the first batch, or for log-uniform noise scales from noisy batches."""
-    objective, generator, count = trainer.objective, torch.Generator(train.device), 1
-    if objective.input_noise_min is not None:
+    generator, count = torch.Generator(train.device), 1
+    if phase.noise.smallest is not None:
         # at the small scales one batch would determine the widths of narrow columns badly
         count = max(1, min(train.steps_per_epoch, INITIAL_ROWS // train.batch_size))
     batches, contexts = zip(*(train.at(step, generator) for step in range(count)), strict=True)
     x, context = torch.cat(batches), None if contexts[0] is None else torch.cat(contexts)
-    if objective.input_noise_min is not None:
-        x, scale = objective.add_noise(ForwardPass(trainer.model, x, x, generator=generator))
+    if phase.noise.smallest is not None:
+        x, scale = phase.noise.add(phase.model, x, draws(x, generator))
         context = with_noise_scale(context, scale)
-    initialize(trainer.model, x, fresh, context)
+    initialize(phase.model, x, phase.fresh, context)
 
 
 def _log_row(kind: str, row: Row, on_log: Log | None) -> None:

@@ -11,21 +11,22 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from pydantic import Field
-from torch import nn
 
 from submanifold.common import distributed
 from submanifold.common.device import seeded
+from submanifold.common.errors import unexpected
 from submanifold.common.files import locked
 from submanifold.common.progress import track
 from submanifold.data.arrays import context_of_array, with_context
 from submanifold.data.batches import Batches
-from submanifold.losses import Objective, Terms
+from submanifold.losses import InputNoise, Loss
 from submanifold.models import Hierarchy, Model, ModelSettings
 from submanifold.models.settings import ContextSizes
 from submanifold.training.loop import fit
 from submanifold.training.monitor import Row
+from submanifold.training.phase import Phase, TrainingSettings
 from submanifold.training.rotation import RotationSettings, fit_rotation
-from submanifold.training.trainer import TrainingSettings, TrainState
+from submanifold.training.trainer import TrainState
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +35,8 @@ ROTATION_BATCH_SIZE = 64
 Log = Callable[[str, int, Row], None]
 
 
-class PhaseSettings(Terms):
-    """A phase of training, with one setting for each term of its loss.
+class PhaseSettings(Loss):
+    """A phase of training: its loss, with one setting for each term, and what it trains.
 
     Attributes:
         stages: Numbers of the consecutive stages that are trained together.
@@ -52,7 +53,7 @@ class PhaseSettings(Terms):
     training: TrainingSettings
 
 
-Phase: TypeAlias = PhaseSettings | RotationSettings
+AnyPhaseSettings: TypeAlias = PhaseSettings | RotationSettings
 
 
 def train_phase(
@@ -86,16 +87,18 @@ def train_phase(
     shape, copied = train.shape[1:], copy.deepcopy(before)
     batches = Batches(train, settings.batch_size, _phase_seed(seed, len(done)), device)
     validation = Batches(valid[: settings.validation_rows], settings.batch_size, seed, device)
+    count = distributed.shards(settings.grad_accumulation_steps)[0].count
+    if phase.likelihood.trim and count > 1:
+        expected, got = f"0 with batches in {count} parts", "a fraction of all events of a batch"
+        fix = "Use one process, and training.grad_accumulation_steps=1"
+        raise unexpected(f"{name}.likelihood.trim", expected, got, fix)
     with seeded(seed, device), _locked(folder, name):
-        full, trained, fresh, objective = assemble(phase, limited, copied, shape, device, context)
-        history = fit(
-            trained, objective, batches, validation, settings, folder, name,
-            on_log and partial(on_log, name), fresh,
-        )  # fmt: skip
-    full.notes = {"phases": [*done, {"stages": list(phase.stages), **trained.notes}]}
+        full, training = assemble(phase, limited, copied, shape, device, context)
+        history = fit(training, batches, validation, folder, name, on_log and partial(on_log, name))
+    full.notes = {"phases": [*done, {"stages": list(phase.stages), **training.model.notes}]}
     history["warnings"] |= warned
     full = full.requires_grad_(True).eval().cpu()
-    return full, {**history, "stages": list(phase.stages), "terms": list(objective.terms)}
+    return full, {**history, "stages": list(phase.stages), "terms": list(phase.terms)}
 
 
 def assemble(
@@ -105,8 +108,8 @@ def assemble(
     event_shape: tuple[int, ...],
     device: torch.device,
     context: ContextSizes = None,
-) -> tuple[Any, Any, list[nn.Module], Objective]:
-    """Return the model of a phase, its stages in training, its untrained modules and its loss."""
+) -> tuple[Model, Phase]:
+    """Return the model that a phase ends with, and the training of its stages."""
     first, last = phase.stages[0], phase.stages[-1]
     full: Any
     full, fresh = model.extend(before, event_shape, last, context)
@@ -115,8 +118,8 @@ def assemble(
     trained = full
     if model.charts == 1:
         trained = Hierarchy(full.stages[first - 1 : last]).requires_grad_(True)
-    objective = Objective(phase.terms, phase.input_noise, outer, phase.input_noise_min)
-    return full, trained, fresh, objective
+    noise = InputNoise(phase.input_noise, phase.input_noise_min)
+    return full, Phase(trained, phase, phase.training, outer, noise, fresh)
 
 
 def describe_context(context: np.ndarray | None) -> ContextSizes:
@@ -159,7 +162,7 @@ def rotate_phase(
 
 
 def train_phases(
-    phases: Mapping[str, Phase],
+    phases: Mapping[str, AnyPhaseSettings],
     model: ModelSettings,
     train: np.ndarray,
     valid: np.ndarray,

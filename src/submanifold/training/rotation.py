@@ -21,8 +21,8 @@ from submanifold.flows import Rotation
 from submanifold.flows.orthogonal import tail_sums
 from submanifold.geometry.linearization import Linearization
 from submanifold.models import Hierarchy
-from submanifold.models.io import is_intact, load_tensors, save_tensors
-from submanifold.training.identity import WEIGHTS, check_identity, hash_weights
+from submanifold.training import checkpoint
+from submanifold.training.checkpoint import WEIGHTS, hash_weights
 
 PROBES_PER_AXIS = 8
 PROBES_PER_EVENT = 4
@@ -96,13 +96,12 @@ def fit_rotation(
     rounds = math.ceil((probes or PROBES_PER_AXIS * rotation.directions) / per_round)
     every = min(HELD_OUT_EVERY, rounds)
     precision = torch.float32 if rotation.is_dense else torch.bfloat16
-    path = None if folder is None else Path(folder) / "rotation.safetensors"
+    path = Path(folder, "rotation.safetensors") if folder else None
     identity = {**batches.identity, "batch_size": batches.batch_size, "probes": rounds * per_round,
                 "dim": model.dim, WEIGHTS: hash_weights([model, outer])}  # fmt: skip
     drawn, seconds = list[Tensor](), 0.0
-    if path is not None and is_intact(path):
-        tensors, header = load_tensors(path)
-        check_identity(header["identity"], identity, path)
+    if path and (stored := checkpoint.read(identity, path)):
+        tensors, header = stored
         if fitted := header.get("fitted"):
             rotation.load_state_dict(tensors)
             return fitted
@@ -119,10 +118,10 @@ def fit_rotation(
             inliers = computed[norms <= LARGEST_RATIO * norms.nanmedian()]
             drawn.append(inliers.to(precision))
             meter.update(len(computed))
-            if path and distributed.rank() == 0 and time.monotonic() - saved > SAVE_EVERY:
+            if path and time.monotonic() - saved > SAVE_EVERY:
                 saved = time.monotonic()
                 rows = {str(index): rows for index, rows in enumerate(drawn)}
-                save_tensors(rows, path, {"identity": identity, "seconds": saved - started})
+                checkpoint.write(path, identity, rows, seconds=saved - started)
     decomposed, kept = time.monotonic(), sum(map(len, drawn))
     held_out = drawn[every - 1 :: every]
     others = [rows for number, rows in enumerate(drawn) if number % every < every - 1]
@@ -141,8 +140,8 @@ def fit_rotation(
         "seconds": time.monotonic() - started,
         "decomposition_seconds": time.monotonic() - decomposed,
     }
-    if path and distributed.rank() == 0:
-        save_tensors(rotation.state_dict(), path, {"identity": identity, "fitted": fitted})
+    if path:
+        checkpoint.write(path, identity, rotation.state_dict(), fitted=fitted)
     return fitted
 
 

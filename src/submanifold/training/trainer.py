@@ -1,4 +1,4 @@
-"""A model in training: its settings, steps, validations and checkpoints."""
+"""A phase in training: its steps, validations and checkpoints."""
 
 import logging
 import math
@@ -6,81 +6,27 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Any
 
 import torch
-from pydantic import Field
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from submanifold.common import distributed
 from submanifold.common.device import autocast, choose_precision
 from submanifold.common.errors import UserError
-from submanifold.common.settings import Settings
 from submanifold.data.batches import Batches
 from submanifold.flows.bijection import Context
-from submanifold.losses import Objective
-from submanifold.models import Model
-from submanifold.models.io import load_tensors, save_tensors
-from submanifold.training.identity import check_identity
+from submanifold.training import checkpoint
+from submanifold.training.checkpoint import Identity
 from submanifold.training.monitor import Row, diagnose
 from submanifold.training.optimizers import optimizers_for
+from submanifold.training.phase import Phase
 
 log = logging.getLogger(__name__)
 
 LAST, EARLIER = "last.safetensors", "earlier.safetensors"
 MAX_ROLLBACKS = 3
-
-Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
-
-
-class TrainingSettings(Settings):
-    """How a phase is trained. The defaults are those of ``training_defaults`` in conf.
-
-    Attributes:
-        steps: Optimizer steps.
-        batch_size: Events per step, over all processes and accumulation steps.
-        learning_rate: Adam's peak learning rate.
-        muon_lr: Muon's peak learning rate, for the matrices of coupling networks; None uses Adam
-            for all weights.
-        lr_scale: Factor on both learning rates.
-        warmup: Steps over which the learning rates rise linearly to their peaks.
-        cooldown_fraction: Fraction of the schedule, at its end, in which they fall linearly to 0.
-        span: Part of the schedule that the phase covers; phases can follow each other in one.
-        clip: Largest norm of the gradient; None does not clip.
-        ema: Decay of the exponential moving average of the weights, which is what is kept.
-        validate_every: Steps between validations, each with a checkpoint.
-        validation_rows: Events of a validation, the first of the validation data.
-        precision: Precision of matrix products; ``auto`` is bfloat16 where the hardware is faster
-            with it.
-        grad_accumulation_steps: Parts in which a process computes its shard of a batch, to save
-            memory.
-    """
-
-    steps: int = Field(gt=0)
-    batch_size: int = Field(default=32, gt=0)
-    learning_rate: float = Field(default=0.01, gt=0)
-    muon_lr: float | None = Field(default=0.02, gt=0)
-    lr_scale: float = Field(default=1.0, gt=0)
-    warmup: int = Field(default=50, ge=0)
-    cooldown_fraction: float = Field(default=0.8, ge=0, le=1)
-    span: tuple[Fraction, Fraction] = (0.0, 1.0)
-    clip: float | None = Field(default=10.0, gt=0)
-    ema: float = Field(default=0.99, ge=0, lt=1)
-    validate_every: int = Field(default=200, gt=0)
-    validation_rows: int = Field(default=512, gt=0)
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    grad_accumulation_steps: int = Field(default=1, gt=0)
-
-
-def lr_factor(step: int, settings: TrainingSettings) -> float:
-    """Factor on the learning rates at a step: linear warmup, constant, linear cooldown."""
-    rise = (step + 1) / settings.warmup if settings.warmup else 1.0
-    start, end = settings.span
-    left = 1 - (start + (end - start) * step / settings.steps)
-    fall = left / settings.cooldown_fraction if settings.cooldown_fraction else 1.0
-    return settings.lr_scale * min(rise, 1.0, fall)
 
 
 @dataclass
@@ -106,7 +52,7 @@ class TrainState:
 
 
 class Trainer:
-    """A model in training with its optimizers, average and progress.
+    """A phase in training with its optimizers, average and progress.
 
     The average of the weights is exponential. Its decay grows as (1 + t) / (10 + t) up to
     ``settings.ema``, so that the average of a short training does not include its start.
@@ -115,21 +61,19 @@ class Trainer:
         state: Progress.
         average: Averages of ``weights``.
         best: ``state_dict`` of the model with averaged weights at the best validation.
-        identity: What a checkpoint must agree with (:func:`.check_identity`): settings, to which
-            :func:`.fit` adds the initial weights and the data.
+        identity: What a checkpoint must agree with.
     """
 
-    def __init__(self, model: Model, objective: Objective, settings: TrainingSettings):
-        self.model, self.objective, self.settings = model, objective, settings
-        self.shards = distributed.shards(settings.grad_accumulation_steps)
-        self.weights: list[Tensor] = list(model.parameters())
-        self.optimizers = optimizers_for(model, settings.learning_rate, settings.muon_lr)
-        self.precision = choose_precision(settings.precision, self.weights[0])
+    def __init__(self, phase: Phase, identity: Identity | None = None):
+        self.phase, self.model, self.settings = phase, phase.model, phase.settings
+        self.identity = identity or {}
+        self.shards = distributed.shards(self.settings.grad_accumulation_steps)
+        self.weights: list[Tensor] = list(self.model.parameters())
+        rates = self.settings.learning_rate, self.settings.muon_lr
+        self.optimizers = optimizers_for(self.model, *rates)
+        self.precision = choose_precision(self.settings.precision, self.weights[0])
         self.best: dict[str, Tensor] = {}
         self.state = TrainState()
-        # accumulation changes only rounding
-        chosen = settings.model_dump(mode="json", exclude={"grad_accumulation_steps"})
-        self.identity = {"dim": model.dim, **objective.identity, **chosen}
         self.reset_average()
 
     def reset_average(self) -> None:
@@ -142,11 +86,10 @@ class Trainer:
         """Make one step without waiting for the device.
 
         Each process computes its shards of the full batch. A gradient that is not finite counts as
-        zero. The objective draws its random numbers from the generator. A conditional model
-        receives the context of each event of the batch. Returns the objective's values and
-        ``gradient_norm``.
+        zero. The loss draws its random numbers from the generator. A conditional model receives the
+        context of each event of the batch. Returns the loss's values and ``gradient_norm``.
         """
-        factor = lr_factor(self.state.step, self.settings) * 0.5**self.state.rollbacks
+        factor = self.settings.lr_factor(self.state.step) * 0.5**self.state.rollbacks
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = factor * optimizer.defaults["lr"]
@@ -179,7 +122,7 @@ class Trainer:
                 generator.set_state(random_state)
             x, of_x = shard.rows(batch), None if context is None else shard.rows(context)
             with autocast(batch.device, self.precision):
-                values = self.objective(self.model, x, generator, shard, context=of_x)
+                values = self.phase.evaluate(x, of_x, generator, shard)
             (values["loss"] / len(self.shards)).backward()
             results.append({name: value.detach() for name, value in values.items()})
         first, *others = results
@@ -191,7 +134,7 @@ class Trainer:
     def validate(self, valid: Batches) -> Row:
         """Append a validation of the averaged weights, and keep these weights if it is the best."""
         self.swap_average()
-        row = {"step": self.state.step, **validate(self.model, self.objective, valid)}
+        row = {"step": self.state.step, **validate(self.phase, valid)}
         row |= diagnose(self.model, valid)
         best = self.state.best_row
         # a loss that is not a number is the worst
@@ -212,37 +155,27 @@ class Trainer:
 
     def save(self, folder: str | Path) -> None:
         """Write a checkpoint for :meth:`restore`, and keep the one before it."""
+        tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"best/{name}": value for name, value in self.best.items()}
+        named = zip(self.model.named_parameters(), self.average, strict=True)
+        for (name, weight), average in named:
+            tensors[f"average/{name}"] = average
+            for optimizer in self.optimizers:
+                moments = optimizer.state.get(weight, {})
+                tensors |= {f"{kind}/{name}": value for kind, value in moments.items()}
         distributed.barrier()  # other processes may still read the last one
-        if distributed.rank() == 0:
-            tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
-            tensors |= {f"best/{name}": value for name, value in self.best.items()}
-            named = zip(self.model.named_parameters(), self.average, strict=True)
-            for (name, weight), average in named:
-                tensors[f"average/{name}"] = average
-                for optimizer in self.optimizers:
-                    moments = optimizer.state.get(weight, {})
-                    tensors |= {f"{kind}/{name}": value for kind, value in moments.items()}
-            header = {"state": asdict(self.state), "identity": self.identity}
-            save_tensors(tensors, Path(folder) / LAST, header, Path(folder) / EARLIER)
+        last, earlier = Path(folder, LAST), Path(folder, EARLIER)
+        checkpoint.write(last, self.identity, tensors, earlier, state=asdict(self.state))
         distributed.barrier()
 
     def restore(self, folder: str | Path) -> bool:
-        """Restore the last intact checkpoint of a folder; returns whether there is one.
-
-        A checkpoint of another :attr:`identity` raises a UserError.
-        """
-        for path in (Path(folder) / LAST, Path(folder) / EARLIER):
-            if path.exists():
-                try:
-                    tensors, header = load_tensors(path)
-                except (SafetensorError, OSError, ValueError) as error:
-                    log.warning("%s is damaged (%s)", path, error)
-                    continue
-                check_identity(header.get("identity", {}), self.identity, path)
-                self.state = TrainState(**header["state"])
-                self._load(tensors)
-                return True
-        return False
+        """Restore the last intact checkpoint of a folder; returns whether there is one."""
+        stored = checkpoint.read(self.identity, Path(folder, LAST), Path(folder, EARLIER))
+        if stored is not None:
+            tensors, header = stored
+            self.state = TrainState(**header["state"])
+            self._load(tensors)
+        return stored is not None
 
     @torch.no_grad()
     def _load(self, tensors: dict[str, Tensor]) -> None:
@@ -288,15 +221,15 @@ class Trainer:
 
 
 @torch.no_grad()
-def validate(model: Model, objective: Objective, valid: Batches) -> Row:
-    """Average the objective's values over all rows, in the precision of the weights."""
+def validate(phase: Phase, valid: Batches) -> Row:
+    """Average the loss's values over all events, in the precision of the weights."""
     sums: dict[str, Tensor] = {}
     count = distributed.world_size()
     count = count if len(valid) >= count * valid.batch_size else 1
     generator = torch.Generator(valid.device)
     for number, (x, context) in enumerate(valid.in_order(generator)):
         if number % count == distributed.rank() % count:
-            values = objective(model, x, generator, training=False, context=context)
+            values = phase.evaluate(x, context, generator)
             for key, value in values.items():
                 sums[key] = sums.get(key, 0) + value * len(x)
     return {key: value * count / len(valid) for key, value in read(sums).items()}

@@ -1,14 +1,30 @@
-"""Negative log-likelihood."""
+"""Terms of a loss: the base class, and the terms of densities and of coordinates."""
 
+from abc import ABC, abstractmethod
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from submanifold.common.errors import unexpected
-from submanifold.losses.forward_pass import ForwardPass
-from submanifold.losses.terms.term import Term
+from submanifold.common.settings import Settings
+from submanifold.losses.encoding import Encoding
+
+
+class Term(Settings, ABC):
+    """One term of a loss: its settings, and its value for an encoding.
+
+    To add a term, define a subclass and register it as a field of :class:`.Loss`.
+
+    Attributes:
+        weight: Factor of the term; 0 omits it.
+    """
+
+    weight: float = Field(default=0.0, ge=0)
+
+    @abstractmethod
+    def __call__(self, encoding: Encoding) -> Tensor:
+        """Value before the weight, a mean over the encoding."""
 
 
 class Likelihood(Term):
@@ -30,19 +46,23 @@ class Likelihood(Term):
     unit: Literal["bits_per_dim", "nats"] = "bits_per_dim"
     trim: float = Field(default=0.0, ge=0, lt=0.5)
 
-    def __call__(self, batch: ForwardPass) -> Tensor:
-        log_prob = batch.log_prob
-        if self.trim and batch.shard.count > 1:
-            expected = f"0 with batches in {batch.shard.count} parts"
-            got = f"{self.trim}: it compares all events of a batch"
-            fix = "Use one process, and training.grad_accumulation_steps=1"
-            raise unexpected("likelihood.trim", expected, got, fix)
+    def __call__(self, encoding: Encoding) -> Tensor:
+        log_prob = encoding.log_prob
         if self.trim:
             kept = len(log_prob) - int(self.trim * len(log_prob))
-            log_prob = log_prob[_residuals(log_prob.detach(), batch.noise_scale).topk(kept).indices]
+            log_prob = log_prob[
+                _residuals(log_prob.detach(), encoding.noise_scale).topk(kept).indices
+            ]
         if self.unit == "nats":
             return -log_prob.mean()
-        return batch.model.to_bits_per_dim(log_prob).mean()
+        return encoding.model.to_bits_per_dim(log_prob).mean()
+
+
+class OffManifold(Term):
+    """Mean square of the off-manifold coordinates, as in DNF's code (:ref:`theory-3-10`)."""
+
+    def __call__(self, encoding: Encoding) -> Tensor:
+        return encoding.v.square().mean()
 
 
 def _residuals(values: Tensor, scale: Tensor | None) -> Tensor:

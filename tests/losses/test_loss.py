@@ -1,17 +1,17 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from scipy import stats
 
 from strategies import affine, perturb
-from submanifold.common.distributed import Shard
-from submanifold.common.errors import UserError
 from submanifold.flows import Affine, Glow, RealNVP, SoftRealNVP
-from submanifold.losses import Objective, penalized_likelihood
-from submanifold.losses.forward_pass import ForwardPass
-from submanifold.losses.terms import Likelihood, Reconstruction
+from submanifold.losses import InputNoise, Loss, draws, encode
+from submanifold.losses.reconstruction import Reconstruction
+from submanifold.losses.terms import Likelihood
 from submanifold.models import Hierarchy, Stage
+from submanifold.training import Phase, TrainingSettings
 
 
 def halving():
@@ -30,7 +30,7 @@ MSE = (1.0**2 + 3.0**2) / 4
 
 
 def test_the_loss_is_bits_per_dim_plus_lambda_times_the_mean_square():
-    terms = penalized_likelihood("mse", weight=3.0)(halving(), BATCH)
+    terms = Loss(reconstruction={"penalty": "mse", "weight": 3.0})(encode(halving(), BATCH))
     assert terms["bits_per_dim"].item() == pytest.approx(BITS, rel=1e-6)
     assert terms["mse"].item() == pytest.approx(MSE, rel=1e-6)
     assert terms["likelihood"].item() == pytest.approx(BITS, rel=1e-6)
@@ -40,7 +40,9 @@ def test_the_loss_is_bits_per_dim_plus_lambda_times_the_mean_square():
 
 def test_the_huber_penalty_follows_equation_2():
     # delta 2: half of 1 squared, and 2 (3 - 2 / 2) beyond; zeros elsewhere
-    terms = penalized_likelihood("huber", weight=1.0, delta=2.0)(halving(), BATCH)
+    terms = Loss(reconstruction={"penalty": "huber", "weight": 1.0, "delta": 2.0})(
+        encode(halving(), BATCH)
+    )
     assert terms["reconstruction"].item() == pytest.approx((0.5 + 4.0) / 4, rel=1e-6)
     assert terms["mse"].item() == pytest.approx(MSE, rel=1e-6)
     residual = torch.linspace(-3, 3, 601, dtype=torch.float64)
@@ -54,11 +56,11 @@ def test_the_huber_penalty_follows_equation_2():
 
 
 def test_likelihood_training_skips_the_projection_except_in_validation():
-    for objective in (penalized_likelihood(), Objective({"likelihood": Likelihood()})):
-        assert set(objective(halving(), BATCH)) == {"loss", "likelihood", "bits_per_dim"}
-        terms = objective(halving(), BATCH, training=False)
-        assert terms["loss"].item() == pytest.approx(BITS, rel=1e-6)
-        assert terms["mse"].item() == pytest.approx(MSE, rel=1e-6)
+    assert set(Loss()(encode(halving(), BATCH))) == {"loss", "likelihood", "bits_per_dim"}
+    with torch.no_grad():
+        terms = Loss()(encode(halving(), BATCH))
+    assert terms["loss"].item() == pytest.approx(BITS, rel=1e-6)
+    assert terms["mse"].item() == pytest.approx(MSE, rel=1e-6)
 
 
 def test_a_penalty_on_images_trains_the_inner_stage_only():
@@ -66,11 +68,12 @@ def test_a_penalty_on_images_trains_the_inner_stage_only():
     outer = perturb(Hierarchy([Stage(Glow((3, 4, 4), 2, 1, 4), 6)])).requires_grad_(False)
     inner = perturb(Hierarchy([Stage(RealNVP(6), 2)]))
     u = torch.randn(5, 6)
-    terms = penalized_likelihood("mse", weight=2.0, outer=outer)(inner, u)
+    penalty = {"penalty": "mse", "weight": 2.0}
+    terms = Loss(reconstruction={**penalty, "space": "image"})(encode(inner, u, outer=outer))
     images = outer.decode(u) - outer.decode(inner.encoder_projection(u))
     assert terms["mse"].item() == pytest.approx(images.square().mean().item(), rel=1e-5)
     assert terms["bits_per_dim"].item() == pytest.approx(inner.bits_per_dim(u).mean().item())
-    latent = penalized_likelihood("mse", weight=2.0)(inner, u)
+    latent = Loss(reconstruction=penalty)(encode(inner, u, outer=outer))
     assert latent["mse"].item() == pytest.approx(
         (u - inner.encoder_projection(u)).square().mean().item()
     )
@@ -83,9 +86,9 @@ def test_a_penalty_on_images_trains_the_inner_stage_only():
 def test_input_noise_changes_the_density_but_not_the_target():
     noise = torch.randn(BATCH.shape, generator=torch.Generator().manual_seed(3))
     hierarchy, noisy = halving(), BATCH + 0.5 * noise
-    terms = penalized_likelihood("mse", weight=3.0, input_noise=0.5)(
-        hierarchy, BATCH, torch.Generator().manual_seed(3)
-    )
+    draw = draws(BATCH, torch.Generator().manual_seed(3))
+    loss = Loss(reconstruction={"penalty": "mse", "weight": 3.0})
+    terms = loss(encode(hierarchy, BATCH, draw, InputNoise(0.5)))
     bits = hierarchy.bits_per_dim(noisy).mean()
     mse = (BATCH - hierarchy.encoder_projection(noisy)).square().mean()
     assert terms["bits_per_dim"].item() == pytest.approx(bits.item(), rel=1e-6)
@@ -102,7 +105,7 @@ def test_a_projection_through_the_first_stages():
         (None, hierarchy.encoder_projection(x)),
     ):
         term = Reconstruction(penalty="mse", weight=3.0, last_stage=last_stage)
-        terms = Objective({"likelihood": Likelihood(), "reconstruction": term})(hierarchy, x)
+        terms = Loss(reconstruction=term)(encode(hierarchy, x))
         error = (x - projected).square().mean().item()
         assert terms["mse"].item() == pytest.approx(error, rel=1e-5)
         assert terms["reconstruction"].item() == pytest.approx(3 * error, rel=1e-5)
@@ -110,12 +113,8 @@ def test_a_projection_through_the_first_stages():
 
 def test_log_uniform_noise_scales_penalize_the_projection_of_clean_events():
     model = perturb(Hierarchy([Stage(SoftRealNVP(4, couplings=2, hidden=8), 2)]), 0.5)
-    terms = {
-        "likelihood": Likelihood(),
-        "reconstruction": Reconstruction(penalty="mse", weight=3.0),
-    }
-    x = torch.randn(5, 4)
-    found = Objective(terms, 1.0, input_noise_min=0.1)(model, x)
+    loss, x = Loss(reconstruction={"penalty": "mse", "weight": 3.0}), torch.randn(5, 4)
+    found = loss(encode(model, x, noise=InputNoise(1.0, smallest=0.1)))
     mse = (x - model.encoder_projection(x)).square().mean().item()
     assert found["mse"].item() == pytest.approx(mse, rel=1e-6)
     assert found["reconstruction"].item() == pytest.approx(3 * mse, rel=1e-6)
@@ -125,15 +124,20 @@ def test_log_uniform_noise_scales_penalize_the_projection_of_clean_events():
 def test_a_trimmed_likelihood_leaves_out_the_events_of_the_lowest_density():
     x = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
     x[:8] += 100
-    kept = penalized_likelihood()(halving(), x[8:])["bits_per_dim"].item()
-    trimmed = Objective({"likelihood": Likelihood(trim=0.2)})
-    assert trimmed(halving(), x)["likelihood"].item() == pytest.approx(kept, rel=1e-6)
+    kept = Loss()(encode(halving(), x[8:]))["bits_per_dim"].item()
+    trimmed = Loss(likelihood={"trim": 0.2})(encode(halving(), x))
+    assert trimmed["likelihood"].item() == pytest.approx(kept, rel=1e-6)
 
 
-def test_a_trimmed_likelihood_is_of_the_whole_batch():
-    batch = ForwardPass(halving(), BATCH, BATCH, shard=Shard(0, 4))
-    with pytest.raises(UserError, match=r"likelihood\.trim: expected 0 with batches in 4 parts"):
-        Likelihood(trim=0.4)(batch)
+def test_log_uniform_noise_without_a_penalty_takes_one_pass():
+    model = perturb(Hierarchy([Stage(SoftRealNVP(4, couplings=2, hidden=8), 2)]), 0.5)
+    x, noise, passes = torch.randn(5, 4), InputNoise(1.0, smallest=0.1), []
+    model.stages[0].register_forward_hook(lambda *_: passes.append(1))
+    Phase(model, Loss(), TrainingSettings(steps=1), noise=noise).evaluate(x)
+    assert len(passes) == 1
+    with torch.no_grad():  # a validation reports the projection of clean events
+        Phase(model, Loss(), TrainingSettings(steps=1), noise=noise).evaluate(x)
+    assert len(passes) == 3
 
 
 def test_a_trimmed_likelihood_compares_events_of_similar_noise_scales():
@@ -142,16 +146,16 @@ def test_a_trimmed_likelihood_compares_events_of_similar_noise_scales():
     scale = torch.linspace(0, 1, 50)
     x = torch.stack([100 * scale, torch.zeros(50)], 1)
     x[:5] = 40.0
-    batch = ForwardPass(model, x, x, noise_scale=scale)
+    encoding = replace(encode(model, x), noise_scale=scale)
     expected = model.to_bits_per_dim(model.log_prob(x[5:])).mean()
-    torch.testing.assert_close(Likelihood(trim=0.1)(batch), expected)
+    torch.testing.assert_close(Likelihood(trim=0.1)(encoding), expected)
 
 
 def test_noise_scales_are_log_uniform_from_the_smallest_to_the_largest():
     model = Hierarchy([Stage(SoftRealNVP(500, couplings=2, hidden=4), 2)])
     clean = torch.zeros(2000, 500)
-    batch = ForwardPass(model, clean, clean, generator=torch.Generator().manual_seed(0))
-    noisy, scale = Objective({}, 2.0, input_noise_min=0.02).add_noise(batch)
+    draw = draws(clean, torch.Generator().manual_seed(0))
+    noisy, scale = InputNoise(2.0, smallest=0.02).add(model, clean, draw)
     sizes = noisy.square().mean(1).sqrt()
     torch.testing.assert_close(sizes, 0.02 * 100**scale, rtol=0.2, atol=0)
     law = stats.loguniform(0.02, 2.0)

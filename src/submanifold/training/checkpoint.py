@@ -1,18 +1,27 @@
-"""What a checkpoint must agree with: initial weights, data and settings."""
+"""Checkpoints of trainings and rotations, and the identity that they must agree with."""
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from safetensors import SafetensorError
+from torch import Tensor, nn
 
+from submanifold.common import distributed
 from submanifold.common.errors import unexpected
+from submanifold.models.io import load_tensors, save_tensors
+
+log = logging.getLogger(__name__)
 
 WEIGHTS = "architecture or initial weights"  #: Key of :func:`hash_weights` in an identity.
 RESTART = "Delete its folder to train from the beginning, or restore what differs"
+
+Identity = Mapping[str, Any]
+"""What a result depends on, JSON-able: initial weights, data and settings."""
 
 
 def hash_weights(parts: Sequence[nn.Module | None], fresh: Sequence[nn.Module] = ()) -> str:
@@ -31,8 +40,33 @@ def hash_weights(parts: Sequence[nn.Module | None], fresh: Sequence[nn.Module] =
     return digest.hexdigest()
 
 
-def check_identity(stored: Mapping[str, Any], identity: Mapping[str, Any], path: Path) -> None:
-    """Raise a UserError if a checkpoint is one of another training; numbers may differ by 1%."""
+def write(
+    path: Path, identity: Identity, tensors: Mapping[str, Tensor], previous: Path | None = None,
+    **header: Any,
+) -> None:  # fmt: skip
+    """Write a checkpoint on the first rank, and keep the one before it as ``previous``."""
+    if distributed.rank() == 0:
+        save_tensors(tensors, path, {"identity": identity, **header}, previous)
+
+
+def read(identity: Identity, *paths: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Read the tensors and the header of the first intact checkpoint, if there is one.
+
+    A checkpoint of another identity raises a :class:`.UserError`; numbers may differ by 1%.
+    """
+    for path in paths:
+        if path.exists():
+            try:
+                tensors, header = load_tensors(path)
+            except (SafetensorError, OSError, ValueError) as error:
+                log.warning("%s is damaged (%s)", path, error)
+                continue
+            _check(header.pop("identity", {}), identity, path)
+            return tensors, header
+    return None
+
+
+def _check(stored: Identity, identity: Identity, path: Path) -> None:
     others = []
     for name, value in identity.items():
         known: Any = stored.get(name)

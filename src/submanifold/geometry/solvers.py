@@ -1,0 +1,69 @@
+"""Solvers of batches of least-squares problems: conjugate gradients, and damped steps."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+HALVINGS = 4  # at most, of a step
+
+
+@torch.no_grad()
+def conjugate_gradients(
+    multiply: Callable[[Tensor], Tensor],
+    b: Tensor,
+    scale: Tensor | float = 1.0,
+    iterations: int = 100,
+    tolerance: float = 0.0,
+) -> Tensor:
+    """Solve A x = b approximately for symmetric positive A, x and b (batch, n).
+
+    ``multiply`` computes A p, and ``scale`` is an approximate inverse of A's diagonal, the
+    preconditioner (Nocedal & Wright 2006, algorithm 5.3). Each system of the batch has its own step
+    lengths, and stops where its residual is below ``tolerance`` times b, in the norm of the scale.
+    """
+    x, residual, direction = torch.zeros_like(b), b, scale * b
+    product = (b * direction).sum(1, keepdim=True)
+    converged, tiny = tolerance**2 * product, torch.finfo(b.dtype).tiny
+    for _ in range(min(iterations, b.shape[1])):
+        image = multiply(direction)
+        length = product / (direction * image).sum(1, keepdim=True).clamp_min(tiny)
+        length = torch.where(product > converged, length, 0.0)
+        x, residual = x + length * direction, residual - length * image
+        scaled, previous = scale * residual, product
+        product = (residual * scaled).sum(1, keepdim=True)
+        direction = scaled + product / previous.clamp_min(tiny) * direction
+    return x
+
+
+@torch.no_grad()
+def damped_steps(
+    energy: Callable[[Tensor], Tensor],
+    step: Callable[[Tensor], Tensor],
+    z: Tensor,
+    steps: int,
+    least_decrease: float = 0.0,
+) -> Tensor:
+    """Reduce energies (batch,) over z (batch, n) by steps, such as those of Gauss and Newton.
+
+    Each event's step is halved, at most :data:`HALVINGS` times, until its energy decreases. Its
+    search ends where the relative decrease is not larger than ``least_decrease``.
+    """
+    lowest = energy(z)
+    moving = torch.ones_like(lowest, dtype=torch.bool)
+    for _ in range(steps):
+        move, start, previous = step(z), z, lowest
+        for _ in range(1 + HALVINGS):
+            tried = start + move
+            tried_energy = energy(tried)
+            better = moving & (tried_energy < lowest)
+            z = torch.where(better[:, None], tried, z)
+            lowest = torch.where(better, tried_energy, lowest)
+            searching = moving & (lowest >= previous)
+            move = torch.where(searching[:, None], move / 2, 0.0)
+            if not searching.any():
+                break
+        moving = moving & (lowest < (1 - least_decrease) * previous)
+        if not moving.any():
+            break
+    return z

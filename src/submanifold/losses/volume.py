@@ -1,0 +1,114 @@
+"""Terms that depend on the volume element and the metric J^T J of the manifold."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from submanifold.flows.bijection import full_precision
+from submanifold.geometry.linearization import Linearization
+from submanifold.geometry.solvers import conjugate_gradients
+from submanifold.geometry.volume import estimate_log_volume, jacobian_log_volume
+from submanifold.losses.encoding import Encoding
+from submanifold.losses.terms import Term
+from submanifold.models.stage import standard_normal_log_prob
+
+CG_TOLERANCE = 1e-3
+PROBES = 2  #: Probes of each event's volume in a validation, which averages over events.
+
+
+class VolumeTerm(Term):
+    """A term of the Jacobian of the decoder of one chart.
+
+    Attributes:
+        exact_up_to: Largest dimension d for which the full Jacobian is computed; above it gradients
+            are estimated, and validations estimate the volume.
+    """
+
+    exact_up_to: int = Field(default=64, ge=1)
+
+    def _columns(self, encoding: Encoding) -> Tensor:
+        """All columns of the Jacobian, or ``exact_up_to`` random ones per event, (batch, D, k)."""
+        dim = encoding.u.shape[1]
+        if dim <= self.exact_up_to:
+            return encoding.jacobian()
+        chosen = encoding.draw(torch.rand, dim).argsort(1)[:, : self.exact_up_to]
+        return encoding.jacobian(F.one_hot(chosen, dim))
+
+    def _log_volume(self, encoding: Encoding, jacobians: Tensor | None = None) -> Tensor:
+        """Log-volume in nats, (batch,), or an estimate; in training zeros with its gradient."""
+        if encoding.u.shape[1] <= self.exact_up_to:
+            return jacobian_log_volume(self._columns(encoding) if jacobians is None else jacobians)
+        if torch.is_grad_enabled():
+            return log_volume_gradient(encoding)
+        probes = torch.Generator().manual_seed(0)  # the same in all validations
+        with full_precision(encoding.u):
+            return estimate_log_volume(encoding.decode, encoding.u, PROBES, generator=probes)[0]
+
+
+class ManifoldLikelihood(VolumeTerm):
+    r"""Negative log-density on the manifold, of rectangular flows (Caterini et al. 2021).
+
+    .. math:: -\log p_M = -\log N(u; 0, I) + \tfrac12 \log\det J^T J
+
+    in bits per dimension of the manifold. Above ``exact_up_to`` values of training steps omit the
+    volume, and validations estimate it (:func:`.estimate_log_volume`).
+    """
+
+    def __call__(self, encoding: Encoding) -> Tensor:
+        nats = self._log_volume(encoding) - standard_normal_log_prob(encoding.u)
+        return nats.mean() / (encoding.u.shape[1] * math.log(2))
+
+
+class NonOrthogonality(VolumeTerm):
+    r"""How far the metric is from a diagonal one (Cunningham et al. 2022).
+
+    .. math:: \tfrac12 \sum_i \log (J^T J)_{ii} - \tfrac12 \log\det J^T J \;\ge\; 0
+
+    in bits per coordinate, 0 if and only if the columns of J are orthogonal (Hadamard). Above
+    ``exact_up_to`` the first sum is over that many random coordinates, and the second term as in
+    :class:`ManifoldLikelihood`.
+    """
+
+    def __call__(self, encoding: Encoding) -> Tensor:
+        jacobians = self._columns(encoding)
+        volume = self._log_volume(encoding, jacobians)
+        lengths = 0.5 * jacobians.square().sum(1).log().mean(1)
+        return (lengths - volume / encoding.u.shape[1]).mean() / math.log(2)
+
+
+class OffDiagonal(VolumeTerm):
+    r"""Mean absolute off-diagonal entry of the metric (Flouris & Konukoglu 2023).
+
+    .. math:: \frac{1}{d (d - 1)} \sum_{i \ne j} |(J^T J)_{ij}|
+
+    Above ``exact_up_to`` the mean is over that many random coordinates.
+    """
+
+    def __call__(self, encoding: Encoding) -> Tensor:
+        jacobians = self._columns(encoding)
+        metric = jacobians.mT @ jacobians
+        count = metric.shape[1]
+        off = metric.abs().sum((1, 2)) - metric.diagonal(dim1=1, dim2=2).abs().sum(1)
+        return off.mean() / max(1, count * (count - 1))
+
+
+def log_volume_gradient(encoding: Encoding) -> Tensor:
+    r"""Zeros (batch,) whose gradient is an unbiased estimate of the log-volume's.
+
+    .. math:: \nabla \tfrac12 \log\det A = \tfrac12 \operatorname{E}_\epsilon
+              \big[(A^{-1}\epsilon)^T (\nabla A)\, \epsilon\big], \qquad A = J^T J,\;
+              \epsilon \sim N(0, I)
+
+    with :math:`A^{-1}\epsilon` by conjugate gradients (Caterini et al. 2021).
+    """
+    u = encoding.u
+    noise = encoding.draw(torch.randn, u.shape[1], dtype=u.dtype)
+    with full_precision(u):
+        at = Linearization(encoding.decode, u)
+        solved = conjugate_gradients(lambda p: at.vjp(at.jvp(p)), noise, tolerance=CG_TOLERANCE)
+    products = encoding.jacobian(torch.stack([solved, noise], 1))
+    product = 0.5 * (products[:, :, 0] * products[:, :, 1]).sum(1)
+    return product - product.detach()
