@@ -28,7 +28,7 @@ from submanifold.data.synthetic import MANIFOLDS
 from submanifold.evaluation.metrics import METRICS
 from submanifold.flows import FLOWS, FlowSettings
 from submanifold.flows.registry import SELECTABLE
-from submanifold.losses import Terms
+from submanifold.losses import Loss
 from submanifold.models import StageSettings
 from submanifold.training import PhaseSettings, RotationSettings, TrainingSettings
 
@@ -193,14 +193,14 @@ def settings_stage() -> Iterator[str]:
 
 def settings_phase() -> Iterator[str]:
     """Settings of phases."""
-    skip = (*Terms.model_fields, "training")
+    skip = (*Loss.model_fields, "training")
     yield from entries(PhaseSettings, "PHASE.", skip=skip)
     yield from entries(RotationSettings, "PHASE.")
 
 
 def settings_terms() -> Iterator[str]:
     """Settings of each term of the loss."""
-    for term, field in Terms.model_fields.items():
+    for term, field in Loss.model_fields.items():
         yield f"### `{term}`\n"
         defaults = {flow: each["phase"].get(term, {}) for flow, each in STAGES.items()}
         kind = field.annotation
@@ -260,7 +260,7 @@ def _phase(phase: Mapping[str, Any], count: int) -> str:
         return f"rotation of stage {phase['rotate']}"
     penalty = phase["reconstruction"]["penalty"]
     weights = {name: phase.get(name, {}).get("weight", 1.0 if name == "likelihood" else 0.0)
-               for name in Terms.model_fields if name != "reconstruction"}  # fmt: skip
+               for name in Loss.model_fields if name != "reconstruction"}  # fmt: skip
     terms = [name.replace("_", " ") for name, weight in weights.items() if weight]
     terms += [{"mse": "squared error", "huber": "Huber"}[penalty]] if penalty != "none" else []
     noise = ", with input noise" if phase.get("input_noise") else ""

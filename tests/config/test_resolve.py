@@ -15,7 +15,7 @@ from submanifold.config.cache_keys import artifact_keys
 from submanifold.config.merge import merge
 from submanifold.config.resolve import default_method, resolve
 from submanifold.config.schema import effective, flatten, nest
-from submanifold.losses import Terms
+from submanifold.losses import Loss
 
 CONF = Path(__file__).parents[2] / "conf"
 BASE = yaml.safe_load((CONF / "base" / "parameters.yml").read_text())
@@ -181,11 +181,6 @@ def test_settings_of_a_penalty_are_idle_if_another_kind_is_selected(tables):
     assert none.phases["first"].reconstruction.weight == 0
 
 
-def test_a_dimension_that_nobody_chose_is_a_default(tables):
-    stages = resolve({**tables, "stage_2": {"dim": 9}}).model.stages
-    assert [stage.default_dim for stage in stages] == [True, False]
-
-
 def test_phases_share_a_learning_rate_schedule(tables):
     phases = {"first": {"stages": 1}, "again": {"stages": 1, "continues": "first"},
               "second": {"stages": 2}}  # fmt: skip
@@ -294,7 +289,7 @@ def test_every_setting_of_a_stage_and_of_a_phase_is_in_its_key(tables):
     """Another value of any field, now or later, is another artifact."""
     penalty = {"penalty": "huber", "weight": 2.0, "space": "image", "delta": 0.2, "random_dim": 2.5}
     terms = {"likelihood": {"weight": 0.7, "unit": "nats"}, "reconstruction": penalty}
-    terms |= {name: {"weight": 0.1} for name in Terms.model_fields if name not in terms}
+    terms |= {name: {"weight": 0.1} for name in Loss.model_fields if name not in terms}
     full = {**tables, "second": {"input_noise": 0.1, "training": {"lr_scale": 0.5}, **terms}}
     plain = resolve(full)
     before = artifact_keys(plain, Path())

@@ -27,10 +27,9 @@ def test_settings_build_a_hierarchy():
     assert hierarchy.project(torch.rand(2, 3, 4, 4)).shape == (2, 3, 4, 4)
 
 
-def test_few_events_limit_dimensions_and_defaults_to_half():
-    stages = [read(GLOW, dim=None), read(dim=200), read(dim=150, default_dim=True), read(dim=9)]
-    limited = ModelSettings(stages=stages).limited(120)
-    assert [stage.dim for stage in limited.stages] == [None, 119, 60, 9]
+def test_few_events_limit_dimensions_to_half():
+    limited = ModelSettings(stages=[read(GLOW, dim=None), read(dim=200), read(dim=9)]).limited(120)
+    assert [stage.dim for stage in limited.stages] == [None, 60, 9]
 
 
 @pytest.mark.parametrize(("changes", "names"), [

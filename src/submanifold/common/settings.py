@@ -18,19 +18,16 @@ from submanifold.common.errors import UserError, did_you_mean
 
 
 class Settings(BaseModel):
-    """Base class of settings: frozen, without unknown names, infinities or booleans as numbers."""
+    """Base class of settings: frozen, without unknown names or infinities."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
     def _check_names(cls, values: Any, info: ValidationInfo) -> Any:
-        for name, value in values.items() if isinstance(values, Mapping) else ():
-            field = cls.model_fields.get(name)
-            if field is None and info.context is not None:
-                info.context[name] = [*cls.model_fields]  # for the message
-            if field and isinstance(value, bool) and "bool" not in str(field.annotation):
-                raise ValueError(f"{name}={value} cannot be used: expected no boolean")
+        if isinstance(values, Mapping) and info.context is not None:
+            unknown = values.keys() - cls.model_fields
+            info.context.update({name: [*cls.model_fields] for name in unknown})  # for the message
         return values
 
 

@@ -171,7 +171,7 @@ def _stages(
                    for flow in flows]  # fmt: skip
         stage["flow"] = [merge(default["flow"], flow)
                          for default, flow in zip(by_flow, flows, strict=True)]  # fmt: skip
-        stages[name] = {"default_dim": "dim" not in changes} | stage
+        stages[name] = stage
         usual = merge({"training": defaults["training"]}, by_flow[0]["phase"] if by_flow else {})
         phase_defaults.append(merge(usual, phase))
     return stages, phase_defaults

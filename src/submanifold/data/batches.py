@@ -100,14 +100,14 @@ class Batches:
         return rows if self.is_continuous else dequantize(rows, generator)
 
 
-def dequantize(pixels: Tensor, generator: torch.Generator | None = None, bits: int = 8) -> Tensor:
-    """Add uniform noise to the upper bits of each byte: x = (pixel + U[0, 1)) / 2^bits - 0.5.
+def dequantize(pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Add uniform noise to each byte: x = (pixel + U[0, 1)) / 256 - 0.5.
 
     From uint8 pixels of any shape, and a generator on their device, it computes float32 values in
-    [-0.5, 0.5). ``bits``, 1 to 8, is the number of upper bits to keep.
+    [-0.5, 0.5).
     """
     noise = torch.rand(pixels.shape, generator=generator, device=pixels.device)
-    return add_noise(pixels, noise, bits)
+    return add_noise(pixels, noise)
 
 
 def as_input(events: np.ndarray) -> Tensor:
@@ -119,7 +119,7 @@ def as_input(events: np.ndarray) -> Tensor:
     for row, image in zip(noise, events, strict=True):
         rng = np.random.default_rng(zlib.crc32(image.tobytes()))
         row.copy_(torch.from_numpy(rng.random(image.shape, dtype=np.float32)))
-    return add_noise(x, noise, 8)
+    return add_noise(x, noise)
 
 
 def fixed_batches(
@@ -140,12 +140,10 @@ def context_tensor(events: np.ndarray, device: str | torch.device = "cpu") -> Te
     return None if context is None else torch.from_numpy(np.array(context)).to(device)
 
 
-def add_noise(pixels: Tensor, noise: Tensor, bits: int) -> Tensor:
-    """Compute (pixel + noise) / 2^bits - 0.5 of the upper bits of bytes; noise is in [0, 1)."""
-    levels = 2**bits
-    kept = (pixels // (256 // levels)).float()
+def add_noise(pixels: Tensor, noise: Tensor) -> Tensor:
+    """Compute (pixel + noise) / 256 - 0.5; noise is in [0, 1)."""
     # the largest byte plus the largest noise rounds up to 0.5 in float32
-    return ((kept + noise) / levels - 0.5).clamp_max(0.5 - 2**-25)
+    return ((pixels.float() + noise) / 256 - 0.5).clamp_max(0.5 - 2**-25)
 
 
 def quantize(x: Tensor) -> Tensor:

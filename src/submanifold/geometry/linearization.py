@@ -94,10 +94,17 @@ def jacobian(
     columns = []
     with torch.autocast(u.device.type, enabled=False):
         for chosen in directions.to(u.dtype).transpose(0, 1).split(count):
-            rows = torch.arange(batch, device=u.device).repeat(len(chosen))
-            tangents = jvp(select(decode, context, rows), u[rows], chosen.flatten(0, 1))
+            at, of_all = u.repeat(len(chosen), 1), chosen.flatten(0, 1)
+            tangents = jvp(select(decode, repeat(context, len(at))), at, of_all)
             columns.append(tangents.flatten(1).unflatten(0, (len(chosen), batch)))
     return torch.cat(columns).permute(1, 2, 0)
+
+
+def repeat(context: Tensor | None, count: int) -> Tensor | None:
+    """Repeat the context of a batch for ``count`` events, copies of the batch."""
+    if context is None or not len(context):
+        return context
+    return context.repeat(count // len(context), *[1] * (context.ndim - 1))
 
 
 def select(

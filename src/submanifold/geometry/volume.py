@@ -23,6 +23,18 @@ def jacobian_log_volume(jacobians: Tensor) -> Tensor:
     return triangle.diagonal(dim1=1, dim2=2).abs().log().sum(1).to(jacobians.dtype)
 
 
+def non_orthogonality(columns: Tensor, log_volume: Tensor, dim: int) -> Tensor:
+    r"""Compute how far a metric is from a diagonal one (Cunningham et al. 2022), (batch,).
+
+    .. math:: \tfrac12 \sum_i \log (J^T J)_{ii} - \tfrac12 \log\det J^T J \;\ge\; 0
+
+    in bits per coordinate, 0 if and only if the columns of J are orthogonal (Hadamard). From
+    columns (batch, D, k) of J, all d (``dim``) or a sample, and the log-volume (batch,) in nats.
+    """
+    lengths = columns.square().sum(1).log().mean(1) / 2
+    return (lengths - log_volume / dim) / math.log(2)
+
+
 @torch.no_grad()
 def log_volume(decode: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
     r"""Compute :math:`\tfrac12 \log\det J^T J` of a decoder at points u from the exact Jacobian.

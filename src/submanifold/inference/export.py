@@ -133,7 +133,7 @@ def _images(dim: int) -> tuple[Callable[..., Any], ...]:
     def read(images: Tensor) -> tuple[Any, ...]:
         state = (images.flatten(1).long() * weights).sum(1)
         noise = _uniform(state, dim).float().view(images.shape)
-        return add_noise(images.int(), noise, 8), 0.0, known, None
+        return add_noise(images.int(), noise), 0.0, known, None
 
     return read, quantize
 

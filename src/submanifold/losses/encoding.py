@@ -9,7 +9,7 @@ from torch import Tensor
 
 from submanifold.common.distributed import WHOLE_BATCH, Shard
 from submanifold.flows import is_noise_conditional, with_noise_scale
-from submanifold.geometry.linearization import jacobian, select
+from submanifold.geometry.linearization import jacobian, repeat
 from submanifold.models.hierarchy import Hierarchy
 from submanifold.models.mixture import ChartEncoding, Mixture
 
@@ -62,18 +62,19 @@ class Encoding:
         """What the model's decoder receives as its context."""
         return with_noise_scale(self.context, self.decoded_scale)
 
-    def decode(self, u: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Decode u (batch, d) by the model and the outer stages.
+    def decode(self, u: Tensor) -> Tensor:
+        """Decode u (k batch, d), k codes of the events, one batch after the other.
 
-        With ``rows``, u are coordinates of the events with these numbers, instead of all.
+        The model and the outer stages decode them to images, or to events of the first stage.
         """
-        h = select(self.model.decode, self.decoder_context, rows)(u)
-        return h if self.outer is None else select(self.outer.decode, self.context, rows)(h)
+        h = self.model.decode(u, context=repeat(self.decoder_context, len(u)))
+        if self.outer is None:
+            return h
+        return self.outer.decode(h, context=repeat(self.context, len(u)))
 
     def jacobian(self, directions: Tensor | None = None) -> Tensor:
         """Compute the :func:`~.linearization.jacobian` of :meth:`decode` at u."""
-        rows = torch.arange(len(self.u), device=self.u.device)
-        return jacobian(lambda u, context: self.decode(u, context), self.u, directions, None, rows)
+        return jacobian(self.decode, self.u, directions)
 
 
 @dataclass(frozen=True)

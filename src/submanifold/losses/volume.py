@@ -10,7 +10,11 @@ from torch import Tensor
 from submanifold.flows.bijection import full_precision
 from submanifold.geometry.linearization import Linearization
 from submanifold.geometry.solvers import conjugate_gradients
-from submanifold.geometry.volume import estimate_log_volume, jacobian_log_volume
+from submanifold.geometry.volume import (
+    estimate_log_volume,
+    jacobian_log_volume,
+    non_orthogonality,
+)
 from submanifold.losses.encoding import Encoding
 from submanifold.losses.terms import Term
 from submanifold.models.stage import standard_normal_log_prob
@@ -63,20 +67,16 @@ class ManifoldLikelihood(VolumeTerm):
 
 
 class NonOrthogonality(VolumeTerm):
-    r"""How far the metric is from a diagonal one (Cunningham et al. 2022).
+    """How far the metric is from a diagonal one (:func:`.non_orthogonality`).
 
-    .. math:: \tfrac12 \sum_i \log (J^T J)_{ii} - \tfrac12 \log\det J^T J \;\ge\; 0
-
-    in bits per coordinate, 0 if and only if the columns of J are orthogonal (Hadamard). Above
-    ``exact_up_to`` the first sum is over that many random coordinates, and the second term as in
-    :class:`ManifoldLikelihood`.
+    Above ``exact_up_to`` the lengths are those of that many random coordinates, and the volume is
+    as in :class:`ManifoldLikelihood`.
     """
 
     def __call__(self, encoding: Encoding) -> Tensor:
         jacobians = self._columns(encoding)
         volume = self._log_volume(encoding, jacobians)
-        lengths = 0.5 * jacobians.square().sum(1).log().mean(1)
-        return (lengths - volume / encoding.u.shape[1]).mean() / math.log(2)
+        return non_orthogonality(jacobians, volume, encoding.u.shape[1]).mean()
 
 
 class OffDiagonal(VolumeTerm):

@@ -1,6 +1,5 @@
 """The density on the manifold with respect to its own volume."""
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -11,6 +10,7 @@ from submanifold.geometry.volume import (
     POINTS_PER_DECODING,
     estimate_log_volume,
     jacobian_log_volume,
+    non_orthogonality,
 )
 from submanifold.models.mixture import Mixture
 from submanifold.models.model import Model
@@ -22,9 +22,8 @@ class ManifoldDensity(NamedTuple):
     Attributes:
         log_prob: Log-density with respect to the manifold's volume, in nats.
         error: Its standard error; 0 where it is exact.
-        non_orthogonality: :math:`\tfrac12 \sum_i \log (J^T J)_{ii} - \tfrac12 \log\det J^T J`, in
-            bits per coordinate: 0 where the columns of J are orthogonal (Cunningham et al. 2022).
-            NaN where the volume is estimated.
+        non_orthogonality: How far the metric is from a diagonal one, in bits per coordinate
+            (:func:`.non_orthogonality`); NaN where the volume is estimated.
     """
 
     log_prob: Tensor
@@ -58,13 +57,13 @@ def manifold_density(
         return ManifoldDensity(model.log_prob(x, context), error, unknown)
     u = model.encode(x, context=context)[0]
     if isinstance(model, Mixture):
-        log_prob, non_orthogonality = unknown, unknown.clone()
+        log_prob, excess = unknown, unknown.clone()
         for k, chart in enumerate(model.charts):
             if (rows := u[:, -1] == k).any():
                 row_context = None if context is None else context[rows]
                 density = manifold_density(chart, x[rows], exact_up_to, generator, row_context)
-                log_prob[rows], error[rows], non_orthogonality[rows] = density
-        return ManifoldDensity(log_prob + model.overlap(u, context), error, non_orthogonality)
+                log_prob[rows], error[rows], excess[rows] = density
+        return ManifoldDensity(log_prob + model.overlap(u, context), error, excess)
     log_prob = model.code_log_prob(u, context)
     if model.dim > exact_up_to:
         decode = select(model.decode, context)
@@ -72,5 +71,5 @@ def manifold_density(
         return ManifoldDensity(log_prob - volume, error, unknown)
     columns = jacobian(model.decode, u, None, POINTS_PER_DECODING, context).double()
     volume = jacobian_log_volume(columns)
-    excess = (columns.square().sum(1).log().sum(1) / 2 - volume) / (model.dim * math.log(2))
+    excess = non_orthogonality(columns, volume, model.dim)
     return ManifoldDensity(log_prob - volume.to(u.dtype), error, excess.to(u.dtype))

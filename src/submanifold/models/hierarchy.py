@@ -57,21 +57,16 @@ class Hierarchy(Model):
                 shape = f"({outer.dim},), the coordinates of stage {number - 1}"
                 expected = f"stage {number} to act on events of shape {shape}"
                 raise unexpected("stages", expected, inner.event_shape)
-        count = len(stages) if view_dim is None else _manifold_stage(stages)
-        *outside, last = stages[:count]
+        number = len(stages) if view_dim is None else _manifold_stage(stages)
+        last = stages[number - 1]
         dim = last.dim if view_dim is None else view_dim
         check_dim(dim, last.latent_dim)
-        off = last.latent_dim - dim + sum(stage.latent_dim - stage.dim for stage in outside)
-        super().__init__(
-            stages[0].event_shape,
-            dims=[stages[0].event_dim, *(stage.dim for stage in outside), dim],
-            code_dims=(dim, off),
-            has_density=all(stage.has_density for stage in stages),
-        )
+        has_density = all(stage.has_density for stage in stages)
+        super().__init__(stages[0].event_shape, dim, has_density)
         self.stages: Sequence[Stage] = nn.ModuleList(stages)  # type: ignore[assignment]
         self.view_dim = view_dim
-        # the latents of the last of these are the coordinates; the others act on the code
-        self._outer, self._code = [*stages[:count]], [*stages[count:]]
+        # the latents of the last of the first are the coordinates; the second act on the code
+        self._cut = [*stages[:number]], [*stages[number:]]
 
     def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`Model.forward`; v starts with the last stage's coordinates, the coarsest."""
@@ -86,7 +81,7 @@ class Hierarchy(Model):
 
             drawn = torch.stack([self.trace(x, draw, context)[2] for _ in range(NOISE_DRAWS)])
             log_prob = drawn.logsumexp(0) - math.log(NOISE_DRAWS)
-        last = len(self._outer) - 1
+        last = len(self._cut[0]) - 1
         z = torch.cat([on[last], off[last]], 1)
         v = torch.cat([z[:, self.dim :], *off[:last][::-1]], 1)
         return z[:, : self.dim], v, log_prob
@@ -111,7 +106,7 @@ class Hierarchy(Model):
 
     def _decode(self, u: Tensor, v: Tensor | None = None, context: Context = None) -> Tensor:
         self._check(u=u, v=v)
-        *outer, last = self._outer
+        *outer, last = self._cut[0]
         sizes = [last.latent_dim - self.dim, *(s.latent_dim - s.dim for s in reversed(outer))]
         rests = [None] * len(sizes) if v is None else v.split(sizes, 1)
         for stage, rest in zip([last, *reversed(outer)], rests, strict=True):
@@ -128,29 +123,42 @@ class Hierarchy(Model):
 
     def _coordinates_of(self, x: Tensor, context: Context) -> Tensor:
         self._check(x=x)
-        *outer, last = self._outer
+        *outer, last = self._cut[0]
         for stage in outer:
             x = stage.coordinates(x, stage.dim, context)
         return last.coordinates(x, self.dim, context)
 
     @property
+    def dims(self) -> list[int]:
+        """Dimensions from the data space to the manifold, D to d."""
+        *outer, _ = self._cut[0]
+        return [self.event_dim, *(stage.dim for stage in outer), self.dim]
+
+    @property
+    def code_dims(self) -> tuple[int, int]:
+        """Number of columns of u and of v."""
+        *outer, last = self._cut[0]
+        off = last.latent_dim + sum(stage.latent_dim - stage.dim for stage in outer)
+        return self.dim, off - self.dim
+
+    @property
     def eigenvalues(self) -> Tensor | None:
         """Eigenvalues of the last stage's rotation, (d,); None without a rotation."""
-        rotation = self._outer[-1].rotation
+        rotation = self._cut[0][-1].rotation
         return None if rotation is None else rotation.eigenvalues[: self.dim]
 
     @property
     def off_manifold_scales(self) -> Tensor:
         """Standard deviations of the coordinates v of :meth:`forward`: sigma_v, or 1 in views."""
-        scales = [1.0] * self._outer[-1].dim
-        for stage in reversed(self._outer):
+        scales = [1.0] * self._cut[0][-1].dim
+        for stage in reversed(self._cut[0]):
             scales += [stage.off_manifold_scale] * (stage.latent_dim - stage.dim)
         return torch.tensor(scales[self.dim :]).to(next(self.parameters()))
 
     def code_log_prob(self, u: Tensor, context: Context = None) -> Tensor:
         """See :meth:`Model.code_log_prob`; unknown for views of fewer dimensions than a code."""
         self._check(u=u)
-        code, last = self._code, self._outer[-1]
+        (*_, last), code = self._cut
         if code and self.dim < last.dim:
             expected = f"{last.dim} or more for the density on the manifold"
             raise unexpected("dim", expected, f"{self.dim}, for which it is an unknown marginal")
@@ -161,7 +169,7 @@ class Hierarchy(Model):
     def _draw_codes(
         self, n: int, temperature: float, generator: torch.Generator | None, context: Context
     ) -> Tensor:
-        code, last = self._code, self._outer[-1]
+        (*_, last), code = self._cut
         size = max(self.dim, last.dim if code else 0)
         weight = next(self.parameters())
         noise = temperature * torch.randn(n, size, generator=generator, dtype=weight.dtype)

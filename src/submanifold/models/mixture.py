@@ -50,14 +50,18 @@ class Mixture(DataInitialized, Model):
 
     def __init__(self, charts: Sequence[Hierarchy]):
         chart = charts[0]
-        super().__init__(
-            chart.event_shape,
-            chart.dims,
-            code_dims=(chart.dim + 1, chart.code_dims[1]),
-            has_density=all(chart.has_density for chart in charts),
-        )
+        has_density = all(chart.has_density for chart in charts)
+        super().__init__(chart.event_shape, chart.dim, has_density)
         self.charts: Sequence[Hierarchy] = nn.ModuleList(charts)  # type: ignore[assignment]
         self.logits = nn.Parameter(torch.zeros(len(charts)))
+
+    @property
+    def dims(self) -> list[int]:
+        return self.charts[0].dims
+
+    @property
+    def code_dims(self) -> tuple[int, int]:
+        return self.dim + 1, self.charts[0].code_dims[1]
 
     def encode_on_charts(self, x: Tensor, context: Context = None) -> ChartEncoding:
         """Encode x (batch, ...) by every chart."""

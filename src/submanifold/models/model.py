@@ -2,7 +2,6 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
@@ -57,8 +56,6 @@ class Model(nn.Module, ABC):
         event_shape: Shape of one event.
         event_dim: D, the number of elements of an event.
         dim: Dimension d of the manifold.
-        dims: Dimensions from the data space to the manifold, D to d.
-        code_dims: Number of columns of u and of v.
         has_density: Whether the density is on R^D; otherwise it is on the manifold.
         notes: JSON-serializable notes, such as on the training.
         data: JSON-serializable description of the training data, for preprocessing other images:
@@ -73,17 +70,10 @@ class Model(nn.Module, ABC):
     kind: ClassVar[str]
     parts: ClassVar[dict[str, Any]]
 
-    def __init__(
-        self,
-        event_shape: tuple[int, ...],
-        dims: Sequence[int],
-        code_dims: tuple[int, int],
-        has_density: bool,
-    ) -> None:
+    def __init__(self, event_shape: tuple[int, ...], dim: int, has_density: bool) -> None:
         super().__init__()
         self.event_shape, self.event_dim = event_shape, math.prod(event_shape)
-        self.dims, self.dim = list(dims), dims[-1]
-        self.code_dims, self.has_density = code_dims, has_density
+        self.dim, self.has_density = dim, has_density
         self.notes: dict[str, Any] = {}
         self.data: dict[str, Any] = {}
         self.calibration: dict[str, Any] = {}
@@ -114,6 +104,16 @@ class Model(nn.Module, ABC):
         """Compute :meth:`decode` for a context that a caller has checked."""
 
     @property
+    @abstractmethod
+    def dims(self) -> list[int]:
+        """Dimensions from the data space to the manifold, D to d."""
+
+    @property
+    @abstractmethod
+    def code_dims(self) -> tuple[int, int]:
+        """Number of columns of u and of v."""
+
+    @property
     def eigenvalues(self) -> Tensor | None:
         """An estimate of the diagonal of E[J^T J] of the decoder, (d,); None if unknown."""
         return None
@@ -138,21 +138,18 @@ class Model(nn.Module, ABC):
     def code_log_prob(self, u: Tensor, context: Context = None) -> Tensor:
         """Log-density of codes of samples: that on the manifold plus the log volume, (batch,)."""
 
-    def bits_per_dim(self, x: Tensor, bits: int | None = None, context: Context = None) -> Tensor:
+    def bits_per_dim(self, x: Tensor, context: Context = None) -> Tensor:
         """Compute :func:`bits_per_dim` of x, (batch,); see :meth:`to_bits_per_dim`."""
-        return self.to_bits_per_dim(self.log_prob(x, context), bits)
+        return self.to_bits_per_dim(self.log_prob(x, context))
 
-    def to_bits_per_dim(self, log_prob: Tensor, bits: int | None = None) -> Tensor:
+    def to_bits_per_dim(self, log_prob: Tensor) -> Tensor:
         """Convert nats per event to bits per dimension, of the manifold if the density is on it.
 
-        ``bits`` is the number of bits to which elements were quantized, by default 8 for images and
-        0 for vectors.
+        Elements of images were quantized to 8 bits, those of vectors were not.
         """
         if not self.has_density:
             return bits_per_dim(log_prob, self.dim)
-        if bits is None:
-            bits = 8 if len(self.event_shape) == 3 else 0
-        return bits_per_dim(log_prob, self.event_dim, bits)
+        return bits_per_dim(log_prob, self.event_dim, 8 if len(self.event_shape) == 3 else 0)
 
     def encode(
         self, x: Tensor, projection: ProjectionKind = "encoder", context: Context = None

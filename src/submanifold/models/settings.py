@@ -29,7 +29,6 @@ class StageSettings(Settings):
         flow: The flow, with its ``type`` and arguments; or a list of flows, each acting on the
             latents of the one before.
         dim: Dimension of the manifold; None keeps all coordinates.
-        default_dim: Whether nobody chose ``dim``.
         off_manifold_scale: Standard deviation sigma_v of the coordinates off the manifold.
         noise: Standard deviation of the noise on the events of the stage; 0 except in noisy
             injective flows.
@@ -37,7 +36,6 @@ class StageSettings(Settings):
 
     flow: Annotated[tuple[FlowSettings, ...], AsList, Field(min_length=1)]
     dim: int | None = Field(gt=0)
-    default_dim: bool = False
     off_manifold_scale: float = Field(default=1.0, gt=0)
     noise: float = Field(default=0.0, ge=0)
 
@@ -70,15 +68,12 @@ class ModelSettings(Settings):
     charts: int = Field(default=1, ge=1)
 
     def limited(self, count: int) -> "ModelSettings":
-        """Return it with dimensions that ``count`` training events can determine.
-
-        Their deviations from the mean span ``count - 1`` dimensions; a default is at most half.
-        """
-        stages = []
-        for stage in self.stages:
-            limit = max(1, count // 2 if stage.default_dim else count - 1)
-            stages.append(stage.model_copy(update={"dim": stage.dim and min(stage.dim, limit)}))
-        return self.model_copy(update={"stages": tuple(stages)})
+        """Return it with dimensions that ``count`` training events can determine: at most half."""
+        limit = max(1, count // 2)
+        dims = [stage.dim and min(stage.dim, limit) for stage in self.stages]
+        pairs = zip(self.stages, dims, strict=True)
+        stages = tuple(stage.model_copy(update={"dim": dim}) for stage, dim in pairs)
+        return self.model_copy(update={"stages": stages})
 
     def build(
         self,
