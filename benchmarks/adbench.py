@@ -30,14 +30,12 @@ import numpy as np
 import pandas as pd
 import scipy
 import torch
-import yaml
 from sklearn.covariance import MinCovDet
 from sklearn.ensemble import IsolationForest
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.neighbors import LocalOutlierFactor, NearestNeighbors
 
-from submanifold.config.project import PACKAGED_CONF
-from submanifold.config.resolve import resolve
+from submanifold.config.resolve import packaged_tables, resolve
 from submanifold.config.schema import Experiment
 from submanifold.evaluation.likelihood import log_prob
 from submanifold.evaluation.scores import best_noise_scale
@@ -199,13 +197,12 @@ def detect_by_flow(split: Split, seed: int) -> tuple[np.ndarray, np.ndarray, np.
 
 def make_experiment(trim: float, models: int) -> Experiment:
     """Resolve the method of tables, with the steps of one training for all models."""
-    text = (PACKAGED_CONF / "base" / "parameters.yml").read_text(encoding="utf-8")
     # any vectors: data and manifold do not matter for the training of the density
     changes: dict[str, Any] = {
         "dataset": "sphere", "method": "noise-conditional", "stage_1": {"dim": None},
         "density": {"likelihood": {"trim": trim}},
     }  # fmt: skip
-    experiment = resolve(yaml.safe_load(text) | changes)
+    experiment = resolve(packaged_tables() | changes)
     phase = experiment.trainings["density"]
     training = phase.training.model_copy(update={"steps": phase.training.steps // models})
     phase = phase.model_copy(update={"training": training})

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel
 from sphinx.application import Sphinx
 
+from submanifold.config.resolve import packaged_tables
 from submanifold.config.schema import Choices, EvaluationSettings, TimeBudget
 from submanifold.data.settings import (
     INSTALLED,
@@ -32,8 +32,8 @@ from submanifold.losses import Loss
 from submanifold.models import StageSettings
 from submanifold.training import PhaseSettings, RotationSettings, TrainingSettings
 
-PARAMETERS = Path(__file__).parents[2] / "conf/base/parameters.yml"
-CONF = yaml.safe_load(PARAMETERS.read_text())
+METHODS = Path(__file__).parents[2] / "conf/base/parameters_methods.yml"
+CONF = packaged_tables()
 STAGES: dict[str, Any] = CONF["stage_defaults"]
 MISSING = object()
 MARK = re.compile(r"^% generated: (\w+)$", re.MULTILINE)
@@ -212,17 +212,17 @@ def settings_training() -> Iterator[str]:
     """Settings of trainings."""
     yield from entries(TimeBudget, "training.", {"minutes": None}, {})
     defaults = {flow: each["phase"]["training"] for flow, each in STAGES.items()}
-    yield from entries(TrainingSettings, "training.", CONF["training_defaults"], defaults)
+    yield from entries(TrainingSettings, "training.", None, defaults)
 
 
 def settings_evaluation() -> Iterator[str]:
     """Settings of the evaluation."""
-    yield from entries(EvaluationSettings, "evaluation.", CONF["evaluation_defaults"])
+    yield from entries(EvaluationSettings, "evaluation.", CONF["evaluation"])
 
 
 def methods() -> Iterator[str]:
     """The table of methods, with the comments of the configuration."""
-    block = re.search(r"^methods:\n(.*?)(?=^\S)", PARAMETERS.read_text(), re.M | re.S)
+    block = re.search(r"^methods:\n(.*?)(?=^\S|\Z)", METHODS.read_text(), re.M | re.S)
     assert block is not None
     groups: list[tuple[list[str], list[str]]] = []
     for line in block[1].splitlines():

@@ -18,7 +18,7 @@ from submanifold.data.synthetic import MANIFOLDS
 from submanifold.inference.records import write_record
 
 CONF = Path(__file__).parents[2] / "conf"
-METHODS = list(yaml.safe_load((CONF / "base" / "parameters.yml").read_text())["methods"])
+METHODS = list(yaml.safe_load((CONF / "base" / "parameters_methods.yml").read_text())["methods"])
 DATASETS = ("photos", "celeba", "lsun_bedroom", "folder", *MANIFOLDS)
 
 

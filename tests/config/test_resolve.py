@@ -13,12 +13,11 @@ from submanifold.common.errors import UserError
 from submanifold.config import cache_keys
 from submanifold.config.cache_keys import artifact_keys
 from submanifold.config.merge import merge
-from submanifold.config.resolve import default_method, resolve
+from submanifold.config.resolve import default_method, packaged_tables, resolve
 from submanifold.config.schema import effective, flatten, nest
 from submanifold.losses import Loss
 
-CONF = Path(__file__).parents[2] / "conf"
-BASE = yaml.safe_load((CONF / "base" / "parameters.yml").read_text())
+BASE = packaged_tables()
 
 
 TABLES = """
@@ -47,7 +46,7 @@ stage_defaults:
 training_defaults:
   {batch_size: 8, warmup: 0, cooldown_fraction: 0.0, muon_lr: 0.02, clip: 1.0, ema: 0.9,
    validate_every: 5, precision: float32}
-evaluation_defaults: {samples: 10, dequantizations: 1, inception_weights: null}
+evaluation: {samples: 10, dequantizations: 1, inception_weights: null}
 """
 
 
@@ -277,7 +276,7 @@ def test_keys_change_with_the_code_but_not_with_comments(tables, tmp_path, monke
 
 def test_the_key_of_a_run_depends_on_the_network_but_not_on_the_device(tables, monkeypatch):
     def run(weights, device):
-        params = {"evaluation": {"inception_weights": weights}, "device": device}
+        params = {"evaluation": {"samples": 10, "inception_weights": weights}, "device": device}
         return artifact_keys(resolve({**tables, **params}), Path())["run"]
 
     assert run(None, "auto") == run(None, "cpu") != run("download", "cpu")

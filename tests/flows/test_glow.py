@@ -95,7 +95,7 @@ def fused(monkeypatch):
 
 
 def test_the_default_glow_fuses_all_steps_of_a_level_in_both_directions(fused):
-    parameters = yaml.safe_load((REPOSITORY / "conf/base/parameters.yml").read_text())
+    parameters = yaml.safe_load((REPOSITORY / "conf/base/parameters_defaults.yml").read_text())
     settings = parameters["stage_defaults"]["glow"]["flow"]
     settings.pop("type")
     flow, x = Glow((3, 32, 32), **settings), torch.rand(2, 3, 32, 32) - 0.5

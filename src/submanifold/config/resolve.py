@@ -18,6 +18,7 @@ from submanifold.data.settings import DataSettings, ImageSettings, TableSettings
 from submanifold.data.synthetic import MANIFOLDS
 from submanifold.flows import FLOWS
 from submanifold.models import ModelSettings, StageSettings
+from submanifold.training.phase import TrainingSettings
 from submanifold.training.phases import AnyPhaseSettings, PhaseSettings
 from submanifold.training.rotation import RotationSettings
 
@@ -26,6 +27,8 @@ IMAGES_ONLY = ("dequantizations", "inception_weights")
 VECTOR_FLOWS = {"soft_glow": "soft_realnvp"}  # for the flow of images with the same property
 GROUPS = ("data", "training", "evaluation")
 PHASE_FIELDS = {*PhaseSettings.model_fields, *RotationSettings.model_fields}
+TRAINING = {name: field.default for name, field in TrainingSettings.model_fields.items()
+            if not field.is_required() and name != "span"}  # fmt: skip
 Method = tuple[ModelSettings, dict[str, AnyPhaseSettings]]
 
 
@@ -40,8 +43,8 @@ def resolve(parameters: Mapping[str, Any], raw_folder: Path | None = None) -> Ex
     # names with an underscore hold YAML anchors; Kedro drops them from all other configuration
     user = {name: value for name, value in parameters.items() if not name.startswith("_")}
     tables = {name: group(name, user.pop(name)) for name in ("datasets", "methods")}
-    defaults = {name: group(f"{name}_defaults", user.pop(f"{name}_defaults"))
-                for name in ("stage", "training", "evaluation")}  # fmt: skip
+    defaults = {name: group(f"{name}_defaults", user.pop(f"{name}_defaults", None))
+                for name in ("stage", "training")}  # fmt: skip
     dataset = entry(tables["datasets"], user.get("dataset"), "dataset")
     if user.get("method") == "auto":
         user["method"] = dataset.get("method")
@@ -65,10 +68,9 @@ def resolve(parameters: Mapping[str, Any], raw_folder: Path | None = None) -> Ex
         raise unexpected("data.size", f"at least {SMALLEST_IMAGE}", data.size, fix)
     ood_data = _ood(tables["datasets"], user, data)
     phases = _phases(method["phases"], user_phases, training, phase_defaults)
-    evaluation = dict(defaults["evaluation"])
+    evaluation = groups["evaluation"]
     if not isinstance(data, ImageSettings):
         evaluation = {k: v for k, v in evaluation.items() if k not in IMAGES_ONLY}
-    evaluation = merge(evaluation, groups["evaluation"], "evaluation")
     if unknown := [str(name) for name in user if name not in Choices.model_fields]:
         known = [*dict.fromkeys([*Choices.model_fields, *GROUPS, "stage_<n>", *phases])]
         hint = did_you_mean(unknown[0], known)
@@ -100,19 +102,20 @@ def default_method(dataset: str, dim: int) -> Method:
         >>> [*phases]
         ['density', 'rotation', 'reconstruction', 'rotation_2', 'code_flow']
     """
-    tables = _packaged_tables()
+    tables = packaged_tables()
     chosen = tables["datasets"][dataset]
     method = entry(tables["methods"], chosen["method"], "method")
-    defaults = {name: tables[f"{name}_defaults"] for name in ("stage", "training")}
+    defaults = {"stage": tables["stage_defaults"], "training": {}}
     stages, phase_defaults = _stages(chosen, method, {"stage_1": {"dim": dim}}, defaults)
     model = ModelSettings.model_validate({"stages": [*stages.values()]})
     return model, _typed(_phases(method["phases"], {}, {}, phase_defaults))
 
 
 @cache
-def _packaged_tables() -> Tree:
-    tables: Tree = yaml.safe_load((PACKAGED_CONF / "base/parameters.yml").read_text("utf-8"))
-    return tables
+def packaged_tables() -> Tree:
+    """Return the parameters of conf/base as they are installed, the tables among them."""
+    texts = (file.read_text("utf-8") for file in PACKAGED_CONF.glob("base/parameters*.yml"))
+    return {name: table for text in texts for name, table in yaml.safe_load(text).items()}
 
 
 def _data_entry(dataset: Tree) -> Tree:
@@ -172,7 +175,8 @@ def _stages(
         stage["flow"] = [merge(default["flow"], flow)
                          for default, flow in zip(by_flow, flows, strict=True)]  # fmt: skip
         stages[name] = stage
-        usual = merge({"training": defaults["training"]}, by_flow[0]["phase"] if by_flow else {})
+        usual = {"training": TRAINING | defaults["training"]}
+        usual = merge(usual, by_flow[0]["phase"] if by_flow else {})
         phase_defaults.append(merge(usual, phase))
     return stages, phase_defaults
 

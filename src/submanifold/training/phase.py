@@ -20,7 +20,7 @@ Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 
 
 class TrainingSettings(Settings):
-    """How a phase is trained. The defaults are those of ``training_defaults`` in conf.
+    """How a phase is trained.
 
     Attributes:
         steps: Optimizer steps.
