@@ -114,10 +114,10 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
     tall = x.shape[1] > x.shape[2]
     gram = x.mT @ x if tall else x @ x.mT
-    product = one = torch.eye(gram.shape[1], dtype=x.dtype, device=x.device)
-    for _ in range(ITERATIONS):
-        a, b, c = QUINTIC
+    one, (a, b, c) = torch.eye(gram.shape[1], dtype=x.dtype, device=x.device), QUINTIC
+    product = polynomial = torch.baddbmm(b * gram + a * one, gram, gram, alpha=c)
+    for _ in range(ITERATIONS - 1):
+        gram = polynomial @ gram @ polynomial
         polynomial = torch.baddbmm(b * gram + a * one, gram, gram, alpha=c)
         product = polynomial @ product
-        gram = polynomial @ gram @ polynomial
     return x @ product if tall else product @ x
