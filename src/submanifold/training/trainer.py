@@ -145,13 +145,10 @@ class Trainer:
         self.state.valid.append(row)
         return row
 
-    @torch.no_grad()
     def swap_average(self) -> None:
-        """Exchange weights and average in place."""
+        """Exchange the memory of weights and average."""
         for weight, average in zip(self.weights, self.average, strict=True):
-            kept = weight.clone()
-            weight.copy_(average)
-            average.copy_(kept)
+            weight.data, average.data = average.data, weight.data
 
     def save(self, folder: str | Path) -> None:
         """Write a checkpoint for :meth:`restore`, and keep the one before it."""
