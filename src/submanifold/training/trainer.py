@@ -94,14 +94,14 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = factor * optimizer.defaults["lr"]
         values = self._backward(batch, generator, context)
-        distributed.average([w.grad for w in self.weights if w.grad is not None])
+        gradients = [weight.grad for weight in self.weights if weight.grad is not None]
+        distributed.average(gradients)
         largest = self.settings.clip or math.inf
         norm = nn.utils.clip_grad_norm_(self.weights, largest, foreach=True)
         # an event that overflows must not end the training; the CPU need not wait to know of it
         if norm.device.type != "cpu" or not norm.isfinite():
-            for weight in self.weights:
-                if weight.grad is not None:
-                    weight.grad.nan_to_num_(0.0, 0.0, 0.0)
+            for gradient in gradients:
+                gradient.nan_to_num_(0.0, 0.0, 0.0)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -125,10 +125,7 @@ class Trainer:
                 values = self.phase.evaluate(x, of_x, generator, shard)
             (values["loss"] / len(self.shards)).backward()
             results.append({name: value.detach() for name, value in values.items()})
-        first, *others = results
-        if not others:
-            return first
-        return {name: torch.stack([r[name] for r in results]).mean(0) for name in first}
+        return {name: torch.stack([r[name] for r in results]).mean(0) for name in results[0]}
 
     @torch.no_grad()
     def validate(self, valid: Batches) -> Row:
