@@ -268,3 +268,15 @@ def new_project(tmp_path_factory):
 def project(new_project):
     """A project shared by the tests of a module."""
     return new_project()
+
+
+@pytest.fixture(autouse=True)
+def one_thread(request):
+    """In trainings small matrices are faster so, and sums come in the order of a child process."""
+    if request.path.parent.name != "training":
+        yield
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -19,7 +19,6 @@ def register_pipelines() -> dict[str, Pipeline]:
     return {
         "data": data.create_pipeline(),
         "hierarchical": full,
-        "joint": full,  # another name, for methods with one phase
         "ood": trained + ood.create_pipeline(experiment),
         "dimension": full + dimension.create_pipeline(),
         "__default__": full,

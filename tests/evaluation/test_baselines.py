@@ -42,7 +42,7 @@ def test_error_curve_of_groups_agrees_with_the_bootstrap_over_groups():
 
 def test_fewer_events_than_dimensions_have_one_axis_less_than_events():
     train, valid, test = (correlated(n, seed).numpy() for seed, n in enumerate((4, 9, 70)))
-    found, axes = fit_baselines(train, valid, test).values()
+    found, axes = fit_baselines(train, valid, test)
     assert (len(found["pca_mse"]), len(axes)) == (4, 4)
     assert pca_error(found, 4) == {"dim": 4, "why": "only the 3 leading axes are fitted"}
     assert pca_projection(axes, torch.tensor(test), 4) is None
@@ -53,7 +53,7 @@ def test_fewer_events_than_dimensions_have_one_axis_less_than_events():
 
 def test_baselines_are_fitted_to_training_data_shrunk_on_validation_data_and_tested():
     train, valid, test = (correlated(n, seed=n).float().numpy() for n in (10, 200, 300))
-    found, axes = fit_baselines(train, valid, test + 1).values()
+    found, axes = fit_baselines(train, valid, test + 1)
     pca = PCA.fit([torch.from_numpy(train)]).shrink([torch.from_numpy(valid)])
     assert pca.shrinkage > 0
     assert found["gaussian"]["shrinkage"] == pytest.approx(pca.shrinkage)
@@ -66,7 +66,7 @@ def test_baselines_are_fitted_to_training_data_shrunk_on_validation_data_and_tes
 
 def test_baselines_of_vectors_agree_with_scikit_learn_and_scipy():
     train, valid, test = (correlated(n, seed).numpy() for seed, n in enumerate((500, 9, 70)))
-    found, axes = fit_baselines(train, valid, test).values()
+    found, axes = fit_baselines(train, valid, test)
     for dim in range(1, 7):
         theirs = decomposition.PCA(dim).fit(train)
         projected = theirs.inverse_transform(theirs.transform(test))

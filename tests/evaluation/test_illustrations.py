@@ -39,7 +39,7 @@ def hierarchy(code_flow=False):
 
 @pytest.fixture(scope="module")
 def pca():
-    return fit_baselines(IMAGES, IMAGES, IMAGES)["pca"]
+    return fit_baselines(IMAGES, IMAGES, IMAGES)[1]
 
 
 @pytest.mark.parametrize("code_flow", [False, True])
@@ -154,13 +154,14 @@ def test_counts_and_projections_are_those_of_the_splits(monkeypatch):
     settings = SimpleNamespace(dequantizations=1, inception_weights=None, volumes=2)
     histories = {name: {"seconds": 3.0, "warnings": {}} for name in ("density", "rotation")}
     data = TRAIN, TEST, SAMPLES, {}
-    found = nodes.evaluate(model, *data, 0.0, settings, groups, "cpu", {"brief": 0}, **histories)
-    metrics = found["metrics"]
+    metrics, projections = nodes.evaluate(
+        model, *data, groups, {"brief": 0}, histories, 0.0, settings, "cpu"
+    )
     assert metrics["counts"] == {"train": 40, "test": 20, "samples": 16, "test_groups": 5}
     assert metrics["seconds"]["training"] == 6
     with torch.no_grad():
         expected = stored(model.encoder_projection(as_input(TEST[:16])))
-    assert np.abs(found["projections"].astype(int) - expected).max() <= 1
+    assert np.abs(projections.astype(int) - expected).max() <= 1
     assert not any(modes)
 
 

@@ -36,7 +36,7 @@ def results():
     train, valid, test = (smooth_images(n, seed, 1) for seed, n in enumerate((60, 20, 30)))
     with torch.no_grad():
         model(dequantize(torch.from_numpy(train)))
-    baselines = fit_baselines(train, valid, test)["baselines"]
+    baselines = fit_baselines(train, valid, test)[0]
     conditional = Hierarchy([Stage(make_conditional(Glow((1, 8, 8), 2, 1, width=8), classes=3), 6)])
     labelled = with_context(test, np.arange(len(test)) % 3)
     points = LinearGaussian().sample(50, np.random.default_rng(0))
@@ -88,7 +88,7 @@ def test_projections_and_pca_are_compared_on_the_same_images(monkeypatch, is_bri
     train, test = (rng.normal(size=(n, 12)).astype(np.float32) for n in (50, 9))
     test *= np.geomspace(1, 100, 9, dtype=np.float32)[:, None]
     groups = np.arange(9) // 2
-    fitted = fit_baselines(train, train, test, {"test": groups})["baselines"]
+    fitted = fit_baselines(train, train, test, {"test": groups})[0]
     found = measure(model, test, fitted, 0.0, 1, CPU, groups, extent)
     assert found["curve"]["n"] == (4 if is_brief else 9)
     some, chosen = evenly_spaced(test, 4), [0, 3, 5, 8]
@@ -152,7 +152,7 @@ def test_the_density_of_the_gaussian_is_in_the_units_of_the_table():
     table = np.random.default_rng(0).standard_normal((50, 8)) * np.e**2
     preprocessor = Preprocessor.fit(table)
     model.data, rows = {"table": preprocessor.to_dict()}, preprocessor.transform(table)
-    fitted = fit_baselines(rows, rows, rows)["baselines"]
+    fitted = fit_baselines(rows, rows, rows)[0]
     found = measure(model, rows, fitted, 0.0, 1, CPU)["baselines"]["gaussian"]
     bits, log_scales = found["bits_per_dim"], np.log(table.std(0)).sum()
     expected = {end: bits[end] * 8 * math.log(2) + log_scales for end in ENDS}

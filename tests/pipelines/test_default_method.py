@@ -204,10 +204,10 @@ def test_ood_pipeline_scores_and_measures_every_image(ood):
 
 def test_ood_images_have_the_groups_of_their_source(pictures, tmp_path):
     data = ImageSettings(source="folder", path=str(pictures), size=8, groups="folder")
-    found = gather_images(data, tmp_path / "out", tmp_path / "raw")
+    images, groups = gather_images(data, tmp_path / "out", tmp_path / "raw")
     known = read_sidecar(tmp_path / "out", "groups")
-    assert len(found["events"]) == 40
-    assert found["groups"] == {"ood": [*known["test"], *known["valid"], *known["train"]]}
+    assert len(images) == 40
+    assert groups == {"ood": [*known["test"], *known["valid"], *known["train"]]}
 
 
 @pytest.mark.slow

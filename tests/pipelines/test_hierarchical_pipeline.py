@@ -137,7 +137,7 @@ def test_the_report_has_numbers_and_images_under_their_names(run):
     table, images = run.load("metrics_table"), loaded["illustrations"]
     page = report_images(
         test=run.load("x_test"), table=table, dataset="photos", method="H-MM", seed=0,
-        device="cpu", model_file=run.path("hierarchy"), **loaded, **histories,
+        device="cpu", model_file=str(run.path("hierarchy")), histories=histories, **loaded,
     )["report"]  # fmt: skip
     by_name = {row[0]: row[1:] for row in cells(page)}
     assert by_name["phase"][2:] == ["steps", "best step", "seconds", "rollbacks"]

@@ -28,17 +28,17 @@ def check(run):
 
 
 @pytest.mark.parametrize(("method", "pipeline", "changes", "stage"), [
-    pytest.param("PIE", "joint", DIM, {"off_manifold_scale": 0.01}, marks=slow),
-    pytest.param("NIF", "joint", INNER, {"noise": 0.1}, marks=slow),
+    pytest.param("PIE", "hierarchical", DIM, {"off_manifold_scale": 0.01}, marks=slow),
+    pytest.param("NIF", "hierarchical", INNER, {"noise": 0.1}, marks=slow),
     pytest.param("M-flow", "hierarchical", INNER, {}, marks=slow),
     pytest.param("trumpet", "hierarchical", INNER, {}, marks=slow),
     pytest.param("autoencoder", "hierarchical", INNER, {}, marks=slow),
-    pytest.param("conformal", "joint", INNER, {}, marks=slow),
-    ("conformal", "joint", {"dataset": "circle"}, {}),
-    pytest.param("SoftFlow", "joint", {}, {}, marks=slow),
-    pytest.param("SoftFlow", "joint", {"dataset": "circle"}, {}, marks=slow),
-    ("multi-chart", "joint", {"dataset": "circle", "charts": 3}, {}),
-    pytest.param("multi-chart", "joint", DIM | {"charts": 3}, {}, marks=slow),
+    pytest.param("conformal", "hierarchical", INNER, {}, marks=slow),
+    ("conformal", "hierarchical", {"dataset": "circle"}, {}),
+    pytest.param("SoftFlow", "hierarchical", {}, {}, marks=slow),
+    pytest.param("SoftFlow", "hierarchical", {"dataset": "circle"}, {}, marks=slow),
+    ("multi-chart", "hierarchical", {"dataset": "circle", "charts": 3}, {}),
+    pytest.param("multi-chart", "hierarchical", DIM | {"charts": 3}, {}, marks=slow),
 ])  # fmt: skip
 def test_related_systems_are_trained_and_reported(project, method, pipeline, changes, stage):
     run = check(project.run(pipeline, method=method, **changes))
@@ -53,7 +53,7 @@ def test_related_systems_are_trained_and_reported(project, method, pipeline, cha
 @pytest.mark.parametrize("dim", [24, pytest.param(70, marks=slow)], ids=["exact", "estimated"])
 def test_rectangular_flow_is_trained_by_the_density_on_its_manifold(project, dim):
     about = {"stage_1": {"dim": dim}, "joint": SHORT}
-    run = project.run("joint", until="metrics", method="rectangular", **about)
+    run = project.run("hierarchical", until="metrics", method="rectangular", **about)
     check(run)
     (history,) = [run.load(name) for name in run.catalog if name.endswith(".history")]
     assert all(math.isfinite(row["manifold_likelihood"]) for row in history["train"])

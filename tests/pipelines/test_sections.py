@@ -282,9 +282,9 @@ def test_the_report_has_numbers_and_images_under_their_names(tmp_path):
                 "skipped_count": 14, "hash": "", "split_note": "", "skipped": []}  # fmt: skip
     model = calibrated_model()
     page = nodes.report_images(
-        samples, cool, test, encoded, illustrations, scored, metrics, model,
-        table=nodes.make_table(metrics, model, "Glow"), manifest=manifest, dataset="photos",
-        method="Glow", seed=0, device="cpu", model_file=tmp_path / "model", density=history,
+        metrics, nodes.make_table(metrics, model, "Glow"), model, str(tmp_path / "model"), manifest,
+        {"density": history}, "photos", "Glow", 0, "cpu", test, samples, cool, encoded,
+        illustrations, scored,
     )["report"]  # fmt: skip
     text = " ".join(re.sub(r"<[^>]*>", " ", page).split())
     for sentence in (

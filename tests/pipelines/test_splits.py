@@ -57,7 +57,7 @@ def model():
 def test_validation_images_and_their_groups_calibrate(model):
     data = SimpleNamespace(facts={})
     with recorded(calibrate, training_hashes, Gaussian.fit) as calls:
-        calibrate_model(model, data, TRAIN, VALID, "cpu", GROUPS)
+        calibrate_model(model, data, TRAIN, VALID, GROUPS, "cpu")
     for call in calls["calibrate"]:
         assert_are("valid", call["events"])
         assert call["groups"].tolist() == groups_of_images(call["events"])
@@ -72,7 +72,7 @@ def test_metrics_are_of_test_images_and_their_groups(model, monkeypatch, is_brie
     for module in (baselines_module, nodes):
         monkeypatch.setattr(module, "FULL", Extent(compared=20))
     with recorded(fit_gaussian, PCA.error_curve, mean_interval) as calls:
-        baselines = fit_baselines(**SPLITS, groups=GROUPS)["baselines"]
+        baselines = fit_baselines(**SPLITS, groups=GROUPS)[0]
     for call in calls["fit_gaussian"]:
         assert_are("train", call["train"])
         assert_are("valid", call["valid"])
@@ -88,8 +88,19 @@ def test_metrics_are_of_test_images_and_their_groups(model, monkeypatch, is_brie
             nodes, name, lambda *a, n=name: arguments.update({n: a}) or {"inverse_error": 0}
         )
     settings = SimpleNamespace(dequantizations=1, inception_weights=None, volumes=2)
-    evaluated = nodes.evaluate(model, TRAIN, TEST, SAMPLES, baselines, 0.0, settings, GROUPS, "cpu",
-                               {"brief": is_brief})  # fmt: skip
+    metrics, projections = nodes.evaluate(
+        model,
+        TRAIN,
+        TEST,
+        SAMPLES,
+        baselines,
+        GROUPS,
+        {"brief": is_brief},
+        {},
+        0.0,
+        settings,
+        "cpu",
+    )
     _, test, *_, of_test, _, _ = arguments["measure"]
     assert_are("test", test)
     assert len(test) == (20 if is_brief else 48)
@@ -98,10 +109,10 @@ def test_metrics_are_of_test_images_and_their_groups(model, monkeypatch, is_brie
     assert [compared[n] is x for n, x in enumerate((TRAIN, TEST, SAMPLES))] == [True] * 3
     assert compared[-1] is GROUPS
     counts = {"train": 90, "test": len(test), "samples": 20, "test_groups": len({*of_test})}
-    assert evaluated["metrics"]["counts"] == counts
+    assert metrics["counts"] == counts
     with torch.no_grad():
         expected = stored(model.encoder_projection(*next(iter(Batches(TEST[:16], 16)))))
-    np.testing.assert_array_equal(evaluated["projections"], expected)
+    np.testing.assert_array_equal(projections, expected)
 
 
 def test_split_scores_are_those_of_each_split_with_its_groups(model, monkeypatch):
@@ -170,7 +181,7 @@ def test_ood_images_are_in_the_order_of_their_groups(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((8, 8), 20 * (number % 10), np.uint8)).save(path)
     data = ImageSettings(source="folder", path=str(tmp_path / "in"), size=8, groups="folder")
-    gathered = gather_images(data, tmp_path / "out", tmp_path / "raw")
-    folders = [pixel // 20 for pixel in groups_of_images(gathered["events"])]
+    images, groups = gather_images(data, tmp_path / "out", tmp_path / "raw")
+    folders = [pixel // 20 for pixel in groups_of_images(images)]
     assert len(folders) == 40
-    assert gathered["groups"] == {"ood": folders}
+    assert groups == {"ood": folders}

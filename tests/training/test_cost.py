@@ -85,7 +85,7 @@ def test_the_evaluation_and_training_fit_in_a_time(
     manifest = {"counts": {}, "seconds": 5.0}
     evaluation = EvaluationSettings(samples=9)
     schedule = nodes.estimate_steps(
-        minutes, MODEL, SyntheticSettings(source="circle"), "cpu", evaluation, manifest, **PHASES
+        minutes, PHASES, MODEL, SyntheticSettings(source="circle"), evaluation, "cpu", manifest
     )
     assert schedule["brief"] == brief
     assert schedule["steps"]["density"] == pytest.approx(density, abs=1)

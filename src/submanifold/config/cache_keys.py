@@ -16,7 +16,9 @@ PACKAGE = Path(__file__).parents[1]
 DATA = ("data",)
 TRAINING = ("common", "flows", "geometry", "losses", "models", "training")
 MEASURES = ("evaluation", "inverse")
-REPORTS = ("inference", "pipelines", "plots")  # each together with those before it
+REPORTS = ("inference", "plots")
+PIPELINES = {"run": ("evaluation", "reporting", "dimension"), "ood_run": ("ood",)}
+"""Of a user's own pipelines no result depends."""
 
 
 def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
@@ -55,12 +57,16 @@ def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
         if experiment.kind == "table":  # standardized like the training data
             parts.append(keys["data"])
         keys["ood_data"] = f"{name}-{_digest(*_sources(DATA), *parts)}"
-        run_digest = _digest(*_sources(REPORTS), digest, keys["ood_data"])
+        run_digest = _digest(*_reports("ood_run"), digest, keys["ood_data"])
         keys["ood_run"] = f"{dataset}-{name}-{run_digest}"
     evaluation = experiment.evaluation.model_dump(mode="json", exclude_none=True)
-    digest = _digest(*_sources(REPORTS), digest, evaluation)
+    digest = _digest(*_reports("run"), digest, evaluation)
     keys["run"] = f"{dataset}-{experiment.method}-{digest}"
     return keys
+
+
+def _reports(key: str) -> list[str]:
+    return _sources((*REPORTS, *(f"pipelines/{name}" for name in PIPELINES[key])))
 
 
 def _sources(names: tuple[str, ...]) -> list[str]:

@@ -1,7 +1,6 @@
 """Kedro's configuration of one experiment: its parameters, and cache keys in artifacts' paths."""
 
 import copy
-import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -79,9 +78,14 @@ class ExperimentConfigLoader(OmegaConfigLoader):
             return super().__getitem__(key)
         if key == "parameters":
             experiment = self.experiment
-            settings = dict(experiment)
-            derived = {name: getattr(experiment, name) for name in ("input_noise", "data_name")}
-            return settings | settings.pop("phases") | derived
+            settings = dict(experiment) | {"untrained": None}  # before the first phase
+            settings |= {name: getattr(experiment, name) for name in ("input_noise", "data_name")}
+            settings["model_file"] = str(self.project / self["catalog"]["hierarchy"]["filepath"])
+            for name, phase in experiment.phases.items():
+                source = experiment.sources[name]
+                settings[name] = {"name": name, "settings": phase}
+                settings[name]["encoding_stages"] = source and source.through
+            return settings
         config, phases = self._read(key), self.experiment.phases
         return expand(config, phases, self.artifact_keys) if key == "catalog" else config
 
@@ -198,14 +202,19 @@ def expand(
     catalog: Mapping[str, Any], phases: Mapping[str, Any], keys: Mapping[str, str]
 ) -> dict[str, Any]:
     """Write out the entries ``{phase}.<name>`` for every phase; see the class."""
-    written = {}
-    for name, entry in catalog.items():
-        if "{phase}" not in name:
-            written[name] = entry
-            continue
+    written = {name: entry for name, entry in catalog.items() if "{phase}" not in name}
+    for name in [name for name in catalog if name not in written]:
         for phase in phases:
-            text = json.dumps(entry).replace("{phase}", phase).replace("{key}", keys[phase])
-            text = text.replace("{u}", keys.get(f"{phase}.u", "{u}"))
-            if "{u}" not in text:
-                written[name.replace("{phase}", phase)] = json.loads(text)
+            texts = {"{phase}": phase, "{key}": keys[phase], "{u}": keys.get(f"{phase}.u", "{u}")}
+            entry = _fill(catalog[name], texts)
+            if "{u}" not in str(entry):
+                written[_fill(name, texts)] = entry
     return written
+
+
+def _fill(value: Any, texts: Mapping[str, str]) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _fill(entry, texts) for name, entry in value.items()}
+    for placeholder, text in texts.items() if isinstance(value, str) else ():
+        value = value.replace(placeholder, text)
+    return value

@@ -208,7 +208,7 @@ def fit_gaussian(train: np.ndarray, valid: np.ndarray) -> tuple[PCA, int]:
 
 def fit_baselines(
     train: np.ndarray, valid: np.ndarray, test: np.ndarray, groups: Groups | None = None
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], np.ndarray]:
     """Fit PCA and the Gaussian to uint8 images or float vectors (N, ...) and evaluate them.
 
     In the ``baselines``, ``pca_mse`` are mean squared errors with the first 0, 1, ... axes, and
@@ -234,7 +234,7 @@ def fit_baselines(
         "n_train": n_train,
     }
     axes = torch.cat([pca.mean[:, None], pca.axes[:, :LEADING]], 1).T
-    return {"baselines": baselines, "pca": axes.half().cpu().numpy()}
+    return baselines, axes.half().cpu().numpy()
 
 
 def evenly_spaced(values: np.ndarray, count: int) -> np.ndarray:

@@ -11,11 +11,9 @@ from submanifold.data.tables.schema import prepare_table
 
 log = logging.getLogger(__name__)
 
-OUTPUTS = ("train", "valid", "test", "manifest")
 
-
-def prepare_data(data: Any, folder: Path, raw_folder: Path) -> dict[str, Any]:
-    """Write the arrays of each split; they may be larger than the memory.
+def prepare_data(data: Any, folder: Path, raw_folder: Path) -> list[Any]:
+    """Write the arrays of each split, which may be larger than the memory.
 
     Images are cropped and resized, rows of tables standardized, and points of a manifold drawn.
     ``data`` are any :data:`.DataSettings`; Kedro warns about unions.
@@ -29,5 +27,4 @@ def prepare_data(data: Any, folder: Path, raw_folder: Path) -> dict[str, Any]:
             prepared = prepare_table(data, folder, raw_folder)
         if note := prepared[3].get("split_note"):
             log.warning("%s", note)
-        sidecars = {name: read_sidecar(folder, name) for name in SIDECARS}
-        return dict(zip(OUTPUTS, prepared, strict=True)) | sidecars
+        return [*prepared, *(read_sidecar(folder, name) for name in SIDECARS)]

@@ -4,12 +4,18 @@ from kedro.pipeline import Node, Pipeline
 
 from submanifold.pipelines.data.nodes import prepare_data
 
-SOURCE = {"data": "params:data", "folder": "data_folder", "raw_folder": "raw_folder"}
-PREPARED = {"train": "x_train", "valid": "x_valid", "test": "x_test", "labels": "labels",
-            "groups": "groups", "rows": "rows", "manifest": "manifest"}  # fmt: skip
-
 
 def create_pipeline() -> Pipeline:
     """Build the data pipeline."""
-    node = Node(prepare_data, SOURCE, PREPARED, name="prepare_data")
-    return Pipeline([node], namespace="data", prefix_datasets_with_namespace=False)
+    return Pipeline(
+        [
+            Node(
+                prepare_data,
+                inputs=["params:data", "data_folder", "raw_folder"],
+                outputs=["x_train", "x_valid", "x_test", "manifest", "labels", "groups", "rows"],
+                name="prepare_data",
+            )
+        ],
+        namespace="data",
+        prefix_datasets_with_namespace=False,
+    )

@@ -29,12 +29,12 @@ def estimate(
 
 def write_page(
     found: dict[str, Any], metrics: dict[str, Any], baselines: dict[str, Any], dataset: str,
-    method: str, model_file: Path,
+    method: str, model_file: str,
 ) -> dict[str, Any]:  # fmt: skip
     """Write the page with the advice, the error by dimension and the estimates."""
     from submanifold.plots.curves import dimension_curves  # matplotlib is slow to import
 
-    run = information(model_file)
+    run = information(Path(model_file))
     curve, spectrum, advice = metrics["curve"], found["spectrum"], found["advice"]
     of_images = curve["variance"] is None
     events, change, unit = "images", "an image by a grey level", "pixels in [0, 1]"

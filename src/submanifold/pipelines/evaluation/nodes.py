@@ -28,7 +28,7 @@ INTERPOLATED = 9  # images of an interpolation
 
 
 def draw_samples(
-    hierarchy: Model, evaluation: EvaluationSettings, seed: int, device: str, test: np.ndarray
+    hierarchy: Model, test: np.ndarray, evaluation: EvaluationSettings, seed: int, device: str
 ) -> dict[str, np.ndarray]:
     """Sample at temperatures 1 and 0.7, conditional models with contexts of test data."""
     model = hierarchy.to(choose_device(device))
@@ -37,9 +37,9 @@ def draw_samples(
 
 def evaluate(
     hierarchy: Model, train: np.ndarray, test: np.ndarray, samples: np.ndarray,
-    baselines: dict[str, Any], input_noise: float, evaluation: EvaluationSettings, groups: Groups,
-    device: str, schedule: dict[str, Any], **histories: dict[str, Any],
-) -> dict[str, Any]:  # fmt: skip
+    baselines: dict[str, Any], groups: Groups, schedule: dict[str, Any],
+    histories: dict[str, Any], input_noise: float, evaluation: EvaluationSettings, device: str,
+) -> tuple[dict[str, Any], np.ndarray]:  # fmt: skip
     """Evaluate the model and its samples, and project the first test images or vectors."""
     started, on = time.monotonic(), choose_device(device)
     measured, test_groups, draws = test, groups_of(groups, "test"), evaluation.dequantizations or 1
@@ -63,7 +63,7 @@ def evaluate(
     with torch.no_grad():
         batches = Batches(test[:PROJECTIONS], PROJECTIONS, device=on)
         projected = hierarchy.to(on).encoder_projection(*next(iter(batches)))
-    return {"metrics": metrics, "projections": sampling.stored(projected)}
+    return metrics, sampling.stored(projected)
 
 
 def illustrate(

@@ -8,6 +8,7 @@ import pandas as pd
 
 from submanifold.common.errors import error_prefix
 from submanifold.data.prepare import prepare, read_sidecar
+from submanifold.data.splits import Groups
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.likelihood import to_bits_per_dim
 from submanifold.evaluation.metrics import format_interval
@@ -20,7 +21,7 @@ from submanifold.plots.pages import render
 from submanifold.runs.information import information, model_command, of_rows
 
 
-def gather_images(data: Any, folder: Path, raw_folder: Path) -> dict[str, Any]:
+def gather_images(data: Any, folder: Path, raw_folder: Path) -> tuple[np.ndarray, Groups]:
     """Load images of another source, test images first, at most as many as are scored.
 
     ``data`` are :class:`.ImageSettings`, or None without ``ood``: Kedro checks all pipelines.
@@ -29,24 +30,24 @@ def gather_images(data: Any, folder: Path, raw_folder: Path) -> dict[str, Any]:
         train, valid, test, _ = prepare(data, folder, raw_folder)
     images = np.concatenate([split[:MAX_IMAGES] for split in (test, valid, train)])[:MAX_IMAGES]
     if not (groups := read_sidecar(folder, "groups")):
-        return {"events": images, "groups": {}}
+        return images, {}
     numbers = [n for split in ("test", "valid", "train") for n in groups[split][:MAX_IMAGES]]
-    return {"events": images, "groups": {"ood": numbers[:MAX_IMAGES]}}
+    return images, {"ood": numbers[:MAX_IMAGES]}
 
 
-def gather_rows(data: Any, model: Model) -> dict[str, Any]:
+def gather_rows(data: Any, model: Model) -> tuple[np.ndarray, Groups]:
     """Read rows of another table, at most as many as are scored, standardized as by the model."""
     with error_prefix("ood"):
         predictor = Predictor(model)
         rows = read_rows(data.path, predictor).events[:MAX_ROWS]
         events = predictor.events(rows)
         events[predictor.columns.unknown(rows).any(axis=1)] = np.nan  # they have no density
-        return {"events": events, "groups": {}}
+        return events, {}
 
 
 def write_page(
     scored: pd.DataFrame, measured: dict[str, Any], test: np.ndarray, ood: np.ndarray,
-    rows: dict[str, list[int]], dataset: str, ood_name: str, model: Model, model_file: Path,
+    rows: dict[str, list[int]], dataset: str, ood_name: str, model: Model, model_file: str,
 ) -> dict[str, Any]:  # fmt: skip
     """Write the page with rates, curves, and the images or rows that are confused."""
     from submanifold.plots.ood import (
@@ -68,7 +69,7 @@ def write_page(
     else:
         density, label = by_score["on_manifold"], "-log N(u; 0, I), nats"
     points = {part: (density[part], by_score["encoder_distance"][part]) for part in parts}
-    main, run = sections.main_score(measured), information(model_file)
+    main, run = sections.main_score(measured), information(Path(model_file))
     curves = {name: roc(**by_score[name]) for name in sections.CURVES if name in by_score}
     flagged = sections.thresholds(scored, measured)
     figures = {

@@ -6,31 +6,53 @@ from submanifold.config.schema import Experiment
 from submanifold.evaluation.ood import measure_ood, score_parts
 from submanifold.pipelines.ood import nodes
 
-IMAGES = {"data": "params:ood_data", "folder": "ood_folder", "raw_folder": "raw_folder"}
-ROWS = {"data": "params:ood_data", "model": "hierarchy"}
-SCORED = {"model": "hierarchy", "train": "x_train", "valid": "x_valid", "test": "x_test",
-          "ood": "x_ood", "groups": "groups", "ood_groups": "ood_groups",
-          "device": "params:device"}  # fmt: skip
-MEASURED = {"scored": "ood_scores", "model": "hierarchy"}
-SHOWN = {"scored": "ood_scores", "measured": "ood_metrics", "test": "x_test", "ood": "x_ood",
-         "rows": "rows", "dataset": "params:data_name", "ood_name": "params:ood",
-         "model": "hierarchy", "model_file": "model_file"}  # fmt: skip
-FIGURES = {name: f"ood_{name}_figure" for name in ("scores", "roc", "histograms", "scatter")}
+GATHER_IMAGES = Node(
+    nodes.gather_images,
+    inputs=["params:ood_data", "ood_folder", "raw_folder"],
+    outputs=["x_ood", "ood_groups"],
+    name="gather_ood",
+)
+GATHER_ROWS = Node(
+    nodes.gather_rows,
+    inputs=["params:ood_data", "hierarchy"],
+    outputs=["x_ood", "ood_groups"],
+    name="gather_ood",
+)
 
 
 def create_pipeline(experiment: Experiment) -> Pipeline:
     """Build the pipeline that follows the training of a model of images or of a table."""
-    gather, inputs = (
-        (nodes.gather_rows, ROWS) if experiment.kind == "table" else (nodes.gather_images, IMAGES)
-    )
-    gathered = {"events": "x_ood", "groups": "ood_groups"}
     return Pipeline(
         [
-            Node(gather, inputs, gathered, name="gather_ood"),
-            Node(score_parts, SCORED, "ood_scores", name="score_ood"),
-            Node(measure_ood, MEASURED, "ood_metrics", name="measure_ood"),
-            Node(nodes.write_page, SHOWN, {"page": "ood_report", **FIGURES}, name="report_ood"),
+            GATHER_ROWS if experiment.kind == "table" else GATHER_IMAGES,
+            Node(
+                score_parts,
+                inputs={"model": "hierarchy", "train": "x_train", "valid": "x_valid",
+                        "test": "x_test", "ood": "x_ood", "groups": "groups",
+                        "ood_groups": "ood_groups", "device": "params:device"},
+                outputs="ood_scores",
+                name="score_ood",
+            ),
+            Node(
+                measure_ood,
+                inputs=["ood_scores", "hierarchy"],
+                outputs="ood_metrics",
+                name="measure_ood",
+            ),
+            Node(
+                nodes.write_page,
+                inputs=["ood_scores", "ood_metrics", "x_test", "x_ood", "rows", "params:data_name",
+                        "params:ood", "hierarchy", "params:model_file"],
+                outputs={
+                    "page": "ood_report",
+                    "scores": "ood_scores_figure",
+                    "roc": "ood_roc_figure",
+                    "histograms": "ood_histograms_figure",
+                    "scatter": "ood_scatter_figure",
+                },
+                name="report_ood",
+            ),
         ],
         namespace="ood",
         prefix_datasets_with_namespace=False,
-    )
+    )  # fmt: skip

@@ -1,6 +1,5 @@
 """Nodes of the reporting pipeline. They import plots lazily, because matplotlib loads slowly."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +70,10 @@ def make_table(
 
 
 def report_images(
-    samples: np.ndarray, samples_t07: np.ndarray, test: np.ndarray, projections: np.ndarray,
-    illustrations: dict[str, np.ndarray], split_scores: pd.DataFrame, metrics: Metrics,
-    hierarchy: Model, **about: Any,
+    metrics: Metrics, table: pd.DataFrame, hierarchy: Model, model_file: str,
+    manifest: dict[str, Any], histories: dict[str, Any], dataset: str, method: str, seed: int,
+    device: str, test: np.ndarray, samples: np.ndarray, samples_t07: np.ndarray,
+    projections: np.ndarray, illustrations: dict[str, np.ndarray], split_scores: pd.DataFrame,
 ) -> dict[str, Any]:  # fmt: skip
     """Draw the figures of a model of images, and render the ``report`` (HTML)."""
     from submanifold.pipelines.reporting import sections
@@ -82,7 +82,7 @@ def report_images(
     from submanifold.plots.paper import interleave, rejection_blocks, rejections
     from submanifold.plots.strips import dimension_slider, side_by_side, strips
 
-    first_order, dim = _first_order(about), metrics["dims"][-1]
+    first_order, dim = _first_order(histories), metrics["dims"][-1]
     projected = np.asarray(test[: len(projections)])
     figures = {"rejection": rejection_blocks(projected, projections, 4)}
     figures["dimensions"] = dimension_curves(metrics["curve"], dim, first_order)
@@ -117,12 +117,17 @@ def report_images(
         "is_rotated": first_order is not None,
     }
     content |= sections.of_model(metrics, split_scores, hierarchy)
-    return _report("images", figures, content, metrics=metrics, hierarchy=hierarchy, **about)
+    return _report(
+        "images", figures, content, metrics, table, hierarchy, model_file, manifest, histories,
+        dataset, method, seed, device,
+    )  # fmt: skip
 
 
 def report_table(
-    samples: np.ndarray, test: np.ndarray, split_scores: pd.DataFrame, anomalies: pd.DataFrame,
-    metrics: Metrics, hierarchy: Model, **about: Any,
+    metrics: Metrics, table: pd.DataFrame, hierarchy: Model, model_file: str,
+    manifest: dict[str, Any], histories: dict[str, Any], dataset: str, method: str, seed: int,
+    device: str, test: np.ndarray, samples: np.ndarray, split_scores: pd.DataFrame,
+    anomalies: pd.DataFrame,
 ) -> dict[str, Any]:  # fmt: skip
     """Draw the figures of a model of a table, and render the ``report`` (HTML)."""
     from submanifold.pipelines.reporting import sections
@@ -131,7 +136,7 @@ def report_table(
 
     preprocessor = Preprocessor.from_dict(hierarchy.data["table"])
     names = list(dict.fromkeys(column.name for column in preprocessor.varying))
-    first_order, dim, unit = _first_order(about), metrics["dims"][-1], "standardized columns"
+    first_order, dim, unit = _first_order(histories), metrics["dims"][-1], "standardized columns"
     data, drawn = (preprocessor.inverse_transform(x[:MAX_POINTS])[names] for x in (test, samples))
     figures = {
         "marginals": marginals({"test rows": data, "samples": drawn}),
@@ -141,12 +146,17 @@ def report_table(
     content = sections.of_model(metrics, split_scores, hierarchy)
     content |= {"columns": preprocessor.columns, "number": format_value, "anomalies": anomalies,
                 "is_rotated": first_order is not None}  # fmt: skip
-    return _report("table", figures, content, metrics=metrics, hierarchy=hierarchy, **about)
+    return _report(
+        "table", figures, content, metrics, table, hierarchy, model_file, manifest, histories,
+        dataset, method, seed, device,
+    )  # fmt: skip
 
 
 def report_synthetic(
-    hierarchy: Model, samples: np.ndarray, test: np.ndarray, data: SyntheticSettings,
-    metrics: Metrics, truth: Metrics, **about: Any,
+    metrics: Metrics, table: pd.DataFrame, hierarchy: Model, model_file: str,
+    manifest: dict[str, Any], histories: dict[str, Any], dataset: str, method: str, seed: int,
+    device: str, test: np.ndarray, samples: np.ndarray, truth: Metrics,
+    data: SyntheticSettings,
 ) -> dict[str, Any]:  # fmt: skip
     """Draw the learned and the true manifold, and render the ``report`` (HTML)."""
     from submanifold.plots.manifolds import manifold_figure
@@ -154,25 +164,27 @@ def report_synthetic(
     points, grid = manifold_picture(hierarchy, data.manifold, test[:MAX_POINTS], samples)
     figures = {"manifold": manifold_figure(**points, grid=grid)}
     content: Metrics = {"truth": truth, "warnings": [], "comparison": None}
-    return _report("synthetic", figures, content, metrics=metrics, hierarchy=hierarchy, **about)
+    return _report(
+        "synthetic", figures, content, metrics, table, hierarchy, model_file, manifest, histories,
+        dataset, method, seed, device,
+    )  # fmt: skip
 
 
-def _first_order(about: Mapping[str, Any]) -> Metrics | None:
+def _first_order(histories: dict[str, Any]) -> Metrics | None:
     """Return the errors by dimension that the last rotation predicts, if there is one."""
-    rotations = [history["rotation"] for history in about.values()
-             if isinstance(history, dict) and "rotation" in history]  # fmt: skip
+    rotations = [history["rotation"] for history in histories.values() if "rotation" in history]
     return rotations[-1] if rotations else None
 
 
 def _report(
     kind: Kind, figures: dict[str, Any], content: dict[str, Any], metrics: Metrics,
-    table: pd.DataFrame, manifest: dict[str, Any], hierarchy: Model, dataset: str, method: str,
-    seed: int, device: str, model_file: Path, **histories: dict[str, Any],
+    table: pd.DataFrame, hierarchy: Model, model_file: str, manifest: dict[str, Any],
+    histories: dict[str, Any], dataset: str, method: str, seed: int, device: str,
 ) -> dict[str, Any]:  # fmt: skip
     from submanifold.pipelines.reporting.sections import written
     from submanifold.plots.curves import training_curves
 
-    run = information(model_file)
+    run = information(Path(model_file))
     trainings = {name: history for name, history in histories.items() if history["train"]}
     minutes = [history["minutes"] for history in histories.values() if "minutes" in history]
     figures = {"curves": training_curves(trainings), **figures}

@@ -1,40 +1,75 @@
 """Metrics, histories, samples and projections -> table, figures and report."""
 
-from typing import Any
-
 from kedro.pipeline import Node, Pipeline
 
 from submanifold.config.schema import Experiment
 from submanifold.pipelines.reporting import nodes
 
-SHARED = {"metrics": "metrics", "hierarchy": "hierarchy", "method": "params:method"}
-CONTENT = {"table": "metrics_table", "manifest": "manifest", "samples": "samples", "test": "x_test",
-           "model_file": "model_file", "dataset": "params:data_name", "seed": "params:seed",
-           "device": "params:device"}  # fmt: skip
-# the report's node, its further inputs and its figures
-BY_KIND: dict[str, tuple[Any, tuple[str, ...], tuple[str, ...]]] = {
-    "images": (
-        nodes.report_images,
-        ("samples_t07", "projections", "illustrations", "split_scores"),
-        ("curves", "samples", "samples_t07", "rejection", "dimensions"),
-    ),
-    "table": (
-        nodes.report_table,
-        ("split_scores", "anomalies"),
-        ("curves", "marginals", "pairs", "dimensions"),
-    ),
-    "synthetic": (nodes.report_synthetic, ("truth",), ("curves", "manifold")),
-}
+TABLE = Node(
+    nodes.make_table,
+    inputs=["metrics", "hierarchy", "params:method"],
+    outputs="metrics_table",
+    name="make_table",
+)
+BY_KIND = {
+    "images": [
+        TABLE,
+        Node(
+            nodes.report_images,
+            inputs=["metrics", "metrics_table", "hierarchy", "params:model_file", "manifest",
+                    "histories", "params:data_name", "params:method", "params:seed",
+                    "params:device", "x_test",
+                    "samples", "samples_t07", "projections", "illustrations", "split_scores"],
+            outputs={
+                "report": "report",
+                "curves": "curves_figure",
+                "samples": "samples_figure",
+                "samples_t07": "samples_t07_figure",
+                "rejection": "rejection_figure",
+                "dimensions": "dimensions_figure",
+            },
+            name="write_report",
+        ),
+    ],
+    "table": [
+        TABLE,
+        Node(
+            nodes.report_table,
+            inputs=["metrics", "metrics_table", "hierarchy", "params:model_file", "manifest",
+                    "histories", "params:data_name", "params:method", "params:seed",
+                    "params:device", "x_test",
+                    "samples", "split_scores", "anomalies"],
+            outputs={
+                "report": "report",
+                "curves": "curves_figure",
+                "marginals": "marginals_figure",
+                "pairs": "pairs_figure",
+                "dimensions": "dimensions_figure",
+            },
+            name="write_report",
+        ),
+    ],
+    "synthetic": [
+        Node(
+            nodes.make_table,
+            inputs=["metrics", "hierarchy", "params:method", "truth"],
+            outputs="metrics_table",
+            name="make_table",
+        ),
+        Node(
+            nodes.report_synthetic,
+            inputs=["metrics", "metrics_table", "hierarchy", "params:model_file", "manifest",
+                    "histories", "params:data_name", "params:method", "params:seed",
+                    "params:device", "x_test",
+                    "samples", "truth", "params:data"],
+            outputs={"report": "report", "curves": "curves_figure", "manifold": "manifold_figure"},
+            name="write_report",
+        ),
+    ],
+}  # fmt: skip
 
 
 def create_pipeline(experiment: Experiment) -> Pipeline:
     """Build the report of an experiment."""
-    report, further, figures = BY_KIND[experiment.kind]
-    shared, content = dict(SHARED), CONTENT | {name: name for name in further}
-    content |= {name: f"{name}.history" for name in experiment.phases}
-    if experiment.kind == "synthetic":
-        shared["truth"], content["data"] = "truth", "params:data"
-    written = {"report": "report"} | {name: f"{name}_figure" for name in figures}
-    table = Node(nodes.make_table, shared, "metrics_table", name="make_table")
-    page = Node(report, shared | content, written, name="write_report")
-    return Pipeline([table, page], namespace="report", prefix_datasets_with_namespace=False)
+    nodes_of_kind = BY_KIND[experiment.kind]
+    return Pipeline(nodes_of_kind, namespace="report", prefix_datasets_with_namespace=False)

@@ -32,8 +32,8 @@ SHORT = 0.5  # fraction of the usual steps below which a time budget is called s
 
 
 def estimate_steps(
-    minutes: float | None, model: ModelSettings, data: Any, device: str,
-    evaluation: EvaluationSettings, manifest: dict[str, Any], **phases: Any,
+    minutes: float | None, phases: dict[str, Any], model: ModelSettings, data: Any,
+    evaluation: EvaluationSettings, device: str, manifest: dict[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """Return the steps of all phases, scaled to a time if there is one, and log their duration.
 
@@ -88,41 +88,44 @@ def _duration(seconds: float) -> str:
 
 
 def encode(
-    model: Hierarchy, train: np.ndarray, valid: np.ndarray, seed: int, device: str, stages: int
-) -> dict[str, np.ndarray]:
+    model: Hierarchy, train: np.ndarray, valid: np.ndarray, stages: int, seed: int, device: str
+) -> list[np.ndarray]:
     """Encode the data by the first ``stages`` as coordinates u (Alg. 2, line 6)."""
     outer, on = Hierarchy(model.stages[:stages]), choose_device(device)
-    splits = {"u_train": train, "u_valid": valid}
-    return {name: encode_rows(outer, x, seed, on) for name, x in splits.items()}
+    return [encode_rows(outer, x, seed, on) for x in (train, valid)]
 
 
 def train(
-    train: np.ndarray, valid: np.ndarray, phase: PhaseSettings, model: ModelSettings,
-    schedule: dict[str, Any], seed: int, device: str, checkpoints: Path, name: str,
-    before: Hierarchy | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    train: np.ndarray, valid: np.ndarray, before: Any, schedule: dict[str, Any], checkpoints: Path,
+    name: str, phase: PhaseSettings, model: ModelSettings, seed: int, device: str,
+) -> tuple[Model, dict[str, Any]]:  # fmt: skip
     """Train the stages of a phase; see :func:`.train_phase`."""
     phase = with_steps(phase, schedule["steps"][name])
     trained, history = train_phase(
         phase, model, before, train, valid, seed, choose_device(device), checkpoints, name,
         log_callback(schedule["first"][name], phase.stages[0]),
     )  # fmt: skip
-    return {"model": trained, "history": {**history, "minutes": schedule["minutes"]}}
+    return trained, {**history, "minutes": schedule["minutes"]}
 
 
 def rotate(
-    train: np.ndarray, phase: RotationSettings, schedule: dict[str, Any], seed: int, device: str,
-    checkpoints: Path, name: str, before: Hierarchy,
-) -> dict[str, Any]:  # fmt: skip
+    train: np.ndarray, before: Hierarchy, schedule: dict[str, Any], checkpoints: Path, name: str,
+    phase: RotationSettings, seed: int, device: str,
+) -> tuple[Model, dict[str, Any]]:  # fmt: skip
     """Rotate the latents of a stage; see :func:`.rotate_phase`."""
     phase = with_steps(phase, schedule["steps"][name])
     on = choose_device(device)
     rotated, history = rotate_phase(phase, before, train, seed, on, checkpoints, name)
-    return {"model": rotated, "history": {**history, "minutes": schedule["minutes"]}}
+    return rotated, {**history, "minutes": schedule["minutes"]}
+
+
+def collect_histories(*histories: dict[str, Any]) -> dict[str, Any]:
+    """Return the histories of all phases by name, in order."""
+    return {history["name"]: history for history in histories}
 
 
 def calibrate_model(
-    model: Model, data: Any, train: np.ndarray, valid: np.ndarray, device: str, groups: Groups
+    model: Model, data: Any, train: np.ndarray, valid: np.ndarray, groups: Groups, device: str
 ) -> Model:
     """Add facts about the training data, their covariance and a calibration of anomaly scores."""
     numbers = groups_of(groups, "valid")
