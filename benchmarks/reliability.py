@@ -190,15 +190,12 @@ def trial(disturb: Disturb, project: Project, whole: dict[str, Any]) -> dict[str
 
 def faults_of(seconds: float, options: argparse.Namespace) -> dict[str, tuple[int, Disturb]]:
     """Return the number of trials of each fault, and how it disturbs a run."""
-    checkpoint, model = "data/06_models/*/last.safetensors", "data/06_models/*/model.safetensors"
+    checkpoint = "data/06_models/*/last.safetensors"
     others = {
         "SIGTERM with ten seconds of grace": killed(signal.SIGTERM, seconds, grace=10.0),
         "Ctrl-C": killed(signal.SIGINT, seconds),
         "killed, and the last checkpoint truncated": damaged(checkpoint, torn, seconds),
         "killed, and a bit of the last checkpoint flipped": damaged(checkpoint, flipped, seconds),
-        "killed, and a bit of every model flipped": damaged(model, flipped, seconds),
-        "killed, and a bit of the prepared images flipped":
-            damaged("data/03_primary/*/train.npy", flipped, seconds),
         "the same run started twice": twice(seconds),
     }  # fmt: skip
     kills = {"SIGKILL at a random moment": (options.kills, killed(signal.SIGKILL, seconds))}
@@ -263,8 +260,8 @@ Measured with version {version("submanifold")}, {trials["date"].min()} to {trial
 Regenerate this page with `python -m benchmarks.reliability`. It interrupts small runs of the method
 `nested` (about {trials["seconds"].median():.0f} s each), repeats the command, and compares all
 weights and metrics with those of a run that was not interrupted. The column *damaged models found*
-counts the runs in which a model file did not match its checksum before the command was repeated;
-one of the faults flips bits of models. The state in MLflow is correct if no run is marked as
+counts the runs in which a model file did not match its checksum before the command was repeated.
+The state in MLflow is correct if no run is marked as
 running, and the last one as finished.
 
 {rows.reset_index().to_markdown(index=False)}

@@ -1,16 +1,16 @@
 """Named runs: ``data/runs/<name>.json`` records a run's settings and the paths of its outputs."""
 
-import os
-import socket
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from submanifold.common.errors import UserError, did_you_mean, unexpected
-from submanifold.common.files import is_alive, locked, read_json, write_json
+from submanifold.common.files import locked, read_json, write_json
 
 FOLDER = Path("data/runs")
 MODEL_FILE = "hierarchy.safetensors"
@@ -29,16 +29,25 @@ class RunRecord:
     metrics: str
     report: str
     params: dict[str, Any] = field(default_factory=dict)  # those that the user set
-    host: str = field(default_factory=socket.gethostname)
-    pid: int = field(default_factory=os.getpid)
+    lock: str = ""  # name of the lock in the folder of records that its process holds
 
     def state(self, project: Path) -> str:
         """Return ``finished``, ``running``, ``trained`` (not evaluated) or ``interrupted``."""
         if (project / self.report).exists():
             return "finished"
-        if self.host != socket.gethostname() or is_alive(self.pid):
+        if is_locked(project, self.lock):
             return "running"
         return "trained" if (project / self.model).exists() else "interrupted"
+
+
+def is_locked(project: Path, lock: str) -> bool:
+    """Whether a living process of any machine holds a lock of the folder of records."""
+    path = project / FOLDER / lock
+    try:
+        with FileLock(path, blocking=False) if path.is_file() else nullcontext():
+            return False
+    except OSError:  # held, or on a read-only disk
+        return True
 
 
 def read_records(project: Path) -> list[RunRecord]:
@@ -58,8 +67,9 @@ def choose_name(project: Path, chosen: str | None, key: str, method: str) -> str
     A chosen name that a run with other settings has raises a UserError.
     """
     keys = {record.name: record.key for record in read_records(project)}
+    taken = {path.stem for path in (project / FOLDER).glob("*.json")}
     if chosen is not None:
-        if keys.get(chosen, key) != key:
+        if chosen in taken and keys.get(chosen) != key:
             fix = f"Choose another name, or delete {FOLDER / chosen}.json"
             raise unexpected("name", "a name that no run with other settings has", chosen, fix)
         return chosen
@@ -67,7 +77,7 @@ def choose_name(project: Path, chosen: str | None, key: str, method: str) -> str
         return equal[-1]
     first = f"{datetime.now():%Y-%m-%d}-{method}"
     names = chain([first], (f"{first}-{number}" for number in count(2)))
-    return next(name for name in names if name not in keys)
+    return next(name for name in names if name not in taken)
 
 
 def write_record(project: Path, record: RunRecord, chosen: str | None) -> RunRecord:
@@ -79,7 +89,10 @@ def write_record(project: Path, record: RunRecord, chosen: str | None) -> RunRec
         name = choose_name(project, chosen, record.key, record.method)
         starts = {record.name: record.started for record in read_records(project)}
         record = replace(record, name=name, started=starts.get(name, record.started))
-        write_json(project / FOLDER / f"{name}.json", asdict(record))
+        path = project / FOLDER / f"{name}.json"
+        if name not in starts:  # an error rather than two runs of a name without file locks
+            path.open("x").close()
+        write_json(path, asdict(record))
     return record
 
 
