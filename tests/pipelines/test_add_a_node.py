@@ -58,7 +58,7 @@ def test_the_node_of_the_page_has_a_file_and_a_metric_in_mlflow(project, registe
     )
     (first,) = run(project, "sharpness", only_missing_outputs=True)
     assert 0 < first.data.metrics["sharpness"] < 10
-    assert {"BPD", "KID"} < first.data.metrics.keys()
+    assert {"core/BPD", "core/KID"} < first.data.metrics.keys()
     (table,) = project.path.glob("data/07_model_output/photos-H-MM-*/sharpness.csv")
     assert table.read_text().startswith("samples,test\n")
     (again,) = run(project, "sharpness", tags=["sharpness"])

@@ -176,9 +176,15 @@ def test_mlflow_run_has_parameters_metrics_curves_and_artifacts(run, project):
     assert len(data.params) <= 22
     metrics = run.load("metrics")
     headlines = {name for name in data.metrics if not name.startswith("detail/")}
-    assert headlines == {"BPD", "PSNR", "KID", "precision", "recall"}
-    assert data.metrics["BPD"] == metrics["bits_per_dim"]["value"]
-    assert data.metrics["PSNR"] == metrics["projection_psnr"]["value"]
+    names = {"core/BPD", "core/PSNR", "core/KID", "core/precision", "core/recall"}
+    assert headlines == names
+    view = project.mlflow_client.get_experiment(info.experiment_id).tags[
+        "mlflow.sharedViewState.results"
+    ]
+    shown = json.loads(json.loads(view)["state"])["selectedColumns"]
+    assert {column.split("`")[1] for column in shown} == {*names, "method"}
+    assert data.metrics["core/BPD"] == metrics["bits_per_dim"]["value"]
+    assert data.metrics["core/PSNR"] == metrics["projection_psnr"]["value"]
     assert data.metrics["detail/mse"] == metrics["mse"]["value"]
     assert data.tags["baselines.pca.mse"] == str(metrics["baselines"]["pca"]["mse"]["value"])
     assert {name: data.tags[name] for name in ("dataset", "method", "seed")} == {
@@ -214,7 +220,7 @@ def test_a_run_with_existing_phases_logs_their_curves(run, project):
     assert again.steps == {}
     for name in ("detail/train.loss", "detail/valid.bits_per_dim", "detail/valid.code_mse"):
         assert run.curve(name).items() <= again.curve(name).items()
-    figure = again.mlflow.data.metrics["BPD"]
+    figure = again.mlflow.data.metrics["core/BPD"]
     assert figure == run.load("metrics")["bits_per_dim"]["value"]
     assert again.mlflow.outputs.model_outputs == [], "the model is in the first run"
 

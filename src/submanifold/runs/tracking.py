@@ -1,7 +1,7 @@
 """What MLflow shows of a run: few metrics and parameters at a glance, and all others below.
 
-The list and the first charts have the names in ``HEADLINES``. Curves and all other metrics are in
-the section ``detail``, all other parameters in the artifact ``parameters.json``.
+MLflow sorts its sections of charts by name: ``core`` is the first. Curves and all other metrics are
+in the section ``detail``, all other parameters in the artifact ``parameters.json``.
 """
 
 import logging
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CURVES = ("train.loss", "train.bits_per_dim", "train.mse", "valid.bits_per_dim", "valid.mse")
-HEADLINES = {"bits_per_dim": "BPD", "projection_psnr": "PSNR", "kid": "KID",
-             "precision": "precision", "recall": "recall"}  # fmt: skip
-"""Names in MLflow of the metrics that its list and its first charts show."""
+HEADLINES = {"bits_per_dim": "core/BPD", "projection_psnr": "core/PSNR", "kid": "core/KID",
+             "precision": "core/precision", "recall": "core/recall"}  # fmt: skip
+"""Names in MLflow of the metrics that its view "Results" and its first section of charts show."""
 PARAMETERS = re.compile(
     r"dataset|method|seed|charts|training\.minutes|data\.size|stage_\d+\.(dim|flow\.type)"
     r"|\w+\.training\.(steps|batch_size|learning_rate)"
