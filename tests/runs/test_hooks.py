@@ -12,7 +12,8 @@ from mlflow.exceptions import MlflowException
 
 from submanifold.common import distributed
 from submanifold.common.errors import UserError
-from submanifold.inference.records import is_locked
+from submanifold.common.files import is_locked
+from submanifold.inference.records import FOLDER
 from submanifold.runs.hooks import RunHooks, _exit
 from submanifold.runs.runner import RankRunner
 from submanifold.runs.tracking import LOCK, log_callback, required
@@ -51,14 +52,14 @@ def test_a_run_in_mlflow_has_its_lock_from_its_creation_and_ends_with_sigterm(pr
 
     def create_and_look(*arguments, **options):
         run = create(*arguments, **options)
-        is_held = is_locked(project.path, run.data.tags.get(LOCK, ""))
+        is_held = is_locked(project.path / FOLDER / run.data.tags.get(LOCK, ""))
         created.append((is_held, signal.getsignal(signal.SIGTERM)))
         return run
 
     monkeypatch.setattr(MlflowClient, "create_run", create_and_look)
     run = project.run("data")
     assert created == [(True, _exit)]
-    assert not list((project.path / "data/runs").glob(".*.lock")), "the run has ended"
+    assert not list((project.path / FOLDER).glob(".*.lock")), "the run has ended"
     assert run.mlflow.data.tags["dataset"] == "photos"
     assert run.mlflow.data.tags["mlflow.user"]
 

@@ -1,13 +1,11 @@
 """Atomic writes, and locks of folders."""
 
 import errno
-import glob
 import json
 import logging
 import os
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,24 +16,17 @@ log = logging.getLogger(__name__)
 
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 STEM, SUFFIX = 30, 16  # characters in the name of a temporary file, which is limited to 255 bytes
-ABANDONED = 86_400  # seconds without a write after which nobody writes a temporary file
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder, and rename it to ``path`` on success.
 
-    A file that exists is whole. Its folder is created. A temporary file is removed on failure; that
-    of a killed process by a later writer of the file, when it is a day old.
+    A file that exists is whole. A killed process leaves its temporary file, which nobody reads.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    stem, suffix = f".{path.stem[:STEM]}-", path.suffix[:SUFFIX]
-    with suppress(OSError):  # another writer may remove the same file
-        for left in path.parent.glob(f"{glob.escape(stem)}{'[0-9a-f]' * 32}{glob.escape(suffix)}"):
-            if time.time() - left.stat().st_mtime > ABANDONED:
-                left.unlink()
-    temporary = path.with_name(f"{stem}{uuid4().hex}{suffix}")
+    temporary = path.with_name(f".{path.stem[:STEM]}-{uuid4().hex}{path.suffix[:SUFFIX]}")
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -68,8 +59,7 @@ def locked(folder: str | Path, what: str, name: str = ".lock") -> Iterator[None]
     """Lock a folder against other processes and threads; wait while another one holds the lock.
 
     The lock is reentrant within a thread, and ends with its process. A read-only folder is not
-    locked; neither is one whose file system has no locks, with a warning. The log says that another
-    run finishes ``what``.
+    locked; neither is one without file locks, with a warning. ``what`` is computed, for the log.
     """
     folder = Path(folder).resolve()
     lock = FileLock(folder / name, is_singleton=True)
@@ -89,3 +79,12 @@ def locked(folder: str | Path, what: str, name: str = ".lock") -> Iterator[None]
         if lock.lock_counter == 1:  # the outermost block; waiting processes notice the removal
             Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a living process, on this or another machine, holds a lock by its file."""
+    try:
+        with FileLock(path, blocking=False) if path.is_file() else nullcontext():
+            return False
+    except OSError:  # held, or on a read-only disk
+        return True

@@ -1,16 +1,14 @@
 """Named runs: ``data/runs/<name>.json`` records a run's settings and the paths of its outputs."""
 
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from submanifold.common.errors import UserError, did_you_mean, unexpected
-from submanifold.common.files import locked, read_json, write_json
+from submanifold.common.files import is_locked, locked, read_json, write_json
 
 FOLDER = Path("data/runs")
 MODEL_FILE = "hierarchy.safetensors"
@@ -29,25 +27,15 @@ class RunRecord:
     metrics: str
     report: str
     params: dict[str, Any] = field(default_factory=dict)  # those that the user set
-    lock: str = ""  # name of the lock in the folder of records that its process holds
+    lock: str = ""  # name of the file, next to the record, that its process locks
 
     def state(self, project: Path) -> str:
         """Return ``finished``, ``running``, ``trained`` (not evaluated) or ``interrupted``."""
         if (project / self.report).exists():
             return "finished"
-        if is_locked(project, self.lock):
+        if is_locked(project / FOLDER / self.lock):
             return "running"
         return "trained" if (project / self.model).exists() else "interrupted"
-
-
-def is_locked(project: Path, lock: str) -> bool:
-    """Whether a living process of any machine holds a lock of the folder of records."""
-    path = project / FOLDER / lock
-    try:
-        with FileLock(path, blocking=False) if path.is_file() else nullcontext():
-            return False
-    except OSError:  # held, or on a read-only disk
-        return True
 
 
 def read_records(project: Path) -> list[RunRecord]:
@@ -81,17 +69,14 @@ def choose_name(project: Path, chosen: str | None, key: str, method: str) -> str
 
 
 def write_record(project: Path, record: RunRecord, chosen: str | None) -> RunRecord:
-    """Record a run that starts, under the name that :func:`choose_name` returns now.
-
-    Runs that start at once get different names. Of a run that started before, its start is kept.
-    """
+    """Record a run that starts, with a name that only equal runs have, and their first start."""
     with locked(project / FOLDER, "its record"):
         name = choose_name(project, chosen, record.key, record.method)
-        starts = {record.name: record.started for record in read_records(project)}
-        record = replace(record, name=name, started=starts.get(name, record.started))
         path = project / FOLDER / f"{name}.json"
-        if name not in starts:  # an error rather than two runs of a name without file locks
-            path.open("x").close()
+        starts = {record.name: record.started for record in read_records(project)}
+        if name not in starts:
+            path.touch(exist_ok=False)  # also where the folder cannot be locked
+        record = replace(record, name=name, started=starts.get(name, record.started))
         write_json(path, asdict(record))
     return record
 

@@ -34,24 +34,18 @@ from submanifold.runs.checks import check_experiment, check_inputs, select_missi
 
 log = logging.getLogger(__name__)
 
-SELECTIONS = ("from_nodes", "to_nodes", "node_names", "from_inputs", "to_outputs", "tags",
-              "namespaces")  # fmt: skip
-"""Options of ``kedro run`` that select a part of a pipeline."""
 MEASUREMENTS = {"metrics", "truth", "ood_metrics", "dimension_metrics"}
-"""Entries of the catalog whose numbers are metrics of MLflow."""
 PAGES = ("report", "ood_report", "dimension_report")
 
 
 class RunHooks(MlflowHook):
     """Refuses runs that cannot succeed, records the others, and adds to kedro-mlflow's hook.
 
-    - A run holds a lock, whose name is in its record and a tag in MLflow. The next run marks those
-      in MLflow whose lock was freed by the end of their process as KILLED, as an interrupted run
-      does itself, also after SIGTERM.
+    - A run holds a lock, whose name is in its record and a tag in MLflow. An interrupted run is
+      KILLED, also after SIGTERM; the next one marks those that could not do so themselves.
     - A run of which all outputs and a finished MLflow run exist, and every rank but the first, have
       no MLflow run. One of some nodes is nested in that of the whole pipeline.
-    - Parameters and metrics are those that :mod:`.tracking` chooses. Metrics and curves are logged
-      although Kedro skips their nodes. The model is logged once with a signature.
+    - Metrics and curves are logged although Kedro skips their nodes; the model once.
     """
 
     @hook_impl
@@ -61,7 +55,7 @@ class RunHooks(MlflowHook):
         self._is_first_rank = int(os.environ.get("RANK", 0)) == 0
         if self._is_first_rank:
             data = self._loader.project / "data"
-            with self._mlflow_required(), locked(data, "the database of MLflow"):  # may be new
+            with tracking.required(self._loader), locked(data, "MLflow's database"):  # may be new
                 super().after_context_created(context)
 
     @hook_impl
@@ -80,37 +74,33 @@ class RunHooks(MlflowHook):
             return
         missing = select_missing(pipeline, catalog)
         check_inputs(missing if run_params["only_missing_outputs"] else pipeline, catalog)
-        self._lock = f".{uuid4().hex}.lock"
+        computes = missing.nodes or not run_params["only_missing_outputs"]
+        lock, self._held = f".{uuid4().hex}.lock", ExitStack()
+        if computes or loader.experiment.register_as or not tracking.is_recorded(loader):
+            self._is_mlflow_enabled = True
+            self._held.enter_context(locked(loader.project / FOLDER, "this run", lock))
         if "hierarchy" in outputs:
             with nullcontext() if missing.nodes else suppress(OSError):  # may be read-only
-                record = replace(loader.record(), lock=self._lock)
+                record = replace(loader.record(), lock=lock)
                 record = write_record(loader.project, record, loader.experiment.name)
                 if missing.nodes:
                     log.info("Run %s: if interrupted, the same command continues it", record.name)
-        if (
-            missing.nodes
-            or not run_params["only_missing_outputs"]
-            or loader.experiment.register_as
-            or not tracking.is_recorded(loader.artifact_keys)
-        ):
-            self._is_mlflow_enabled = True
-            self._start_run(run_params, pipeline, catalog)
+        if self._is_mlflow_enabled:
+            self._start_run(run_params, pipeline, catalog, lock)
 
     def _start_run(
-        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol, lock: str
     ) -> None:
-        loader, is_part = self._loader, any(run_params.get(option) for option in SELECTIONS)
+        loader, outputs = self._loader, pipeline.all_outputs()
+        is_part = "hierarchy" not in outputs or outputs.isdisjoint(PAGES)
         self.mlflow_config.tracking.run.name = loader.run_name + (" (part)" if is_part else "")
-        self._held = ExitStack()
-        self._held.enter_context(locked(loader.project / FOLDER, "this run", self._lock))
         # at the exit no interrupted call of MLflow locks its database any more
         atexit.register(self._end_run, "KILLED")
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _exit)
-        with self._mlflow_required():
+        with tracking.required(loader):
             tracking.end_killed_runs(loader.project)
-            tags = tracking.tags(loader.experiment, loader.artifact_keys, is_part)
-            tags |= {tracking.LOCK: self._lock}
+            tags = tracking.tags(loader, is_part) | {tracking.LOCK: lock}
             # MLflow creates the run with these tags: it may be killed before it could set them
             context = json.loads(os.environ.get("MLFLOW_RUN_CONTEXT", "{}")) | tags
             os.environ["MLFLOW_RUN_CONTEXT"] = json.dumps(context)
@@ -141,11 +131,11 @@ class RunHooks(MlflowHook):
     ) -> None:
         outputs = pipeline.all_outputs()
         if self._is_mlflow_enabled:
-            with self._mlflow_required(MlflowException):
+            with tracking.required(self._loader, MlflowException):
                 self._log_results(outputs, catalog)
                 super().after_pipeline_run(run_params, pipeline, catalog)
             self._end_run()
-        for name in (name for name in PAGES if name in outputs):
+        for name in sorted(outputs.intersection(PAGES)):
             log.info("The %s is %s", name.replace("_", " "), self._loader.path(name))
         if self._seconds:
             parts = (f"{part} {seconds:.0f} s" for part, seconds in self._seconds.items())
@@ -182,9 +172,6 @@ class RunHooks(MlflowHook):
             if isinstance(cause, UserError | OSError):  # such as a full disk
                 raise UserError(str(cause)) from error
             cause = cause.__cause__
-
-    def _mlflow_required(self, errors: Any = Exception) -> Any:
-        return tracking.required(self._loader, errors)
 
 
 def _exit(number: int, frame: Any) -> NoReturn:

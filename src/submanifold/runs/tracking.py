@@ -20,11 +20,11 @@ import mlflow
 from mlflow.entities import Metric
 
 from submanifold.common.errors import UserError, unexpected
+from submanifold.common.files import is_locked
 from submanifold.config.loader import ExperimentConfigLoader
-from submanifold.inference.records import FOLDER, is_locked
+from submanifold.inference.records import FOLDER
 
 if TYPE_CHECKING:
-    from submanifold.config.schema import Experiment
     from submanifold.training.phases import Log
     from submanifold.training.trainer import Row
 
@@ -111,8 +111,9 @@ def log_history(history: Mapping[str, Any], first_step: int, run_id: str) -> Non
         mlflow.MlflowClient().log_batch(run_id, metrics[first : first + 1000])
 
 
-def tags(experiment: "Experiment", keys: Mapping[str, str], is_part: bool) -> dict[str, str]:
+def tags(loader: ExperimentConfigLoader, is_part: bool) -> dict[str, str]:
     """Return the tags of a run; one of some nodes is nested in that of the whole experiment."""
+    experiment, keys = loader.experiment, loader.artifact_keys
     chosen = {"dataset": experiment.data_name, "method": experiment.method,
               "seed": str(experiment.seed), **observer.get().tags,
               **{f"keys.{name}": keys[name] for name in KEYS & keys.keys()}}  # fmt: skip
@@ -125,9 +126,9 @@ def tags(experiment: "Experiment", keys: Mapping[str, str], is_part: bool) -> di
     return chosen
 
 
-def is_recorded(keys: Mapping[str, str]) -> bool:
+def is_recorded(loader: ExperimentConfigLoader) -> bool:
     """Whether MLflow has a finished run of these artifacts: one may be killed at its end."""
-    query = "attributes.status = 'FINISHED'"
+    keys, query = loader.artifact_keys, "attributes.status = 'FINISHED'"
     for name in (KEYS - {"model"}) & keys.keys():
         query += f" and tags.`keys.{name}` = '{keys[name]}'"
     return bool(mlflow.search_runs(filter_string=query, max_results=1, output_format="list"))
@@ -137,10 +138,10 @@ def end_killed_runs(project: Path) -> None:
     """Mark runs of this folder whose lock their process no longer holds."""
     query = "attributes.status = 'RUNNING'"
     for run in mlflow.search_runs(filter_string=query, output_format="list"):
-        lock = run.data.tags.get(LOCK, "")
-        if (project / FOLDER / lock).is_file() and not is_locked(project, lock):
+        lock = project / FOLDER / run.data.tags.get(LOCK, "")
+        if lock.is_file() and not is_locked(lock):  # no file: a run of another folder
             mlflow.MlflowClient().set_terminated(run.info.run_id, "KILLED")
-            (project / FOLDER / lock).unlink()
+            lock.unlink()
 
 
 def log_parameters(loader: ExperimentConfigLoader) -> None:
