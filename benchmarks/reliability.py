@@ -26,8 +26,9 @@ from typing import Any
 
 import mlflow
 import pandas as pd
+from safetensors import SafetensorError
 
-from submanifold.models.io import is_intact, load_tensors
+from submanifold.models.io import load_tensors
 
 REPOSITORY = Path(__file__).parents[1]
 PAGE = REPOSITORY / "docs" / "evidence" / "reliability.md"
@@ -94,8 +95,16 @@ class Project:
         return [run.info.status for run in runs]
 
     def torn(self) -> list[Path]:
-        found = self.path.glob("data/06_models/*/model.safetensors")
-        return [path for path in found if not is_intact(path)]
+        return [path for path in self.path.glob("data/06_models/*/model.safetensors")
+                if not _is_intact(path)]  # fmt: skip
+
+
+def _is_intact(path: Path) -> bool:
+    try:
+        load_tensors(path)
+        return True
+    except (SafetensorError, ValueError):
+        return False
 
 
 def _timeless(value: Any) -> Any:
