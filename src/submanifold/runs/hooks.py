@@ -107,6 +107,8 @@ class RunHooks(MlflowHook):
             super().before_pipeline_run(run_params, pipeline, catalog)
             mlflow.set_tags(tags)  # also of a run that an orchestrator created
             tracking.log_parameters(loader)
+            if not is_part:
+                tracking.nest_parts(self.run_id, loader.artifact_keys["model"])
         tracking.observer.get().on_run(self.run_id)
 
     def _end_run(self, status: str | None = None) -> None:

@@ -126,6 +126,13 @@ def tags(loader: ExperimentConfigLoader, is_part: bool) -> dict[str, str]:
     return chosen
 
 
+def nest_parts(run_id: str, key: str) -> None:
+    """Nest runs of some nodes in a run of all nodes for the same model, by its key."""
+    query, client = f"tags.`keys.model` = '{key}' and tags.`{PART}` = 'true'", mlflow.MlflowClient()
+    for run in mlflow.search_runs(filter_string=query, output_format="list"):
+        client.set_tag(run.info.run_id, PARENT, run_id)
+
+
 def is_recorded(loader: ExperimentConfigLoader) -> bool:
     """Whether MLflow has a finished run of these artifacts: one may be killed at its end."""
     keys, query = loader.artifact_keys, "attributes.status = 'FINISHED'"
