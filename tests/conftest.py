@@ -249,6 +249,27 @@ def read_only():
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 
+@pytest.fixture
+def container():
+    """Return a function that runs code as process number 1, as in a container, for one test."""
+    started = []
+
+    def start(code, *arguments):
+        command = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-c"]
+        code = f"import os, sys, time\nassert os.getpid() == 1\n{code}"
+        process = subprocess.Popen([*command, code, *map(str, arguments)], stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE, text=True)  # fmt: skip
+        started.append(process)
+        return process
+
+    if subprocess.run(["unshare", "--pid", "--fork", "true"], capture_output=True).returncode:
+        pytest.skip("a namespace for processes needs root")
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
 @pytest.fixture(scope="session")
 def new_project(tmp_path_factory):
     """Return a function that creates a project with an empty MLflow database."""

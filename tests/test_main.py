@@ -9,8 +9,8 @@ import pytest
 
 pytestmark = pytest.mark.pipeline
 
-COMMANDS = {"encode", "info", "project", "reproduce", "restore", "run", "runs", "sample", "score",
-            "search", "train"}  # fmt: skip
+COMMANDS = {"compare", "encode", "info", "project", "reproduce", "restore", "run", "runs", "sample",
+            "score", "search", "train"}  # fmt: skip
 
 
 def run_python(script, cwd=None):

@@ -116,9 +116,10 @@ def run_command() -> click.Command:
 
 def _split_params(ctx: click.Context, param: click.Parameter, value: str) -> dict[str, Any]:
     set_kedro_defaults()  # before Kedro is imported, which configures its logging then
-    from kedro.framework.cli.utils import _split_params as split
+    from kedro.framework.cli.project import run
 
-    return split(ctx, param, value)
+    (option,) = (option for option in run.params if option.name == "params")
+    return option.callback(ctx, param, value) if option.callback else {}
 
 
 env_help = "Kedro's environment, as in kedro run."

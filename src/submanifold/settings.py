@@ -1,9 +1,9 @@
 """Kedro's settings of this project."""
 
 from submanifold.config.loader import LOADER_ARGS, ExperimentConfigLoader
-from submanifold.runs.hooks import FileHooks, RunHooks
+from submanifold.runs.hooks import RunHooks
 
-HOOKS = (FileHooks(), RunHooks())
+HOOKS = (RunHooks(),)
 DISABLE_HOOKS_FOR_PLUGINS = ("kedro_mlflow", "kedro-mlflow")  # RunHooks is a subclass of its hook
 CONFIG_LOADER_CLASS = ExperimentConfigLoader
 CONFIG_LOADER_ARGS = LOADER_ARGS

@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from submanifold.common.files import atomic_write, locked, printable, table_name, write_json
+from submanifold.common.errors import printable, table_name
+from submanifold.common.files import atomic_write, locked, write_json
 from submanifold.models.io import save_tensors
 
 
@@ -76,24 +77,31 @@ def test_threads_write_to_different_temporary_paths(tmp_path):
     assert (tmp_path / "a.txt").read_text() == "mine"
 
 
-@pytest.mark.fault
-def test_partial_files_of_killed_writers_are_removed_by_the_next_writer(tmp_path):
-    code = """
+WRITE = """
 from submanifold.common.files import atomic_write
 with atomic_write(sys.argv[1]) as partial:
     partial.write_text("half")
     print("ready", flush=True)
     time.sleep(60)
 """
+
+
+@pytest.mark.fault
+def test_a_killed_writer_leaves_no_file_under_the_final_name(tmp_path):
     path = tmp_path / "a.txt"
-    process = start(code, path)
+    kill(start(WRITE, path))
+    assert not path.exists()
     write_json(path, 1)
-    assert len(names_in(tmp_path)) == 2, "the other writer is alive"
-    kill(process)
-    write_json(tmp_path / "other.txt", 1)
-    assert len(names_in(tmp_path)) == 3
-    write_json(path, 2)
-    assert names_in(tmp_path) == ["a.txt", "other.txt"]
+    assert path.read_text() == "1"
+
+
+@pytest.mark.fault
+def test_writers_on_two_hosts_with_equal_process_numbers_write_different_files(tmp_path, container):
+    path = tmp_path / "a.txt"
+    for count in (1, 2):
+        process = container(WRITE, path)
+        assert process.stdout.readline() == "ready\n"
+        assert len(names_in(tmp_path)) == count
 
 
 # ---- locks

@@ -1,9 +1,8 @@
 """Arrays on disk."""
 
 import numpy as np
-import pytest
 
-from submanifold.data.arrays import load_npy, map_npy, write_chunks
+from submanifold.data.arrays import load_npy, write_chunks
 
 ARRAY = np.arange(12, dtype=np.float32).reshape(6, 2)
 
@@ -21,11 +20,3 @@ def test_an_array_is_written_in_chunks_and_mapped_copy_on_write(tmp_path):
     assert np.array_equal(array, ARRAY)
     array[:] = 0
     assert np.array_equal(np.load(path), ARRAY)
-
-
-@pytest.mark.parametrize("length", [0, 5, 60, 128, 175])
-def test_a_truncated_file_is_recognized(tmp_path, length):
-    path = tmp_path / "u.npy"
-    write(path)
-    path.write_bytes(path.read_bytes()[:length])
-    assert map_npy(path) is None

@@ -121,10 +121,10 @@ def test_runs_shows_the_files_of_a_run_under_their_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     about = {"dataset": "photos", "method": "Glow", "started": "2020-02-03T04:05:06"}
     files = {name: f"data/{name}.file" for name in ("model", "metrics", "report")}
-    write_record(tmp_path, RunRecord("first", "key", **about, **files, host="elsewhere"), "first")
+    write_record(tmp_path, RunRecord("first", "key", **about, **files), "first")
     rows = [line.split() for line in run("runs", "first").output.splitlines()]
     paths = {name: f"{tmp_path}/{path}" for name, path in files.items()}
-    assert dict(rows) == {"state": "running", **about, **paths}
+    assert dict(rows) == {"state": "interrupted", **about, **paths}
 
 
 def test_a_false_discovery_rate_flags_more_than_the_smallest_p_values(model_file, tmp_path):

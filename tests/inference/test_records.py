@@ -1,6 +1,8 @@
 """Records of runs, whose names are unique also for runs that start at once."""
 
 import json
+import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
@@ -42,6 +44,65 @@ def test_a_record_keeps_the_name_and_the_start_of_an_equal_run(tmp_path):
     with pytest.raises(UserError, match="name: expected a name that no run with other settings"):
         write_record(tmp_path, run("b"), "mine")
     assert read_records(tmp_path) == [first]
+
+
+def test_a_record_that_cannot_be_read_keeps_its_name(tmp_path):
+    first = write_record(tmp_path, run("a"), None)
+    path = tmp_path / FOLDER / f"{first.name}.json"
+    path.write_text("{")
+    assert write_record(tmp_path, run("b"), None).name == f"{first.name}-2"
+    with pytest.raises(UserError, match="name: expected a name that no run with other settings"):
+        write_record(tmp_path, run("a"), first.name)
+    assert path.read_text() == "{"
+
+
+def test_a_name_that_another_run_takes_without_file_locks_is_not_overwritten(tmp_path, monkeypatch):
+    first = write_record(tmp_path, run("a"), "mine")
+    monkeypatch.setattr(records, "choose_name", lambda *arguments: "mine")
+    monkeypatch.setattr(records, "read_records", lambda project: [])
+    with pytest.raises(FileExistsError):
+        write_record(tmp_path, run("b"), None)
+    monkeypatch.undo()
+    assert read_records(tmp_path) == [first]
+
+
+RUN = """
+from pathlib import Path
+from submanifold.common.files import locked
+from submanifold.inference.records import FOLDER, RunRecord, write_record
+project = Path(sys.argv[1])
+record = RunRecord("", "key", "photos", "Glow", "2026", "model", "metrics", "report", {}, ".1.lock")
+with locked(project / FOLDER, "it", record.lock):
+    write_record(project, record, "mine")
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.fault
+def test_a_run_on_another_host_is_running_until_its_process_dies(tmp_path, container):
+    """Its process has the number of one that is alive here: 1."""
+    process = container(RUN, tmp_path)
+    assert process.stdout.readline() == "ready\n"
+    (record,) = read_records(tmp_path)
+    assert record.state(tmp_path) == "running"
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while record.state(tmp_path) == "running" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert record.state(tmp_path) == "interrupted"
+    (tmp_path / record.model).touch()
+    assert record.state(tmp_path) == "trained"
+
+
+def test_records_of_earlier_versions_are_read(tmp_path):
+    old = asdict(run("a", name="old")) | {"host": "elsewhere", "pid": os.getpid()}
+    del old["lock"]
+    (tmp_path / FOLDER).mkdir(parents=True)
+    (tmp_path / FOLDER / "old.json").write_text(json.dumps(old))
+    (record,) = read_records(tmp_path)
+    assert record.state(tmp_path) == "interrupted"
 
 
 @pytest.mark.parametrize("content", [

@@ -9,7 +9,7 @@ from submanifold.data import Batches
 from submanifold.flows import FLOWS, Affine, RealNVP, build_flow
 from submanifold.losses import Loss
 from submanifold.models import Hierarchy, Model, Stage
-from submanifold.models.io import is_intact, load_tensors, save_tensors
+from submanifold.models.io import load_tensors, save_tensors
 from submanifold.training import Phase, TrainingSettings, fit
 
 
@@ -102,8 +102,6 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
     (tmp_path / "empty").write_bytes(b"")
     (tmp_path / "truncated").write_bytes(content[: len(content) // 2])
     (tmp_path / "folder").mkdir()
-    intact = {each.name for each in tmp_path.iterdir() if is_intact(each)}
-    assert intact == {"model", "a checkpoint"}
     for name in {each.name for each in tmp_path.iterdir()} - {"model"} | {"missing"}:
         with pytest.raises(UserError, match=rf"{tmp_path}/{name}: [^\n]*Pass a file[^\n]*$"):
             Model.load(tmp_path / name)

@@ -132,7 +132,7 @@ def test_dimension_pipeline_recommends_a_dimension(run, project):
         assert f"PICTURES --dim={dim}" in page
         assert f"stage_1.dim={dim}" in page
     assert "TwoNN" in page
-    logged = run.mlflow.data.metrics["test.dimension.TwoNN"]
+    logged = run.mlflow.data.metrics["detail/dimension.TwoNN"]
     assert logged == pytest.approx(found["estimates"]["TwoNN"]["value"])
     again = project.run("dimension", method=METHOD, only_missing_outputs=True)
     assert again.mlflow is None, "nothing is computed again"
@@ -190,7 +190,7 @@ def test_ood_pipeline_scores_and_measures_every_image(ood):
     for each in measured["scores"].values():
         assert 0 <= each["auroc"]["low"] <= each["auroc"]["value"] <= each["auroc"]["high"] <= 1
     auroc = measured["scores"]["combination"]["auroc"]["value"]
-    assert ood.mlflow.data.metrics["test.auroc.combination"] == pytest.approx(auroc)
+    assert ood.mlflow.data.metrics["detail/auroc.combination"] == pytest.approx(auroc)
     test = ood.load("groups")["test"]
     assert scores["group"].tolist() == [*test, *range(40)]
     assert measured["groups"] == {"normal": len(set(test)), "ood": 40}

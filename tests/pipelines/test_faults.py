@@ -2,7 +2,6 @@
 
 import logging
 import os
-import platform
 import signal
 import sqlite3
 
@@ -15,8 +14,10 @@ from safetensors.torch import load_file
 
 from conftest import wait_for
 from submanifold.common.errors import UserError
+from submanifold.inference.records import FOLDER
 from submanifold.pipelines.evaluation import nodes
 from submanifold.runs.runner import RankRunner
+from submanifold.runs.tracking import LOCK
 
 pytestmark = pytest.mark.fault
 
@@ -80,15 +81,38 @@ def test_run_that_was_killed_while_it_was_logged_is_logged_again(project):
     params = {"evaluation": {"samples": 31}}
     project.run(**params)
     *_, killed = project.mlflow_runs()
-    process = f"{platform.node()}:{2**22 + 1}"  # larger than any number of a process
-    project.mlflow_client.set_tag(killed.info.run_id, "process", process)
     project.mlflow_client.update_run(killed.info.run_id, "RUNNING")
+    (project.path / FOLDER / killed.data.tags[LOCK]).touch()  # a lock that its process has left
     for _ in range(2):  # the second finds the record of the first
         project.run(**params, only_missing_outputs=True)
         *_, again = project.mlflow_runs()
         assert statuses(project)[-2:] == ["KILLED", "FINISHED"]
-        for name in (name for name in killed.data.metrics if name.startswith("test.")):
+        for name in ("core/BPD", "core/KID", "detail/mse"):
             assert again.data.metrics[name] == killed.data.metrics[name]
+
+
+HOLD = """
+from pathlib import Path
+from submanifold.common.files import locked
+with locked(Path(sys.argv[1]), "it", ".alive.lock"):
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_only_runs_of_this_folder_whose_process_is_dead_are_marked(project, container):
+    client, folder = project.mlflow_client, project.path / FOLDER
+    project.run("data", seed=11)
+    (experiment,) = {run.info.experiment_id for run in project.mlflow_runs()}
+    process = container(HOLD, folder)  # another host, on which it has the number 1
+    assert process.stdout.readline() == "ready\n"
+    (folder / ".dead.lock").touch()
+    locks = {".alive.lock": "RUNNING", ".dead.lock": "KILLED", ".of-another-folder.lock": "RUNNING"}
+    runs = {lock: client.create_run(experiment, tags={LOCK: lock}).info.run_id for lock in locks}
+    project.run("data", seed=12)
+    assert {lock: client.get_run(run).info.status for lock, run in runs.items()} == locks
+    for run in runs.values():
+        client.delete_run(run)
 
 
 @pytest.mark.parametrize(("error", "raised"), [

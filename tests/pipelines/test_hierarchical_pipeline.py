@@ -171,13 +171,22 @@ def test_mlflow_run_has_parameters_metrics_curves_and_artifacts(run, project):
     assert re.fullmatch(r"\d{4}-\d\d-\d\d-H-MM", info.run_name)
     assert info.status == "FINISHED"
     expected = {"dataset": "photos", "stage_1.flow.type": "glow", "stage_1.dim": "24",
-                "stage_2.training.steps": "12", "data.size": "8",
-                "keys.stage_1": run.path("stage_1.model").parent.name}  # fmt: skip
+                "stage_2.training.steps": "12", "data.size": "8", "device": "cpu"}  # fmt: skip
     assert {name: data.params.get(name) for name in expected} == expected
+    assert len(data.params) <= 22
     metrics = run.load("metrics")
-    assert data.metrics["test.bits_per_dim"] == metrics["bits_per_dim"]["value"]
-    assert data.metrics["test.baselines.pca.mse"] == metrics["baselines"]["pca"]["mse"]["value"]
-    assert len(data.metrics) <= 40
+    headlines = {name for name in data.metrics if not name.startswith("detail/")}
+    names = {"core/BPD", "core/PSNR", "core/KID", "core/precision", "core/recall"}
+    assert headlines == names
+    view = project.mlflow_client.get_experiment(info.experiment_id).tags[
+        "mlflow.sharedViewState.results"
+    ]
+    shown = json.loads(json.loads(view)["state"])["selectedColumns"]
+    assert {column.split("`")[1] for column in shown} == {*names, "method"}
+    assert data.metrics["core/BPD"] == metrics["bits_per_dim"]["value"]
+    assert data.metrics["core/PSNR"] == metrics["projection_psnr"]["value"]
+    assert data.metrics["detail/mse"] == metrics["mse"]["value"]
+    assert data.tags["baselines.pca.mse"] == str(metrics["baselines"]["pca"]["mse"]["value"])
     assert {name: data.tags[name] for name in ("dataset", "method", "seed")} == {
         "dataset": "photos", "method": "H-MM", "seed": "0"
     }  # fmt: skip
@@ -185,10 +194,17 @@ def test_mlflow_run_has_parameters_metrics_curves_and_artifacts(run, project):
         for number, (stage, prefix) in enumerate(zip(BOTH, ("", "code_"), strict=True)):
             history = run.load(f"{stage}.history")["valid"]
             rows = {STEPS * number + row["step"]: row[name] for row in history}
-            assert run.curve(f"valid.{prefix}{name}") == rows
-    assert run.curve("train.loss")
+            assert run.curve(f"detail/valid.{prefix}{name}") == rows
+    assert run.curve("detail/train.loss")
     assert run.artifacts >= {
-        *("report.html", "metrics.json", "metrics.csv", "manifest.json", "schedule.json"),
+        *(
+            "report.html",
+            "parameters.json",
+            "metrics.json",
+            "metrics.csv",
+            "manifest.json",
+            "schedule.json",
+        ),
         *("samples.png", "samples_t07.png", "rejection.png", "curves.png", "split_scores.csv"),
         *BOTH,
     }
@@ -202,9 +218,9 @@ def test_mlflow_run_has_parameters_metrics_curves_and_artifacts(run, project):
 def test_a_run_with_existing_phases_logs_their_curves(run, project):
     again = project.run(only_missing_outputs=True, evaluation={"dequantizations": 3})
     assert again.steps == {}
-    for name in ("train.loss", "valid.bits_per_dim", "valid.code_mse"):
+    for name in ("detail/train.loss", "detail/valid.bits_per_dim", "detail/valid.code_mse"):
         assert run.curve(name).items() <= again.curve(name).items()
-    figure = again.mlflow.data.metrics["test.bits_per_dim"]
+    figure = again.mlflow.data.metrics["core/BPD"]
     assert figure == run.load("metrics")["bits_per_dim"]["value"]
     assert again.mlflow.outputs.model_outputs == [], "the model is in the first run"
 

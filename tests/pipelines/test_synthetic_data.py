@@ -28,7 +28,7 @@ def test_model_is_compared_with_the_true_density(run):
     bits = truth["nll"]["value"] / (3 * np.log(2))
     assert metrics["bits_per_dim"]["value"] == pytest.approx(bits, rel=1e-5)
     assert "psnr" not in metrics
-    assert run.mlflow.data.metrics["test.divergence"] == truth["divergence"]["value"]
+    assert run.mlflow.data.metrics["detail/divergence"] == truth["divergence"]["value"]
 
 
 def test_eight_dimensions_are_shown_in_three(project):

@@ -1,53 +1,96 @@
-"""Datasets of arrays, models and paths."""
+"""Datasets of files, arrays, models and paths."""
+
+import errno
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from kedro.io import DatasetError
+from kedro.io import AbstractDataset, DatasetError
+from matplotlib.figure import Figure
 
+from submanifold.data.arrays import context_of_array, with_context
 from submanifold.data.prepare import draw
 from submanifold.data.settings import SyntheticSettings
 from submanifold.flows import RealNVP
 from submanifold.models import Hierarchy, Stage
-from submanifold.runs.datasets import ModelDataset, PreparedDataset
+from submanifold.runs.datasets import ArrayDataset, ModelDataset
+
+ROWS = np.arange(12.0).reshape(6, 2)
+WRITTEN = {
+    "array": ("ArrayDataset", ROWS, "ImagePreview"),
+    "arrays": ("ArraysDataset", {"a": ROWS}, None),
+    "json": ("json.JSONDataset", {"a": [1, 2]}, "JSONPreview"),
+    "csv": ({"type": "pandas.CSVDataset", "save_args": {"index": False}},
+            pd.DataFrame({"a": [1, 2]}), "TablePreview"),
+    "text": ("text.TextDataset", "a page", None),
+    "figure": ("matplotlib.MatplotlibDataset", Figure(), "ImagePreview"),
+}  # fmt: skip
 
 
-def test_changed_prepared_array_does_not_exist_and_is_not_loaded(tmp_path):
+@pytest.mark.parametrize("kind", WRITTEN)
+@pytest.mark.parametrize("is_logged", [False, True])
+def test_a_file_that_exists_is_whole_and_has_a_preview(tmp_path, monkeypatch, kind, is_logged):
+    of, data, preview = WRITTEN[kind]
+    path = tmp_path / "new" / "file.dat"
+    entry = {"type": "submanifold.runs.datasets.AtomicDataset", "dataset": of}
+    if kind.startswith("array"):
+        entry = {"type": f"submanifold.runs.datasets.{of}"}
+    entry["filepath"] = str(path)
+    if is_logged:
+        monkeypatch.setattr("mlflow.log_artifact", lambda file, folder: None)
+        entry = {"type": "kedro_mlflow.io.artifacts.MlflowArtifactDataset", "dataset": entry}
+    dataset = AbstractDataset.from_config(kind, entry)
+    assert not dataset.exists()
+    renamed = []
+
+    def fail(temporary, final):
+        renamed.append(temporary)
+        raise OSError(errno.ENOSPC, "the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", fail)
+        with pytest.raises(DatasetError, match="the disk is full"):
+            dataset.save(data)
+    assert renamed[0].parent == path.parent
+    assert list(path.parent.iterdir()) == []
+    dataset.save(data)
+    assert dataset.exists()
+    assert [file.name for file in path.parent.iterdir()] == ["file.dat"]
+    if kind != "figure":
+        loaded = dataset.load()
+        equal = (loaded["a"] == data["a"]) if kind in ("arrays", "csv") else (loaded == data)
+        assert np.all(equal)
+    named = getattr(getattr(dataset, "preview", None), "__annotations__", {}).get("return")
+    assert getattr(named, "__name__", named) == preview
+
+
+def test_an_array_that_its_node_has_written_is_not_written_again(tmp_path):
     counts = {"train": 8, "valid": 4, "test": 2}
     train, *_ = draw(SyntheticSettings(source="circle", counts=counts), tmp_path)
-    dataset = PreparedDataset(filepath=str(tmp_path / "train.npy"))
-    assert dataset.exists()
-    np.testing.assert_array_equal(dataset.load(), train)
-    content = bytearray((tmp_path / "train.npy").read_bytes())
-    content[-1] ^= 1
-    (tmp_path / "train.npy").write_bytes(content)
-    assert not dataset.exists()
-    with pytest.raises(
-        DatasetError, match=r"does not have its checksum.*kedro run --pipeline=data"
-    ):
-        dataset.load()
+    written = (tmp_path / "train.npy").stat().st_ino
+    dataset = ArrayDataset(filepath=str(tmp_path / "train.npy"))
+    dataset.save(train)
+    assert (tmp_path / "train.npy").stat().st_ino == written
+    dataset.save(train[:3])
+    np.testing.assert_array_equal(dataset.load(), train[:3])
 
 
-@pytest.fixture
-def models(tmp_path):
-    return ModelDataset(filepath=str(tmp_path / "photos-phase_1-abc" / "flow.safetensors"))
+def test_an_array_is_saved_with_the_context_of_its_events(tmp_path):
+    dataset = ArrayDataset(filepath=str(tmp_path / "u.npy"))
+    dataset.save(with_context(ROWS, np.arange(6)))
+    np.testing.assert_array_equal(context_of_array(dataset.load()), np.arange(6))
 
 
-def test_model_is_saved_with_its_key_and_loaded(models):
+def test_model_is_saved_with_its_key_and_loaded(tmp_path):
+    models = ModelDataset(filepath=str(tmp_path / "photos-phase_1-abc" / "flow.safetensors"))
     model = Hierarchy([Stage(RealNVP(6, 2), 6), Stage(RealNVP(6, 2), 2)])
     model.notes = {"step": 7}
+    assert not models.exists()
     models.save(model)
+    assert models.exists()
     loaded = models.load()
     assert not loaded.training
     assert loaded.notes == {"step": 7, "key": "photos-phase_1-abc"}
     x = torch.randn(4, 6)
     assert torch.equal(loaded.log_prob(x), model.eval().log_prob(x))
-
-
-def test_invalid_model_file_does_not_exist_and_is_not_loaded(models, tmp_path):
-    path = tmp_path / "photos-phase_1-abc" / "flow.safetensors"
-    path.parent.mkdir()
-    path.write_bytes(b"half a file")
-    assert not models.exists()
-    with pytest.raises(DatasetError, match=r"Model\.save"):
-        models.load()

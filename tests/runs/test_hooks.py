@@ -1,12 +1,8 @@
-import os
-import platform
 import signal
 import threading
 import traceback
 
 import mlflow
-import numpy as np
-import pandas as pd
 import pytest
 import requests
 from kedro.io import DataCatalog, MemoryDataset
@@ -16,10 +12,11 @@ from mlflow.exceptions import MlflowException
 
 from submanifold.common import distributed
 from submanifold.common.errors import UserError
-from submanifold.runs.datasets import ArrayDataset
-from submanifold.runs.hooks import FileHooks, RunHooks, _exit, _required
+from submanifold.common.files import is_locked
+from submanifold.inference.records import FOLDER
+from submanifold.runs.hooks import RunHooks, _exit
 from submanifold.runs.runner import RankRunner
-from submanifold.runs.tracking import log_callback
+from submanifold.runs.tracking import LOCK, log_callback, required
 
 
 def test_run_in_a_thread_does_not_set_signal_handlers(project):
@@ -49,20 +46,20 @@ def test_sigterm_ends_a_run_with_an_exit_code(project):
     assert caught.value.code == 143
 
 
-def test_a_run_in_mlflow_has_its_process_from_its_creation_and_ends_with_sigterm(
-    project, monkeypatch
-):
+def test_a_run_in_mlflow_has_its_lock_from_its_creation_and_ends_with_sigterm(project, monkeypatch):
     """Otherwise one that is killed at its start is RUNNING for ever."""
     create, created = MlflowClient.create_run, []
 
     def create_and_look(*arguments, **options):
         run = create(*arguments, **options)
-        created.append((run.data.tags.get("process"), signal.getsignal(signal.SIGTERM)))
+        is_held = is_locked(project.path / FOLDER / run.data.tags.get(LOCK, ""))
+        created.append((is_held, signal.getsignal(signal.SIGTERM)))
         return run
 
     monkeypatch.setattr(MlflowClient, "create_run", create_and_look)
     run = project.run("data")
-    assert created == [(f"{platform.node()}:{os.getpid()}", _exit)]
+    assert created == [(True, _exit)]
+    assert not list((project.path / FOLDER).glob(".*.lock")), "the run has ended"
     assert run.mlflow.data.tags["dataset"] == "photos"
     assert run.mlflow.data.tags["mlflow.user"]
 
@@ -118,7 +115,7 @@ def failures(uri, error, monkeypatch, caplog):
     log_callback(0, 1)("density", 1, {"train.loss": 1.0})
     monkeypatch.undo()
     loader = {"mlflow": {"server": {"mlflow_tracking_uri": uri}}}
-    with pytest.raises(UserError) as caught, _required(loader):
+    with pytest.raises(UserError) as caught, required(loader):
         fail()
     trace = traceback.format_exception(caught.value, limit=0)  # also of its cause
     return caplog.text + "".join(trace)
@@ -144,74 +141,6 @@ def test_a_failure_of_mlflow_in_or_after_a_run_is_one_message_without_credential
     mlflow.end_run()
 
 
-WRITTEN = {
-    "u_train.npy": np.random.default_rng(0).standard_normal((40, 6)).astype(np.float32),
-    "baselines.json": {"gaussian": {"bits_per_dim": 3.25}},
-    "scores.csv": pd.DataFrame({"score": [1.5, 2.5]}),
-}
-TYPES = {"json": "json.JSONDataset", "csv": "pandas.CSVDataset"}
-
-
-class Files:
-    """A catalog whose datasets are saved and loaded with the hooks, as in a node."""
-
-    def __init__(self, folder):
-        self.folder, self.hooks = folder, FileHooks()
-        array = ArrayDataset(filepath=str(folder / "u_train.npy"))
-        config = {name: {"type": TYPES[name.rpartition(".")[2]], "filepath": str(folder / name)}
-                  for name in WRITTEN if not name.endswith("npy")}  # fmt: skip
-        self.catalog = DataCatalog.from_config(config)
-        self.catalog["u_train.npy"] = array
-        self.hooks.after_catalog_created(self.catalog)
-
-    def save(self, name):
-        self.hooks.before_dataset_saved(name)
-        self.catalog.save(name, WRITTEN[name])
-        self.hooks.after_dataset_saved(name)
-
-    def load(self, name):
-        self.hooks.before_dataset_loaded(name)
-        return self.catalog.load(name)
-
-    def start_run(self):
-        node = Node(lambda: None, None, list(WRITTEN), name="any")
-        self.hooks.before_pipeline_run(Pipeline([node]))
-
-
-@pytest.fixture
-def files(tmp_path):
-    return Files(tmp_path)
-
-
-@pytest.mark.parametrize("name", WRITTEN)
-def test_a_changed_file_is_not_loaded_and_is_written_again(files, name):
-    files.save(name)
-    files.load(name)
-    files.start_run()
-    assert files.catalog.exists(name)
-    path = files.folder / name
-    content = bytearray(path.read_bytes())
-    content[-4 if path.suffix == ".csv" else -2 if path.suffix == ".npy" else -7] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=f"{name}: expected the content that was written"):
-        files.load(name)
-    files.start_run()
-    assert not files.catalog.exists(name)
-    files.save(name)
-    files.load(name)
-
-
-@pytest.mark.parametrize("name", WRITTEN)
-def test_a_file_of_a_killed_process_is_written_again(files, name, monkeypatch):
-    files.hooks.before_dataset_saved(name)
-    (files.folder / name).write_bytes(b"[1]\n")
-    files.start_run()
-    assert (files.folder / name).exists(), "this process may still write it"
-    monkeypatch.setattr("submanifold.runs.hooks.is_alive", lambda process: False)
-    files.start_run()
-    assert not (files.folder / name).exists()
-
-
 @pytest.mark.parametrize("rank", [0, 1])
 def test_only_the_first_rank_writes(tmp_path, monkeypatch, rank):
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
@@ -227,7 +156,7 @@ def test_only_the_first_rank_writes(tmp_path, monkeypatch, rank):
             return [name]
 
         nodes.append(Node(compute, needs, name, name=name, tags=tags))
-    config = {name: {"type": TYPES["json"], "filepath": str(tmp_path / name)}
+    config = {name: {"type": "json.JSONDataset", "filepath": str(tmp_path / name)}
               for name in ("train", "report")}  # fmt: skip
     catalog = DataCatalog.from_config(config)
     catalog["params:threads"] = MemoryDataset(None)

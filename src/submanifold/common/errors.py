@@ -14,6 +14,18 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def table_name(name: str) -> str:
+    r"""Escape a file name as :func:`printable`, and a first character that starts a formula.
+
+    Example:
+        >>> print(table_name("=1"))
+        \x3d1
+    """
+    if name.startswith(("=", "+", "-", "@")):
+        name = f"\\x{ord(name[0]):02x}{name[1:]}"
+    return printable(name)
+
+
 class UserError(ClickException, ValueError):
     """An invalid setting, path or file.
 

@@ -1,101 +1,43 @@
-"""Atomic writes, checksums, and locks of folders."""
+"""Atomic writes, and locks of folders."""
 
 import errno
-import glob
-import hashlib
 import json
 import logging
 import os
-import socket
-import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from functools import lru_cache
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from filelock import FileLock, Timeout
-
-from submanifold.common.errors import printable
 
 log = logging.getLogger(__name__)
 
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
-STEM, SUFFIX = 30, 16  # characters in the name of a partial file, which is limited to 255 bytes
-
-
-def table_name(name: str) -> str:
-    r"""Escape a file name as :func:`printable`, and a first character that starts a formula.
-
-    Example:
-        >>> print(table_name("=1"))
-        \x3d1
-    """
-    if name.startswith(("=", "+", "-", "@")):
-        name = f"\\x{ord(name[0]):02x}{name[1:]}"
-    return printable(name)
+STEM, SUFFIX = 30, 16  # characters in the name of a temporary file, which is limited to 255 bytes
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder, and rename it to ``path`` on success.
 
-    Each process and thread gets its own temporary path. It is removed on failure; the next writer
-    of the file removes those that killed processes of this machine left behind. The folder of the
-    file is created.
+    A file that exists is whole. A killed process leaves its temporary file, which nobody reads.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{path.stem[:STEM]}.{socket.gethostname()}-"
-    for abandoned in path.parent.glob(f"{glob.escape(prefix)}*"):
-        process = abandoned.name.removeprefix(prefix).partition("-")[0]
-        if process.isdigit() and not is_alive(int(process)):
-            abandoned.unlink(missing_ok=True)
-    name = f"{prefix}{os.getpid()}-{threading.get_ident()}{path.suffix[:SUFFIX]}"
-    partial = path.with_name(name)
+    temporary = path.with_name(f".{path.stem[:STEM]}-{uuid4().hex}{path.suffix[:SUFFIX]}")
     try:
-        yield partial
-        with open(partial, "rb") as file:
+        yield temporary
+        with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        os.replace(temporary, path)
     except OSError as error:
         error.filename = error.filename or str(path)  # a full disk does not name the file
         raise
     finally:
-        remove_files([partial])
-
-
-def remove_files(files: Iterable[Path]) -> None:
-    """Remove the files that exist; unlinking a missing one fails in a read-only folder."""
-    for file in files:
-        if file.exists():
-            file.unlink(missing_ok=True)
-
-
-def write_checksum(path: Path) -> str:
-    """Write the checksum of a file next to it, for :func:`is_unchanged`, and return it."""
-    checksum = _checksum(path, path.stat().st_mtime_ns)
-    checksum_path(path).write_text(checksum)
-    return checksum
-
-
-def is_unchanged(path: Path) -> bool:
-    """Whether a file has its checksum, if one was written."""
-    try:
-        return checksum_path(path).read_text() == _checksum(path, path.stat().st_mtime_ns)
-    except OSError:
-        return True
-
-
-def checksum_path(path: Path) -> Path:
-    """Return the file next to another one that has its checksum."""
-    return path.with_name(f".{path.name}.sha256")
-
-
-@lru_cache
-def _checksum(path: Path, changed: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        with suppress(OSError):  # unlinking a missing file fails in a read-only folder
+            temporary.unlink()
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -113,15 +55,14 @@ def read_json(path: Path) -> Any:
 
 
 @contextmanager
-def locked(folder: str | Path, what: str) -> Iterator[None]:
+def locked(folder: str | Path, what: str, name: str = ".lock") -> Iterator[None]:
     """Lock a folder against other processes and threads; wait while another one holds the lock.
 
     The lock is reentrant within a thread, and ends with its process. A read-only folder is not
-    locked; neither is one whose file system has no locks, with a warning. ``what`` is computed in
-    it, for the log.
+    locked; neither is one without file locks, with a warning. ``what`` is computed, for the log.
     """
     folder = Path(folder).resolve()
-    lock = FileLock(folder / ".lock", is_singleton=True)
+    lock = FileLock(folder / name, is_singleton=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -140,10 +81,10 @@ def locked(folder: str | Path, what: str) -> Iterator[None]:
         lock.release()
 
 
-def is_alive(pid: int) -> bool:
-    """Return whether a process of this machine is running."""
+def is_locked(path: Path) -> bool:
+    """Whether a living process, on this or another machine, holds a lock by its file."""
     try:
-        os.kill(pid, 0)
-    except OSError as error:
-        return isinstance(error, PermissionError)
-    return True
+        with FileLock(path, blocking=False) if path.is_file() else nullcontext():
+            return False
+    except OSError:  # held, or on a read-only disk
+        return True

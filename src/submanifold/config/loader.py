@@ -122,15 +122,18 @@ class ExperimentConfigLoader(OmegaConfigLoader):
 
         settings = self.experiment.data if part == "data" else self.experiment.ood_data
         if isinstance(settings, ImageSettings):
-            folder = self.project / self["catalog"][f"{part}_folder"]["filepath"]
             with error_prefix(part):
-                check(settings, folder, self.project / RAW_FOLDER)
+                check(settings, self.path(f"{part}_folder"), self.project / RAW_FOLDER)
+
+    def path(self, name: str) -> Path:
+        """Return the path of a catalog entry's file or folder."""
+        return self.project / file_entry(self["catalog"][name])["filepath"]
 
     def record(self) -> RunRecord:
         """Describe the run of this configuration, which starts now."""
         experiment, catalog = self.experiment, self["catalog"]
-        entries = (catalog[name] for name in ("hierarchy", "metrics", "report"))
-        model, metrics, report = (entry.get("dataset", entry)["filepath"] for entry in entries)
+        entries = (file_entry(catalog[name]) for name in ("hierarchy", "metrics", "report"))
+        model, metrics, report = (entry["filepath"] for entry in entries)
         return RunRecord(
             name=self.run_name,
             key=self.artifact_keys["model"],
@@ -177,6 +180,12 @@ class ExperimentConfigLoader(OmegaConfigLoader):
             expected = "YAML files with names, values and interpolations that Kedro knows"
             fix = f"Change it in {self.conf_source}"
             raise unexpected(name, expected, reason, fix) from error
+
+
+def file_entry(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the catalog entry of a file, without kedro-mlflow's wrapper that logs it."""
+    inner = entry.get("dataset")
+    return inner if isinstance(inner, Mapping) and "filepath" not in entry else entry
 
 
 def load_configuration(

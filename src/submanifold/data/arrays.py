@@ -1,4 +1,4 @@
-"""NumPy files: written in pieces, memory-mapped, and verified by a checksum."""
+"""NumPy files: written in pieces, and memory-mapped."""
 
 import math
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from submanifold.common.errors import unexpected
-from submanifold.common.files import atomic_write, is_unchanged
+from submanifold.common.files import atomic_write
 
 
 class ConditionalArray(np.ndarray):
@@ -68,15 +68,6 @@ def save_context(path: Path, context: np.ndarray) -> None:
     """Write the contexts of the events in a ``.npy`` file, for :func:`load_npy`."""
     with atomic_write(context_path(path)) as partial, open(partial, "wb") as file:
         np.save(file, context)
-
-
-def map_npy(path: Path) -> np.memmap | None:
-    """Memory-map a ``.npy`` file copy-on-write; None if it is missing, truncated or changed."""
-    try:
-        array = np.load(path, mmap_mode="c") if is_unchanged(path) else None
-    except (OSError, ValueError, EOFError):
-        return None
-    return array if isinstance(array, np.memmap) else None
 
 
 def write_chunks(

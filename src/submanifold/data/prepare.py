@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from submanifold.common.errors import UserError, printable, unexpected
-from submanifold.common.files import locked, read_json, remove_files, write_checksum, write_json
+from submanifold.common.files import locked, read_json, write_json
 from submanifold.common.processes import map_in_threads
 from submanifold.common.progress import ProgressBar
-from submanifold.data.arrays import map_npy, save_context, write_chunks
+from submanifold.data.arrays import context_path, save_context, write_chunks
 from submanifold.data.images import SUFFIXES, decode
 from submanifold.data.sources import SOURCES, Source
 from submanifold.data.splits import SPLITS, plan
@@ -41,9 +41,9 @@ MIN_IMAGES, FEW_IMAGES, MIN_CLASSES = 2, 100, 2
 def prepare(settings: "ImageSettings", folder: Path, raw_folder: Path) -> Prepared:
     """Crop, resize and split the images of a source, in bounded memory.
 
-    Finished work is returned; arrays that no longer have their checksum (after a disk error) are
-    prepared again. The folder gets train.npy, valid.npy, test.npy, labels.json and groups.json if
-    there are any, and finally manifest.json; with a condition also files of the contexts.
+    Finished work is returned. The folder gets train.npy, valid.npy, test.npy, labels.json and
+    groups.json if there are any, and finally manifest.json; with a condition also files of the
+    contexts.
 
     Returns three uint8 arrays (N, channels, size, size), and the manifest, with a hash of the
     arrays, the first 1,000 `skipped` images (`{"name", "reason"}`), and the numbers of `groups` by
@@ -79,23 +79,21 @@ def draw(settings: "SyntheticSettings", folder: Path) -> Prepared:
 def prepare_once(
     folder: Path, what: str, key: dict[str, Any], write: Callable[[], Written]
 ) -> Prepared:
-    """Write arrays, their sidecar files and a manifest, unless intact arrays of this key exist."""
+    """Write arrays, their sidecar files and a manifest, unless those of this key exist."""
     files = [folder / f"{split}.npy" for split in SPLITS]
     with locked(folder, what):
         manifest: dict[str, Any] = read_json(folder / "manifest.json") or {}
-        is_intact = all(map_npy(file) is not None for file in files)
-        if manifest | key != manifest or not is_intact:
-            if any(file.exists() for file in files):
-                log.warning(
-                    "the arrays in %s are of other data, or damaged; preparing them again", folder
-                )
+        if manifest | key != manifest or not all(file.exists() for file in files):
+            if manifest:
+                log.warning("the arrays in %s are of other data; preparing them again", folder)
             old = [folder / f"{name}.json" for name in ("manifest", *SIDECARS)]
-            remove_files([*old, *folder.glob("*.npy")])
+            for file in [*old, *map(context_path, files)]:  # the arrays are replaced
+                file.unlink(missing_ok=True)
             began, (manifest, sidecars) = time.monotonic(), write()
             for name, values in sidecars.items():
                 write_json(folder / f"{name}.json", values)
             counts = [len(np.load(file, mmap_mode="r")) for file in files]
-            hashes, groups = "".join(map(write_checksum, files)), sidecars.get("groups", {})
+            hashes, groups = "".join(map(_hash, files)), sidecars.get("groups", {})
             manifest |= {
                 "counts": dict(zip(SPLITS, counts, strict=True)),
                 "groups": {split: len({*numbers}) for split, numbers in groups.items()} or None,
@@ -106,6 +104,11 @@ def prepare_once(
             write_json(folder / "manifest.json", manifest)
     train, valid, test = (np.load(file, mmap_mode="c") for file in files)
     return train, valid, test, manifest
+
+
+def _hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check(settings: "ImageSettings", folder: Path, raw_folder: Path) -> None:

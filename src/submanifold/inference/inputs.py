@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from submanifold.common.errors import UserError, unexpected
-from submanifold.common.files import printable, table_name
+from submanifold.common.errors import UserError, printable, table_name, unexpected
 from submanifold.common.processes import check_memory, map_in_threads
 from submanifold.common.progress import ProgressBar
 from submanifold.data.images import SUFFIXES, decode, image_size

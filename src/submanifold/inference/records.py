@@ -1,7 +1,5 @@
 """Named runs: ``data/runs/<name>.json`` records a run's settings and the paths of its outputs."""
 
-import os
-import socket
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
@@ -10,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from submanifold.common.errors import UserError, did_you_mean, unexpected
-from submanifold.common.files import is_alive, locked, read_json, write_json
+from submanifold.common.files import is_locked, locked, read_json, write_json
 
 FOLDER = Path("data/runs")
 MODEL_FILE = "hierarchy.safetensors"
@@ -29,14 +27,13 @@ class RunRecord:
     metrics: str
     report: str
     params: dict[str, Any] = field(default_factory=dict)  # those that the user set
-    host: str = field(default_factory=socket.gethostname)
-    pid: int = field(default_factory=os.getpid)
+    lock: str = ""  # name of the file, next to the record, that its process locks
 
     def state(self, project: Path) -> str:
         """Return ``finished``, ``running``, ``trained`` (not evaluated) or ``interrupted``."""
         if (project / self.report).exists():
             return "finished"
-        if self.host != socket.gethostname() or is_alive(self.pid):
+        if is_locked(project / FOLDER / self.lock):
             return "running"
         return "trained" if (project / self.model).exists() else "interrupted"
 
@@ -58,8 +55,9 @@ def choose_name(project: Path, chosen: str | None, key: str, method: str) -> str
     A chosen name that a run with other settings has raises a UserError.
     """
     keys = {record.name: record.key for record in read_records(project)}
+    taken = {path.stem for path in (project / FOLDER).glob("*.json")}
     if chosen is not None:
-        if keys.get(chosen, key) != key:
+        if chosen in taken and keys.get(chosen) != key:
             fix = f"Choose another name, or delete {FOLDER / chosen}.json"
             raise unexpected("name", "a name that no run with other settings has", chosen, fix)
         return chosen
@@ -67,19 +65,19 @@ def choose_name(project: Path, chosen: str | None, key: str, method: str) -> str
         return equal[-1]
     first = f"{datetime.now():%Y-%m-%d}-{method}"
     names = chain([first], (f"{first}-{number}" for number in count(2)))
-    return next(name for name in names if name not in keys)
+    return next(name for name in names if name not in taken)
 
 
 def write_record(project: Path, record: RunRecord, chosen: str | None) -> RunRecord:
-    """Record a run that starts, under the name that :func:`choose_name` returns now.
-
-    Runs that start at once get different names. Of a run that started before, its start is kept.
-    """
+    """Record a run that starts, with a name that only equal runs have, and their first start."""
     with locked(project / FOLDER, "its record"):
         name = choose_name(project, chosen, record.key, record.method)
+        path = project / FOLDER / f"{name}.json"
         starts = {record.name: record.started for record in read_records(project)}
+        if name not in starts:
+            path.touch(exist_ok=False)  # also where the folder cannot be locked
         record = replace(record, name=name, started=starts.get(name, record.started))
-        write_json(project / FOLDER / f"{name}.json", asdict(record))
+        write_json(path, asdict(record))
     return record
 
 

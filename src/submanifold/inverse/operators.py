@@ -16,8 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from submanifold.common.errors import UserError, did_you_mean, unexpected
-from submanifold.common.files import printable
+from submanifold.common.errors import UserError, did_you_mean, printable, unexpected
 
 Operator: TypeAlias = Callable[[Tensor], Tensor]
 

@@ -10,7 +10,7 @@ from threading import get_ident
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
@@ -56,15 +56,6 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if texts.pop(CHECKSUM, None) != json.dumps(_checksum(tensors, texts)):
         raise ValueError("a checksum that is missing or does not match")
     return tensors, {name: json.loads(text) for name, text in texts.items()}
-
-
-def is_intact(path: Path) -> bool:
-    """Whether a file of :func:`save_tensors` is complete and unchanged."""
-    try:
-        load_tensors(path)
-        return True
-    except (SafetensorError, OSError, ValueError):
-        return False
 
 
 def describe(part: Any) -> Any:

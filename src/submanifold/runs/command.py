@@ -1,4 +1,4 @@
-"""Commands ``train`` and ``runs``: one experiment from a few options, and the list of all runs."""
+"""Commands ``train``, ``runs``, ``compare`` and ``info``, of one experiment or of all runs."""
 
 import json
 import re
@@ -9,10 +9,11 @@ from typing import Any
 
 import click
 
-from submanifold.common.errors import UserError
+from submanifold.common.errors import UserError, unexpected
 from submanifold.common.files import read_json
 from submanifold.config.project import project_folder, set_kedro_defaults
-from submanifold.inference.command import id_option, model_argument
+from submanifold.inference.command import id_option, model_argument, out_option
+from submanifold.inference.outputs import check_output, output
 from submanifold.inference.records import (
     RunRecord,
     choose_name,
@@ -91,10 +92,70 @@ def runs(name: str | None) -> None:
     if not records:
         click.echo("No runs in this folder. `submanifold train pictures/` starts one.")
         return
+    click.echo(_table([_row(record, project) for record in records]))
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True, metavar="RUN...")
+@out_option("CSV file of the values and the ends of their intervals.", "comparison.csv")
+def compare(names: tuple[str, ...], out: Path) -> None:
+    """Compare the metrics of finished runs, with 95% intervals.
+
+    The table is an artifact of the newest of them in MLflow, too.
+    """
+    check_output("--out", out, (".csv",))
+    project = records_folder()
+    records = [find_record(project, name) for name in names]
+    for record in records:
+        if (state := record.state(project)) != "finished":
+            expected = "the names of finished runs"
+            raise unexpected("RUN", expected, f"{record.name}, which is {state}", "Finish it first")
     import pandas as pd
 
-    table = pd.DataFrame([_row(record, project) for record in records]).fillna("")
-    click.echo(table.to_markdown(index=False, tablefmt="simple", disable_numparse=True))
+    from submanifold.evaluation.intervals import ENDS
+    from submanifold.evaluation.metrics import METRICS, is_missing
+
+    shown = [{"metric": label, "better": ""} | {record.name: getattr(record, label)
+              for record in records} for label in ("dataset", "method")]  # fmt: skip
+    rows, measured = list[dict[str, Any]](), {run.name: _measured(run, project) for run in records}
+    for metric in METRICS.values():
+        values = {name: metric.read(metrics) for name, metrics in measured.items()}
+        intervals = {name: value if isinstance(value, dict) else {"value": value}
+                     for name, value in values.items()}  # fmt: skip
+        if all(is_missing(interval.get("value")) for interval in intervals.values()):
+            continue
+        better = metric.better or ""
+        texts = {name: metric.write(value) for name, value in values.items()}
+        shown.append({"metric": metric.label, "better": better, **texts})
+        about = {"metric": metric.name, "unit": metric.unit, "better": better}
+        rows += [about | {"run": name} | {end: interval.get(end) for end in ENDS}
+                 for name, interval in intervals.items()]  # fmt: skip
+    click.echo(_table(shown))
+    with output("--out", out) as partial:
+        pd.DataFrame(rows).to_csv(partial, index=False)
+    newest = max(records, key=lambda record: record.started)
+    import mlflow
+
+    from submanifold.runs.runner import session
+
+    with session(project, None, {}) as kedro:
+        kedro.load_context()  # connects MLflow
+    query = f"attributes.run_name = '{newest.name}'"
+    for run in mlflow.search_runs(filter_string=query, max_results=1, output_format="list"):
+        mlflow.MlflowClient().log_artifact(run.info.run_id, str(out))
+
+
+def _measured(record: RunRecord, project: Path) -> dict[str, Any]:
+    """Read the metrics of a run, and for synthetic data those of the comparison with the truth."""
+    files = (project / record.metrics, (project / record.metrics).with_name("truth.json"))
+    return {name: value for file in files for name, value in (read_json(file) or {}).items()}
+
+
+def _table(rows: list[dict[str, str]]) -> str:
+    import pandas as pd
+
+    table = pd.DataFrame(rows).fillna("")
+    return str(table.to_markdown(index=False, tablefmt="simple", disable_numparse=True))
 
 
 @click.command()
@@ -164,4 +225,4 @@ def _row(record: RunRecord, project: Path) -> dict[str, str]:
     return row
 
 
-COMMANDS = [train, runs, info]
+COMMANDS = [train, runs, compare, info]

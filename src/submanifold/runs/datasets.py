@@ -1,27 +1,25 @@
-"""Kedro datasets: arrays, models and paths."""
+"""Kedro datasets: atomic files, arrays, models and paths."""
 
 import base64
 import json
-import zipfile
+from mmap import mmap
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NewType, NoReturn
 
 import numpy as np
 from kedro.io import AbstractDataset, DatasetError
-from kedro_datasets._typing import ImagePreview, JSONPreview
 
-from submanifold.common.errors import UserError
 from submanifold.common.files import atomic_write
-from submanifold.data.arrays import context_of_array, load_npy, map_npy, save_context
+from submanifold.data.arrays import context_of_array, load_npy, save_context
 from submanifold.models import Model
-from submanifold.models.io import is_intact
+
+# Kedro-Viz recognizes previews by the names of these types; Kedro's own are private
+ImagePreview = NewType("ImagePreview", str)
+JSONPreview = NewType("JSONPreview", str)
 
 
 class LocalDataset(AbstractDataset[Any, Any]):
-    """Base class of datasets at a local path, with metadata for Kedro-Viz.
-
-    With ``CHECKS_FILE`` it verifies its own file; :class:`.FileHooks` does for all others.
-    """
+    """Base class of datasets at a local path, with metadata for Kedro-Viz."""
 
     def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None):
         self._filepath = Path(filepath)
@@ -30,11 +28,38 @@ class LocalDataset(AbstractDataset[Any, Any]):
     def _describe(self) -> dict[str, Any]:
         return {"filepath": str(self._filepath)}
 
+    def _exists(self) -> bool:
+        return self._filepath.exists()
+
+
+class AtomicDataset(LocalDataset):
+    """A file of another dataset that is written atomically: one that exists is whole.
+
+    ``dataset`` is the type of the other dataset, or its entry without the path.
+    """
+
+    def __init__(
+        self, *, filepath: str, dataset: str | dict[str, Any],
+        metadata: dict[str, Any] | None = None,
+    ):  # fmt: skip
+        super().__init__(filepath=filepath, metadata=metadata)
+        self._entry = {"type": dataset} if isinstance(dataset, str) else dataset
+        if hasattr(final := self._at(self._filepath), "preview"):
+            self.preview = final.preview
+
+    def load(self) -> Any:
+        return self._at(self._filepath).load()
+
+    def save(self, data: Any) -> None:
+        with atomic_write(self._filepath) as partial:
+            self._at(partial).save(data)
+
+    def _at(self, path: Path) -> AbstractDataset[Any, Any]:
+        return AbstractDataset.from_config(path.name, {**self._entry, "filepath": str(path)})
+
 
 class PathDataset(LocalDataset):
     """Loads as its own path: a file or folder that a node reads, or writes by itself."""
-
-    CHECKS_FILE = True
 
     def load(self) -> Path:
         """Create the parent folder and return the path."""
@@ -49,16 +74,20 @@ class PathDataset(LocalDataset):
 
 
 class ArrayDataset(LocalDataset):
-    """A ``.npy`` file, loaded as a copy-on-write memory map and written atomically."""
+    """A ``.npy`` file, loaded as a copy-on-write memory map, with the context of its events."""
 
     def load(self) -> np.ndarray:
         return load_npy(self._filepath)
 
     def save(self, data: np.ndarray) -> None:
-        with atomic_write(self._filepath) as partial, partial.open("wb") as file:
-            np.save(file, data)
+        """Write the array, unless it is a map of the file, which its node has written."""
+        is_whole = isinstance(data.base, mmap)  # a map of a file rather than of a part of it
+        if is_whole and getattr(data, "filename", None) == self._filepath.resolve():
+            return
         if (context := context_of_array(data)) is not None:
             save_context(self._filepath, context)
+        with atomic_write(self._filepath) as partial, partial.open("wb") as file:
+            np.save(file, data)
 
     def preview(self) -> ImagePreview:
         from submanifold.plots.curves import latent_histogram
@@ -68,12 +97,9 @@ class ArrayDataset(LocalDataset):
         figure = image_grid(array[:64], columns=16) if array.ndim == 4 else latent_histogram(array)
         return ImagePreview(base64.b64encode(as_png(figure)).decode())
 
-    def _exists(self) -> bool:
-        return map_npy(self._filepath) is not None
-
 
 class ArraysDataset(LocalDataset):
-    """Named arrays in a compressed ``.npz`` file, written atomically."""
+    """Named arrays in a compressed ``.npz`` file."""
 
     def load(self) -> dict[str, np.ndarray]:
         with np.load(self._filepath) as arrays:
@@ -83,31 +109,9 @@ class ArraysDataset(LocalDataset):
         with atomic_write(self._filepath) as partial, partial.open("wb") as file:
             np.savez_compressed(file, **data)  # type: ignore[arg-type]
 
-    def _exists(self) -> bool:
-        return zipfile.is_zipfile(self._filepath)
-
-
-class PreparedDataset(ArrayDataset):
-    """An array that its node has written with a checksum, without which it does not exist."""
-
-    CHECKS_FILE = True
-
-    def save(self, data: np.ndarray) -> None:
-        """Do nothing."""
-
-    def load(self) -> np.ndarray:
-        """Map the file; raise a :class:`UserError` if it has changed on disk."""
-        if not self._exists():
-            problem = f"The array {self._filepath} is missing or does not have its checksum"
-            fix = "Prepare it again: kedro run --pipeline=data with the same parameters"
-            raise UserError(f"{problem}. {fix}.")
-        return super().load()
-
 
 class ModelDataset(LocalDataset):
     """A model in a safetensors file, with its configuration and notes in the header."""
-
-    CHECKS_FILE = True
 
     def load(self) -> Model:
         return Model.load(self._filepath)
@@ -119,6 +123,3 @@ class ModelDataset(LocalDataset):
 
     def preview(self) -> JSONPreview:
         return JSONPreview(json.dumps(self.load().describe()))
-
-    def _exists(self) -> bool:
-        return self._filepath.is_file() and is_intact(self._filepath)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from submanifold.common.device import choose_device
 from submanifold.common.files import read_json, write_json
-from submanifold.config.loader import ExperimentConfigLoader, load_configuration
+from submanifold.config.loader import ExperimentConfigLoader, file_entry, load_configuration
 from submanifold.config.merge import merge
 from submanifold.config.project import RAW_FOLDER, conf_source, configure
 from submanifold.config.resolve import resolve
@@ -72,11 +72,11 @@ class CachedRun:
     @cached_property
     def catalog(self) -> DataCatalog:
         """The catalog of the run, built without a Kedro session, which takes longer."""
-        entries = {name: entry.get("dataset", entry)  # without logging to MLflow
-                   for name, entry in self.configuration["catalog"].items()}  # fmt: skip
+        catalog = self.configuration["catalog"]
+        entries = {name: file_entry(entry) for name, entry in catalog.items()}
         return DataCatalog.from_config({
             name: {**entry, "filepath": str(self.project / entry["filepath"])}
-            for name, entry in entries.items()
+            for name, entry in entries.items() if "filepath" in entry
         })  # fmt: skip
 
     def load(self, name: str) -> Any:
@@ -122,8 +122,7 @@ class CachedRun:
     @property
     def finished_at(self) -> float:
         """When the model was written, in seconds since 1970."""
-        path = self.configuration["catalog"]["hierarchy"]["filepath"]
-        return (self.project / path).stat().st_mtime
+        return self.configuration.path("hierarchy").stat().st_mtime
 
     def run(self, until: str | None = None) -> None:
         """Compute the missing artifacts, or those up to one artifact, in an MLflow run."""

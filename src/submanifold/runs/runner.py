@@ -1,6 +1,7 @@
 """Sessions of Kedro, and its runner for several processes, which torchrun starts."""
 
 import copy
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -13,18 +14,19 @@ import torch.distributed as dist
 from kedro.framework.session import KedroSession
 from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
-from kedro.runner import SequentialRunner
-from kedro.runner.task import Task
+from kedro.runner import AbstractRunner
 from pluggy import PluginManager
 
 from submanifold.common import distributed
 from submanifold.common.threads import use_threads
 from submanifold.config.project import conf_source, configure
+from submanifold.runs.checks import select_missing
 
+log = logging.getLogger(__name__)
 TIMEOUT = timedelta(days=7)  # the first rank may prepare data for hours while the others wait
 
 
-class RankRunner(SequentialRunner):
+class RankRunner(AbstractRunner):
     """Runs nodes tagged ``distributed`` on all ranks, and the other nodes on the first.
 
     All ranks run the same command: ``torchrun --nproc-per-node=2 -m submanifold run ...``. The
@@ -39,33 +41,32 @@ class RankRunner(SequentialRunner):
     ) -> dict[str, Any]:  # fmt: skip
         """Run a pipeline in a process group of all ranks, and choose the number of threads."""
         with process_group(), use_threads(catalog.load("params:threads")):
-            return super().run(pipeline, catalog, hook_manager, run_id, only_missing_outputs)
+            if only_missing_outputs:
+                names = [list[str]()]
+                if distributed.rank() == 0:
+                    names = [[node.name for node in select_missing(pipeline, catalog).nodes]]
+                    existing = len(pipeline.nodes) - len(names[0])
+                    log.info("Skipping %d nodes, whose outputs exist", existing)
+                if distributed.world_size() > 1:
+                    dist.broadcast_object_list(names)
+                pipeline = pipeline.filter(node_names=names[0]) if names[0] else Pipeline([])
+            return super().run(pipeline, catalog, hook_manager, run_id)
 
-    def _filter_pipeline_for_missing_outputs(
-        self, pipeline: Pipeline, catalog: CatalogProtocol
-    ) -> Pipeline:
-        names: list[list[str]] = [[]]
-        if distributed.rank() == 0:
-            missing = super()._filter_pipeline_for_missing_outputs(pipeline, catalog)
-            names = [[node.name for node in missing.nodes]]
-        if distributed.world_size() > 1:
-            dist.broadcast_object_list(names)
-        return pipeline.filter(node_names=names[0]) if names[0] else Pipeline([])
+    def _get_executor(self, max_workers: int) -> None:
+        return None
 
     def _run(
         self, pipeline: Pipeline, catalog: CatalogProtocol,
         hook_manager: PluginManager | None = None, run_id: str | None = None,
     ) -> None:  # fmt: skip
         if distributed.world_size() == 1:
-            # not that of SequentialRunner, which advises --async
-            super(SequentialRunner, self)._run(pipeline, catalog, hook_manager, run_id)
+            super()._run(pipeline, catalog, hook_manager, run_id)
             return
         for node in pipeline.nodes:
             is_shared = "distributed" in node.tags
             if distributed.rank() == 0:
                 with nullcontext() if is_shared else distributed.alone():
-                    Task(node, catalog, False, hook_manager, run_id).execute()
-                self._logger.info("Completed node: %s", node.name)
+                    super()._run(Pipeline([node]), catalog, hook_manager, run_id)
             elif is_shared:
                 node.run({name: catalog.load(name) for name in node.inputs})
             distributed.barrier()

@@ -1,17 +1,28 @@
-"""Training curves in MLflow, under the same names for all methods."""
+"""What MLflow shows of a run: few metrics and parameters at a glance, and all others below.
+
+MLflow sorts its sections of charts by name: ``core`` is the first. Curves and all other metrics are
+in the section ``detail``, all other parameters in the artifact ``parameters.json``.
+"""
 
 import logging
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import mlflow
 from mlflow.entities import Metric
+
+from submanifold.common.errors import UserError, unexpected
+from submanifold.common.files import is_locked
+from submanifold.config.loader import ExperimentConfigLoader
+from submanifold.inference.records import FOLDER
 
 if TYPE_CHECKING:
     from submanifold.training.phases import Log
@@ -20,6 +31,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CURVES = ("train.loss", "train.bits_per_dim", "train.mse", "valid.bits_per_dim", "valid.mse")
+HEADLINES = {"bits_per_dim": "core/BPD", "projection_psnr": "core/PSNR", "kid": "core/KID",
+             "precision": "core/precision", "recall": "core/recall"}  # fmt: skip
+"""Names in MLflow of the metrics that its view "Results" and its first section of charts show."""
+PARAMETERS = re.compile(
+    r"dataset|method|seed|charts|training\.minutes|data\.size|stage_\d+\.(dim|flow\.type)"
+    r"|\w+\.training\.(steps|batch_size|learning_rate)"
+    r"|\w+\.reconstruction\.(weight|penalty|random_dim)"
+)
+"""Names of the parameters of MLflow, besides those that the user has set."""
+KEYS = {"model", "run", "ood_run"}  # artifacts whose keys are tags of their run
+LOCK, PART, PARENT = "submanifold.lock", "submanifold.part", "mlflow.parentRunId"  # tags
 SECONDS = 1.0  # between rows of training losses; a request takes milliseconds
 
 
@@ -56,7 +78,7 @@ def log_callback(first_step: int, first_stage: int) -> "Log | None":
         nonlocal last
         curves = {_curve(name, first_stage): values[name] for name in CURVES if name in values}
         now = time.monotonic()
-        if curves and (now - last >= SECONDS or any(name.startswith("valid") for name in curves)):
+        if curves and (now - last >= SECONDS or any("valid." in name for name in curves)):
             last = now
             try:
                 mlflow.log_metrics(curves, first_step + step)
@@ -71,7 +93,7 @@ def log_callback(first_step: int, first_stage: int) -> "Log | None":
 
 def _curve(name: str, first_stage: int) -> str:
     """Name of a curve in MLflow: losses on a code are not comparable with those on the data."""
-    return name if first_stage == 1 else name.replace(".", ".code_")
+    return f"detail/{name if first_stage == 1 else name.replace('.', '.code_')}"
 
 
 def log_history(history: Mapping[str, Any], first_step: int, run_id: str) -> None:
@@ -87,6 +109,92 @@ def log_history(history: Mapping[str, Any], first_step: int, run_id: str) -> Non
     ]  # fmt: skip
     for first in range(0, len(metrics), 1000):  # MLflow's limit
         mlflow.MlflowClient().log_batch(run_id, metrics[first : first + 1000])
+
+
+def tags(loader: ExperimentConfigLoader, is_part: bool) -> dict[str, str]:
+    """Return the tags of a run; one of some nodes is nested in that of the whole experiment."""
+    experiment, keys = loader.experiment, loader.artifact_keys
+    chosen = {"dataset": experiment.data_name, "method": experiment.method,
+              "seed": str(experiment.seed), **observer.get().tags,
+              **{f"keys.{name}": keys[name] for name in KEYS & keys.keys()}}  # fmt: skip
+    if is_part:
+        chosen[PART] = "true"
+        same = f"tags.`keys.model` = '{keys['model']}'"
+        runs = mlflow.search_runs(filter_string=same, output_format="list")  # the newest first
+        whole = [run.info.run_id for run in runs if PART not in run.data.tags]
+        chosen |= dict(zip([PARENT], whole, strict=False))
+    return chosen
+
+
+def nest_parts(run_id: str, key: str) -> None:
+    """Nest runs of some nodes in a run of all nodes for the same model, by its key."""
+    query, client = f"tags.`keys.model` = '{key}' and tags.`{PART}` = 'true'", mlflow.MlflowClient()
+    for run in mlflow.search_runs(filter_string=query, output_format="list"):
+        client.set_tag(run.info.run_id, PARENT, run_id)
+
+
+def is_recorded(loader: ExperimentConfigLoader) -> bool:
+    """Whether MLflow has a finished run of these artifacts: one may be killed at its end."""
+    keys, query = loader.artifact_keys, "attributes.status = 'FINISHED'"
+    for name in (KEYS - {"model"}) & keys.keys():
+        query += f" and tags.`keys.{name}` = '{keys[name]}'"
+    return bool(mlflow.search_runs(filter_string=query, max_results=1, output_format="list"))
+
+
+def end_killed_runs(project: Path) -> None:
+    """Mark runs of this folder whose lock their process no longer holds."""
+    query = "attributes.status = 'RUNNING'"
+    for run in mlflow.search_runs(filter_string=query, output_format="list"):
+        lock = project / FOLDER / run.data.tags.get(LOCK, "")
+        if lock.is_file() and not is_locked(lock):  # no file: a run of another folder
+            mlflow.MlflowClient().set_terminated(run.info.run_id, "KILLED")
+            lock.unlink()
+
+
+def log_parameters(loader: ExperimentConfigLoader) -> None:
+    """Log the parameters and the data of an experiment to the active run."""
+    from mlflow.data.code_dataset_source import CodeDatasetSource
+    from mlflow.data.meta_dataset import MetaDataset
+
+    from submanifold.config.schema import flatten
+
+    experiment, keys = loader.experiment, loader.artifact_keys
+    mlflow.log_dict({**experiment.parameters(), "keys": keys}, "parameters.json")
+    chosen = flatten(loader.runtime_params or {})
+    mlflow.log_params({
+        name: str(value)[:500] for name, value in flatten(experiment.parameters()).items()
+        if value is not None and (name in chosen or PARAMETERS.fullmatch(name))
+    })  # fmt: skip
+    source = CodeDatasetSource({"dataset": experiment.dataset, "key": keys["data"]})
+    digest = keys["data"].rpartition("-")[2]
+    data = MetaDataset(source, experiment.data_name, digest)  # type: ignore[abstract]
+    mlflow.log_input(data, context="training")
+
+
+def log_results(metrics: Mapping[str, Any]) -> None:
+    """Log the numbers of a file of metrics; those of baselines, which are no results, as tags."""
+    from submanifold.evaluation.metrics import numbers
+
+    values = numbers(metrics)
+    baselines = {name: value for name, value in values.items() if name.startswith("baselines.")}
+    mlflow.set_tags(baselines)
+    mlflow.log_metrics({HEADLINES.get(name, f"detail/{name}"): value
+                        for name, value in values.items() if name not in baselines})  # fmt: skip
+
+
+@contextmanager
+def required(loader: ExperimentConfigLoader, errors: Any = Exception) -> Iterator[None]:
+    """Raise a UserError about the tracking URI if MLflow cannot be used."""
+    try:
+        yield
+    except UserError:
+        raise
+    except errors as error:
+        address, reason = failure(str(loader["mlflow"]["server"]["mlflow_tracking_uri"]), error)
+        fix = ("Start its server, free its database or its disk, or change MLFLOW_TRACKING_URI or "
+               "server.mlflow_tracking_uri in conf/base/mlflow.yml")  # fmt: skip
+        expected = "a tracking URI that can be used"
+        raise unexpected("mlflow.yml", expected, f"{address} ({reason})", fix) from None
 
 
 def failure(uri: str, error: Exception) -> tuple[str, str]:
