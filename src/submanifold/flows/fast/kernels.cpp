@@ -67,11 +67,12 @@ template <typename F> void with_channels(long C, F f) {
     }
 }
 
-// Scratch memory of a thread, kept between calls; each `place` is a separate array
+// Scratch memory of a thread, kept between calls; each `place` is a separate array of cache lines
 template <typename T, int place> T* scratch(long count) {
     static thread_local std::vector<T> memory;
-    if (static_cast<long>(memory.size()) < count) memory.resize(count);
-    return memory.data();
+    const long line = 64 / sizeof(T);
+    if (static_cast<long>(memory.size()) < count + line) memory.resize(count + line);
+    return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
 }
 
 // sum[w, c] = start[c] + sum_k v[p + off_k, k, c] for the pixels of row h; off_k enumerates the 3x3
@@ -433,6 +434,7 @@ template <typename T>
 void multiply_relu_backward(const T* a, long row, const T* b, long M, long N, long K, const T* h,
                             T* out, float* total) {
     product(a, row, PAIR<T>, b, M, N, K, [=](long m, long n, Lanes sum) {
+        __builtin_prefetch(h + (m + 6) * N + n);  // of the next block: h is not in the cache
         sum = masked(sum, nonzero(h + m * N + n));
         store(out + m * N + n, sum);
         store(total + n, add(lanes(total + n), sum));
