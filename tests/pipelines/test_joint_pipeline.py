@@ -22,7 +22,13 @@ def test_pipelines_have_a_namespace_for_each_phase_and_catalog_entries(project):
     pipelines, catalog = registered(project, **params), project.catalog(**params)
     assert set(pipelines) == {*("__default__", "data", "hierarchical", "ood", "dimension")}
     assert [n.name for n in pipelines["__default__"].nodes if n.name.startswith("stage_")] == [
-        *("stage_1.train", "stage_2.encode", "stage_2.train", "stage_3.encode", "stage_3.train")
+        *(
+            "stage_1.train_stage_1",
+            "stage_2.encode_for_stage_2",
+            "stage_2.train_stage_2",
+            "stage_3.encode_for_stage_3",
+            "stage_3.train_stage_3",
+        )
     ]
     for name, pipeline in pipelines.items():
         for dataset in pipeline.datasets():

@@ -20,13 +20,18 @@ def test_static_site_has_layers_namespaces_and_previews(project):
     assert code == 0, output
     site = project.path / "build" / "api"
     shown = json.loads((site / "pipelines" / "hierarchical").read_text())
-    layers = ["raw", "primary", "stage_1", "stage_2", "models", "model_output", "reporting"]
+    layers = ["raw", "primary", "models", "model_output", "reporting"]
     assert shown["layers"] == layers
     assert {each["id"] for each in shown["pipelines"]} >= {"__default__", "hierarchical", "ood"}
     namespaces = {"__root__", "data", "stage_1", "stage_2", "evaluation", "report"}
     assert set(shown["modular_pipelines"]) == namespaces
     tasks = {node["full_name"] for node in shown["nodes"] if node["type"] == "task"}
-    assert {"stage_1.train", "stage_2.train", "calibrate", "report.write_report"} <= tasks
+    assert {
+        "stage_1.train_stage_1",
+        "stage_2.train_stage_2",
+        "calibrate",
+        "report.write_report",
+    } <= tasks
     kinds = {"x_train": "ImagePreview", "stage_2.u_train": "ImagePreview",
              "hierarchy": "JSONPreview", "metrics_table": "TablePreview"}  # fmt: skip
     shown_kinds = {}
@@ -41,7 +46,11 @@ def test_pipelines_without_a_session_are_those_of_the_configuration(new_project,
     monkeypatch.chdir(project.path)
     monkeypatch.setattr(ExperimentConfigLoader, "latest", None)
     names = {node.name for node in register_pipelines()["hierarchical"].nodes}
-    assert {"density.train", "rotation.rotate", "reconstruction.train", "code_flow.encode"} <= names
+    assert {
+        "density.train_density",
+        "rotation.fit_rotation",
+        "code_flow.encode_for_code_flow",
+    } <= names
     (project.path / "conf" / "local" / "parameters.yml").write_text("method: [\n")
     monkeypatch.setattr(ExperimentConfigLoader, "latest", None)
     with pytest.raises(ClickException, match="expected YAML files"):

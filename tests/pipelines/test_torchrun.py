@@ -47,7 +47,7 @@ def test_two_ranks_have_the_figures_of_one(new_project, one):
     project = new_project()
     [output] = finish(start(project, "--nproc-per-node=2"))
     assert_same_figures(project, one)
-    assert output.count("Completed node: density.train") == 1, "only the first rank logs"
+    assert output.count("Completed node: density.train_density") == 1, "only the first rank logs"
     assert len(project.mlflow_runs()) == 1
     # cache keys do not depend on the number of ranks
     assert project.run(**NESTED, only_missing_outputs=True).mlflow is None

@@ -80,10 +80,11 @@ class ExperimentConfigLoader(OmegaConfigLoader):
             experiment = self.experiment
             settings = dict(experiment) | {"untrained": None}  # before the first phase
             settings |= {name: getattr(experiment, name) for name in ("input_noise", "data_name")}
-            settings["model_file"] = str(self.project / self["catalog"]["hierarchy"]["filepath"])
+            settings["model_file"] = str(self.path("hierarchy"))
             for name, phase in experiment.phases.items():
                 source = experiment.sources[name]
-                settings[name] = {"name": name, "settings": phase}
+                folder = str(self.path(f"{name}.model").parent)
+                settings[name] = {"name": name, "settings": phase, "folder": folder}
                 settings[name]["encoding_stages"] = source and source.through
             return settings
         config, phases = self._read(key), self.experiment.phases

@@ -5,7 +5,6 @@ import logging
 import time
 from dataclasses import replace
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -96,26 +95,26 @@ def encode(
 
 
 def train(
-    train: np.ndarray, valid: np.ndarray, before: Any, schedule: dict[str, Any], checkpoints: Path,
+    train: np.ndarray, valid: np.ndarray, before: Any, schedule: dict[str, Any], folder: str,
     name: str, phase: PhaseSettings, model: ModelSettings, seed: int, device: str,
 ) -> tuple[Model, dict[str, Any]]:  # fmt: skip
     """Train the stages of a phase; see :func:`.train_phase`."""
     phase = with_steps(phase, schedule["steps"][name])
     trained, history = train_phase(
-        phase, model, before, train, valid, seed, choose_device(device), checkpoints, name,
+        phase, model, before, train, valid, seed, choose_device(device), folder, name,
         log_callback(schedule["first"][name], phase.stages[0]),
     )  # fmt: skip
     return trained, {**history, "minutes": schedule["minutes"]}
 
 
 def rotate(
-    train: np.ndarray, before: Hierarchy, schedule: dict[str, Any], checkpoints: Path, name: str,
+    train: np.ndarray, before: Hierarchy, schedule: dict[str, Any], folder: str, name: str,
     phase: RotationSettings, seed: int, device: str,
 ) -> tuple[Model, dict[str, Any]]:  # fmt: skip
     """Rotate the latents of a stage; see :func:`.rotate_phase`."""
     phase = with_steps(phase, schedule["steps"][name])
     on = choose_device(device)
-    rotated, history = rotate_phase(phase, before, train, seed, on, checkpoints, name)
+    rotated, history = rotate_phase(phase, before, train, seed, on, folder, name)
     return rotated, {**history, "minutes": schedule["minutes"]}
 
 

@@ -1,34 +1,45 @@
-"""x -> density.train -> rotation.rotate -> ... -> code_flow.encode -> code_flow.train -> model."""
+"""Data -> a phase after the other, each in its namespace -> calibrated model."""
 
 from kedro.pipeline import Node, Pipeline
 
 from submanifold.config.schema import Experiment, Source
 from submanifold.pipelines.training import nodes
 
-TRAIN = Node(
-    nodes.train,
-    inputs=["train", "valid", "before", "schedule", "checkpoints", "params:name",
-            "params:settings", "params:model", "params:seed", "params:device"],
-    outputs=["model", "history"],
-    name="train",
-    tags="distributed",
-)  # fmt: skip
-ROTATE = Node(
-    nodes.rotate,
-    inputs=["train", "before", "schedule", "checkpoints", "params:name", "params:settings",
-            "params:seed", "params:device"],
-    outputs=["model", "history"],
-    name="rotate",
-    tags="distributed",
-)  # fmt: skip
-ENCODE = Node(
-    nodes.encode,
-    inputs=["encoder", "x_train", "x_valid", "params:encoding_stages", "params:seed",
-            "params:device"],
-    outputs=["u_train", "u_valid"],
-    name="encode",
-    tags="distributed",
-)  # fmt: skip
+
+def train(name: str) -> Node:
+    """Train the stages of a phase."""
+    return Node(
+        nodes.train,
+        inputs=["train", "valid", "before", "schedule", "params:folder", "params:name",
+                "params:settings", "params:model", "params:seed", "params:device"],
+        outputs=["model", "history"],
+        name=f"train_{name}",
+        tags="distributed",
+    )  # fmt: skip
+
+
+def rotate(name: str) -> Node:
+    """Rotate the latents of a stage."""
+    return Node(
+        nodes.rotate,
+        inputs=["train", "before", "schedule", "params:folder", "params:name", "params:settings",
+                "params:seed", "params:device"],
+        outputs=["model", "history"],
+        name=f"fit_{name}",
+        tags="distributed",
+    )  # fmt: skip
+
+
+def encode(name: str) -> Node:
+    """Encode the data of a phase by the stages before it."""
+    return Node(
+        nodes.encode,
+        inputs=["encoder", "x_train", "x_valid", "params:encoding_stages", "params:seed",
+                "params:device"],
+        outputs=["u_train", "u_valid"],
+        name=f"encode_for_{name}",
+        tags="distributed",
+    )  # fmt: skip
 
 
 def create_pipeline(experiment: Experiment) -> Pipeline:
@@ -62,17 +73,14 @@ def create_pipeline(experiment: Experiment) -> Pipeline:
     for name, source in experiment.sources.items():
         if source is not None and source not in arrays:
             arrays[source] = f"{name}.u"
-            inputs = {
-                "encoder": f"{source.phase}.model",
-                "x_train": "x_train",
-                "x_valid": "x_valid",
-            }
-            pipeline += phase(name, ENCODE, inputs)
+            encoder = {"encoder": f"{source.phase}.model"}
+            data = {"x_train": "x_train", "x_valid": "x_valid"}
+            pipeline += phase(name, encode(name), encoder | data)
         inputs = {"train": f"{arrays[source]}_train", "before": before, "schedule": "schedule"}
         if name in experiment.trainings:
-            pipeline += phase(name, TRAIN, inputs | {"valid": f"{arrays[source]}_valid"})
+            pipeline += phase(name, train(name), inputs | {"valid": f"{arrays[source]}_valid"})
         else:
-            pipeline += phase(name, ROTATE, inputs)
+            pipeline += phase(name, rotate(name), inputs)
         before = f"{name}.model"
     return pipeline
 
