@@ -112,9 +112,9 @@ class ExperimentConfigLoader(OmegaConfigLoader):
     @property
     def run_name(self) -> str:
         """Name of the run: that of its record if it has one; a UserError if another run has it."""
-        experiment = self.experiment
-        key = self.artifact_keys["model"]
-        return choose_name(self.project, experiment.name, key, experiment.method)
+        chosen, method = self.experiment.name, self.experiment.method
+        key, params = self.artifact_keys["model"], self.runtime_params or {}
+        return choose_name(self.project, chosen, key, method, params)
 
     def check_images(self, part: str = "data") -> None:
         """Check the images of ``data`` or ``ood``, unless they must be downloaded first."""

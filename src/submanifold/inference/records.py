@@ -1,5 +1,6 @@
 """Named runs: ``data/runs/<name>.json`` records a run's settings and the paths of its outputs."""
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
@@ -49,17 +50,26 @@ def read_records(project: Path) -> list[RunRecord]:
     return sorted(records, key=lambda record: record.started)
 
 
-def choose_name(project: Path, chosen: str | None, key: str, method: str) -> str:
+def choose_name(
+    project: Path, chosen: str | None, key: str, method: str, params: Mapping[str, Any]
+) -> str:
     """Return the name of a run: the chosen one, that of an equal run, or date and method.
 
-    A chosen name that a run with other settings has raises a UserError.
+    A chosen name that a run with other settings, or of an earlier version, has raises a UserError.
     """
-    keys = {record.name: record.key for record in read_records(project)}
+    records = {record.name: record for record in read_records(project)}
+    keys = {name: record.key for name, record in records.items()}
     taken = {path.stem for path in (project / FOLDER).glob("*.json")}
+    if chosen is not None and chosen in taken and keys.get(chosen) != key:
+        file = FOLDER / f"{chosen}.json"
+        if chosen in records and records[chosen].params == params:
+            raise UserError(
+                f"name: {chosen} was trained by an earlier version or on other data. Train it "
+                f"again with `submanifold train --again`, delete {file}, or choose another name."
+            )
+        fix = f"Choose another name, or delete {file}"
+        raise unexpected("name", "a name that no run with other settings has", chosen, fix)
     if chosen is not None:
-        if chosen in taken and keys.get(chosen) != key:
-            fix = f"Choose another name, or delete {FOLDER / chosen}.json"
-            raise unexpected("name", "a name that no run with other settings has", chosen, fix)
         return chosen
     if equal := [name for name in keys if keys[name] == key]:
         return equal[-1]
@@ -71,7 +81,7 @@ def choose_name(project: Path, chosen: str | None, key: str, method: str) -> str
 def write_record(project: Path, record: RunRecord, chosen: str | None) -> RunRecord:
     """Record a run that starts, with a name that only equal runs have, and their first start."""
     with locked(project / FOLDER, "its record"):
-        name = choose_name(project, chosen, record.key, record.method)
+        name = choose_name(project, chosen, record.key, record.method, record.params)
         path = project / FOLDER / f"{name}.json"
         starts = {record.name: record.started for record in read_records(project)}
         if name not in starts:

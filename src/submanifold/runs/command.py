@@ -15,6 +15,7 @@ from submanifold.config.project import project_folder, set_kedro_defaults
 from submanifold.inference.command import id_option, model_argument, out_option
 from submanifold.inference.outputs import check_output, output
 from submanifold.inference.records import (
+    FOLDER,
     RunRecord,
     choose_name,
     find_record,
@@ -39,11 +40,12 @@ FIGURES = ("bits_per_dim", "nll", "projection_mse", "encoder_mse", "nearest_mse"
 @click.option("--name", help="Name of the run.  [default: date and method]")
 @click.option("--seed", type=int, help="Seed of the training.  [default: 0]")
 @click.option("--device", help="auto, cpu, cuda or cuda:<n>.  [default: auto]")
+@click.option("--again", is_flag=True, help="Give the name to this run, whatever run has it.")
 @click.option("--set", "--params", "settings", multiple=True, metavar="SETTING=VALUE",
               help="Any other setting, such as stage_1.flow.width=128; repeatable.")  # fmt: skip
 def train(
     data: str, dim: int | None, size: int | None, minutes: float | None,
-    identifier: str | None, settings: tuple[str, ...], **options: Any,
+    identifier: str | None, again: bool, settings: tuple[str, ...], **options: Any,
 ) -> None:  # fmt: skip
     """Train a model on DATA: a folder or zip of images, a table, or a dataset such as mnist.
 
@@ -56,6 +58,8 @@ def train(
     set_kedro_defaults()
     from submanifold.runs.selection import select
 
+    if again and options["name"]:
+        Path(project, FOLDER, f"{options['name']}.json").unlink(missing_ok=True)
     options |= {"data.size": size, "training.minutes": minutes, "data.id": identifier}
     try:
         record = select(project, data, options, dim, settings)
@@ -68,7 +72,7 @@ def train(
     from submanifold.models import Model
     from submanifold.runs.information import usage_commands
 
-    name = choose_name(project, options["name"], record.key, record.method)  # that it got
+    name = choose_name(project, options["name"], record.key, record.method, record.params)
     model = project / record.model
     click.echo(f"\nReport: {project / record.report}\nModel:  {model}\n\nUse the model:")
     for command, text in usage_commands(Model.load(model), name):
