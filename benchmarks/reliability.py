@@ -75,16 +75,16 @@ class Project:
 
     def result(self) -> dict[str, Any]:
         """Return all weights and metrics, without times."""
-        found: dict[str, Any] = {}
+        contents: dict[str, Any] = {}
         for path in sorted(self.path.glob("data/06_models/*/*.safetensors")):
             if path.name not in ("last.safetensors", "earlier.safetensors"):
                 tensors, _ = load_tensors(path)
-                found[str(path.relative_to(self.path))] = {
-                    name: each.numpy().tobytes() for name, each in tensors.items()
+                contents[str(path.relative_to(self.path))] = {
+                    name: tensor.numpy().tobytes() for name, tensor in tensors.items()
                 }
         for path in sorted(self.path.glob("data/07_model_output/*/metrics.json")):
-            found["metrics"] = _timeless(json.loads(path.read_text()))
-        return found
+            contents["metrics"] = _timeless(json.loads(path.read_text()))
+        return contents
 
     def statuses(self) -> list[str]:
         """Return the states of the runs in MLflow, oldest first."""
@@ -109,8 +109,8 @@ def _is_intact(path: Path) -> bool:
 
 def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _timeless(each) for key, each in value.items() if key not in CLOCKS}
-    return [_timeless(each) for each in value] if isinstance(value, list) else value
+        return {key: _timeless(item) for key, item in value.items() if key not in CLOCKS}
+    return [_timeless(item) for item in value] if isinstance(value, list) else value
 
 
 Disturb = Callable[[Project], str]  # starts a run, disturbs it until it ends, returns where it was
@@ -254,8 +254,8 @@ def page(trials: pd.DataFrame) -> str:
     where = where.loc[rows.index, [*places, *others]]
     wrong = trials[trials["other weights or metrics"] | trials["wrong state in MLflow"]]
     notes = "\n".join(
-        f"- {each.fault}, in {each.place}: {each.lost}, states in MLflow {each.statuses}"
-        for each in wrong.itertuples()
+        f"- {trial.fault}, in {trial.place}: {trial.lost}, states in MLflow {trial.statuses}"
+        for trial in wrong.itertuples()
     )
     counts = [int(trials[column].sum()) for column in columns]
     kills = int(trials["fault"].str.startswith("SIGKILL").sum())
