@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.results import kept
-from submanifold.data.prepare import read_sidecar
+from submanifold.data.arrays import read_sidecar
 from submanifold.data.splits import groups_of
 from submanifold.evaluation.baselines import PCA, fit_gaussian
 from submanifold.evaluation.gaussian import Gaussian

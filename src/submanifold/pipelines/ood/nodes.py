@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 
 from submanifold.common.errors import error_prefix
-from submanifold.data.prepare import prepare, read_sidecar
+from submanifold.data.arrays import read_sidecar
+from submanifold.data.prepare import prepare
 from submanifold.data.splits import Groups
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.likelihood import to_bits_per_dim
