@@ -144,7 +144,7 @@ def evaluate(
     name: str, split: Split, scores: np.ndarray, p_values: np.ndarray | None, seconds: float
 ) -> dict[str, Any]:
     scores = np.nan_to_num(scores, nan=1e30, posinf=1e30).clip(-1e30, 1e30)
-    found: dict[str, Any] = {
+    measures: dict[str, Any] = {
         "detector": name,
         "auroc": round(100 * roc_auc_score(split.anomaly, scores), 4),
         "ap": round(100 * average_precision_score(split.anomaly, scores), 4),
@@ -152,8 +152,10 @@ def evaluate(
     }  # fmt: skip
     if p_values is not None:
         normal = p_values[~split.anomaly]
-        found |= {f"alarms_{100 * rate:.0f}": int((normal <= rate).sum()) for rate in (0.01, 0.05)}
-    return found
+        measures |= {
+            f"alarms_{100 * rate:.0f}": int((normal <= rate).sum()) for rate in (0.01, 0.05)
+        }
+    return measures
 
 
 def standardize(scores: np.ndarray, training: np.ndarray) -> np.ndarray:
@@ -308,9 +310,9 @@ DETECTORS: dict[str, Detector] = {
 }
 
 
-def page(found: pd.DataFrame) -> str:
+def page(results: pd.DataFrame) -> str:
     parts = []
-    for protocol, rows in found.groupby("protocol"):
+    for protocol, rows in results.groupby("protocol"):
         parts += [f"### Protocol {protocol}", summary(rows), alarms(rows), by_set(rows)]
     return "\n\n".join(parts)
 

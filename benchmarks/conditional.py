@@ -30,6 +30,7 @@ from submanifold.models import Model
 from submanifold.models.classifier import class_log_probs
 from submanifold.runs.experiments import CachedRun
 
+Results = dict[str, list[dict[str, Any]]]  #: Of models, one for each seed.
 UNCONDITIONAL, CONDITIONAL = MODELS = "unconditional", "conditional"
 DIM, COOL = 100, 0.7
 COLUMNS = {
@@ -102,19 +103,21 @@ def _pixels(images: np.ndarray) -> np.ndarray:
     return np.asarray(images).reshape(len(images), -1) / 255
 
 
-def rows_of(name: str, found: dict[str, list[dict[str, Any]]], real: float) -> list[dict[str, Any]]:
+def rows_of(
+    name: str, results_by_model: dict[str, list[dict[str, Any]]], real: float
+) -> list[dict[str, Any]]:
     """Return the rows of a data set; differences are paired by seed."""
     rows = []
-    base = [each["bits"] for each in found[UNCONDITIONAL]]
-    for model, results in found.items():
-        bits = [each["bits"] for each in results]
+    base = [result["bits"] for result in results_by_model[UNCONDITIONAL]]
+    for model, results in results_by_model.items():
+        bits = [result["bits"] for result in results]
         row = {"data": name, "model": model, "bits per dimension": over_seeds(bits, ".3f")}
         row |= dict.fromkeys(["difference", *COLUMNS.values()], "–")
         if model == CONDITIONAL:
             change = [a - b for a, b in zip(bits, base, strict=True)]
             row["difference"] = over_seeds(change, ".3f")
             for key, label in COLUMNS.items():
-                row[label] = over_seeds([each[key] for each in results], ".3f")
+                row[label] = over_seeds([result[key] for result in results], ".3f")
         row["test images"] = f"{real:.3f}"
         rows.append(row)
     return rows
@@ -127,8 +130,8 @@ def rows_of(name: str, found: dict[str, list[dict[str, Any]]], real: float) -> l
 def main(data: tuple[str, ...], seeds: int, steps: int) -> None:
     bootstrap_project(Path.cwd())
     rows = []
-    for name, _, path in (each.partition("=") for each in data):
-        found: dict[str, list[dict[str, Any]]] = {model: [] for model in MODELS}
+    for name, _, path in (argument.partition("=") for argument in data):
+        results_by_model: Results = {model: [] for model in MODELS}
         linear, real = None, 0.0
         for seed in range(seeds):
             for model in MODELS:
@@ -140,8 +143,8 @@ def main(data: tuple[str, ...], seeds: int, steps: int) -> None:
                     linear = linear_classifier(train, context_of_array(train))
                     real = linear.score(_pixels(test), context_of_array(test))
                 result = run.cached("conditional", partial(measure, run, linear))
-                found[model].append(result)
-        rows += rows_of(name, found, real)
+                results_by_model[model].append(result)
+        rows += rows_of(name, results_by_model, real)
     print(markdown(rows))
 
 

@@ -54,7 +54,7 @@ def estimate(points: np.ndarray, seed: int) -> dict[str, Any]:
     model, _ = train_flow((train, valid, test), seed, None)
     # estimators divide by 256, which does not change ratios of distances
     estimates = {**intrinsic_dimensions(train), SPECTRUM: spectrum_dimension(model, test)}
-    print(len(points[0]), {name: round(each["value"], 1) for name, each in estimates.items()})
+    print(len(points[0]), {name: round(row["value"], 1) for name, row in estimates.items()})
     return estimates
 
 

@@ -123,7 +123,7 @@ def squared_error(hierarchy: Hierarchy, x: Tensor) -> float:
 def case_1() -> list[Answer]:
     """Linear Gaussian, D = 8, d = 3: the entropy together with the error of PCA."""
     torch.manual_seed(0)
-    x, found = gaussian(exact_normal(1000, 8)), []
+    x, results = gaussian(exact_normal(1000, 8)), []
     for weight, points, steps, room in [
         (0.1, x, 2000, 0.02),  # the penalty has a small gradient
         (1, x.float(), 800, 0.001),
@@ -133,7 +133,7 @@ def case_1() -> list[Answer]:
         h = train_on_all([Stage(Affine(8), 3)], loss, points, steps)
         name = f"affine flow, lambda = {weight:g}" + " in single precision" * (weight == 1)
         nll, bits, mse = -h.log_prob(x).mean(), h.bits_per_dim(x).mean(), squared_error(h, x)
-        found += answers(
+        results += answers(
             1,
             (f"NLL, {name}, nats", 2.44127, nll, ROUNDING, 1e-3, LEFT),
             (f"NLL, {name}, bit/dim", 0.44025, bits, ROUNDING, 2e-4, LEFT),
@@ -148,7 +148,7 @@ def case_1() -> list[Answer]:
     x = gaussian(exact_normal(20_000, 8))
     gap, error = paired(h.log_prob(x), GAUSSIAN.log_prob(x.numpy()))
     why = "below: four standard errors; above: twice the gap after 600 steps"
-    return found + answers(
+    return results + answers(
         1,
         ("NLL, RealNVP, lambda = 10, nats", 2.44127, 2.44127 + gap, error, 0.06, why),
         ("MSE, RealNVP, lambda = 10", 0.020625, squared_error(h, x), 2e-4, 1e-3, why),
@@ -207,7 +207,7 @@ def case_3() -> list[Answer]:
     lost = [squared_error(h, x) for h in by_chance]
     least, spread = min(lost), max(lost) - min(lost)
     nll = [h.bits_per_dim(x).mean() for h in (by_chance[0], on_image, joint)]
-    best, found = 0.145625, squared_error(on_image, x)
+    best, error = 0.145625, squared_error(on_image, x)
     return [
         *answers(
             3,
@@ -217,7 +217,7 @@ def case_3() -> list[Answer]:
             ("latent MSE, latent penalty", 0.5, costs, 1e-3, 1e-3, LEFT),
             ("image MSE, 1,000 rotations", 0.468125, errors.mean(), error, error, rotations),
             ("image MSE, first stage", 0.009375, squared_error(outer, x), 1e-9, 1e-4, LEFT),
-            ("image MSE, image penalty", best, found, 1e-9, 1e-3, LEFT),
+            ("image MSE, image penalty", best, error, 1e-9, 1e-3, LEFT),
             ("image MSE, both stages at once", best, squared_error(joint, x), 1e-9, 1e-3, LEFT),
         ),
         Answer(
@@ -236,7 +236,7 @@ def case_4() -> list[Answer]:
     torch.manual_seed(0)
     normal, jumps = ndtri((np.arange(50) + 0.5) / 50), np.array([-5, 5, *[0] * 38])
     pairs = np.stack(np.meshgrid(normal / normal.std(), jumps), 2)
-    x, found = torch.from_numpy(pairs.reshape(-1, 2)), []
+    x, results = torch.from_numpy(pairs.reshape(-1, 2)), []
     for penalty, settings, kept, cost, square in [
         ("mse", {"weight": 30.0}, 1, 1.0, 1.0),
         ("huber", {"weight": 300.0, "delta": 0.1}, 0, 0.02475, 1.25),
@@ -247,13 +247,13 @@ def case_4() -> list[Answer]:
         costs, squares = 2 * terms["reconstruction"] / settings["weight"], 2 * terms["mse"]
         axis = h.decode(torch.tensor([[0.0], [1.0]]).double()).diff(dim=0)[0].abs()
         slope = axis[1 - kept] / axis[kept]
-        found += answers(
+        results += answers(
             4,
             (f"penalty of both coordinates, {penalty}", cost, costs, 1e-6, 0.01 * cost, LEFT),
             (f"squared error of both coordinates, {penalty}", square, squares, 0.01, 0.01, LEFT),
             (f"slope of the manifold to the kept axis, {penalty}", 0.0, slope, 0.0, 0.01, LEFT),
         )
-    return found
+    return results
 
 
 # ---- cases 5 and 6: without training
@@ -305,7 +305,7 @@ def case_6() -> list[Answer]:
     with torch.no_grad():
         for weight in untrained(glow, realnvp).parameters():
             weight += 0.2 / math.sqrt(weight[0].numel()) * torch.randn_like(weight)
-    found = []
+    results = []
     for name, stages in [("Glow", [glow]), ("RealNVP", [realnvp]), ("both", [glow, realnvp])]:
         h = untrained(*stages)
         x = torch.randn(4, *h.event_shape).double()
@@ -315,7 +315,7 @@ def case_6() -> list[Answer]:
         exact = torch.linalg.slogdet(torch.stack(rows).flatten(2)).logabsdet
         log_det_error, inverse_error = (log_det - exact).abs(), (h.decode(*h.encode(x)) - x).abs()
         limit, worst = "limit of the theory page", log_det_error.max()
-        found += answers(
+        results += answers(
             6,
             (f"error of log-determinant, {name}, nats", 0.0, worst, 0.0, 1e-6, limit),
             (f"error of the inverse, {name}", 0.0, inverse_error.max(), 0.0, 1e-8, limit),
@@ -326,7 +326,7 @@ def case_6() -> list[Answer]:
     curve = h.decode(torch.linspace(-6, 6, 4001).double()[:, None])
     lengths = curve.diff(dim=0).norm(dim=1).view(-1, 2).sum(1)
     on_curve = manifold_density(h, curve[1::2]).log_prob.exp() @ lengths
-    return found + answers(
+    return results + answers(
         6,
         ("mass of a trained density in the plane", 1.0, in_plane, 1e-3, 1e-3, "step of the grid"),
         ("mass of its density on its curve", 1.0, on_curve, 1e-3, 1e-3, "step along the curve"),
@@ -440,10 +440,10 @@ def case_10() -> list[Answer]:
         ("NLL below the smallest one with noise of 1%, no noise", 1.0, runs_away, 0.0, 0.0, YES)
     ]
     for name, expected, model in [("no noise", 1.0, thin), ("sigma = 0.05", 0.0, thick)]:
-        found = is_overfitted(*manifold_overfitting(model.hierarchy, model.x[:2000]))
+        overfitted = is_overfitted(*manifold_overfitting(model.hierarchy, model.x[:2000]))
         warned = "overfitting" in model.history["warnings"]
         rows += [
-            (f"diagnosed as overfitted, {name}", expected, found, 0.0, 0.0, YES),
+            (f"diagnosed as overfitted, {name}", expected, overfitted, 0.0, 0.0, YES),
             (f"warning in the trainer's history, {name}", expected, warned, 0.0, 0.0, YES),
         ]
     return answers(10, *rows)
@@ -463,9 +463,9 @@ def row(answer: Answer) -> list[str]:
     return [answer.quantity, exact, reached, allowed, answer.why]
 
 
-def page(text: str, found: dict[int, list[Answer]]) -> str:
+def page(text: str, answers_by_case: dict[int, list[Answer]]) -> str:
     """Replace the tables of a page, one below the heading of each case."""
-    for number, rows in found.items():
+    for number, rows in answers_by_case.items():
         cells = [HEADER, ["---"] * len(HEADER), *map(row, rows)]
         table = "\n".join(f"| {' | '.join(line)} |" for line in cells)
         before, heading, section = text.partition(f"\n## {number}. ")
@@ -478,16 +478,16 @@ def main() -> int:
     """Compute all cases, print and write them; 1 if any value is outside its interval."""
     torch.set_num_threads(1)
     logging.getLogger("submanifold").setLevel(logging.ERROR)  # two cases are meant to warn
-    found = {}
+    answers_by_case = {}
     for number, case in CASES.items():
-        found[number] = case()
-        for answer in found[number]:
+        answers_by_case[number] = case()
+        for answer in answers_by_case[number]:
             quantity, exact, reached, allowed, _ = row(answer)
             print(f"{number:>2} {quantity:<60}{exact:>10}  {reached:<12} in {allowed}", flush=True)
-    PAGE.write_text(page(PAGE.read_text(), found))
+    PAGE.write_text(page(PAGE.read_text(), answers_by_case))
     seconds = f"{time.process_time():.0f} s of CPU time"
     print(f"{PAGE}: change the conclusions and the commit ({seconds})")
-    return int(not all(answer.holds for rows in found.values() for answer in rows))
+    return int(not all(answer.holds for rows in answers_by_case.values() for answer in rows))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
 
 Each trial is a `kedro run --env=test` of the four phases of `nested` in a separate project
 on the CPU, so that undisturbed runs are equal bit for bit. The run is disturbed, the command is
-repeated, and must end with the weights and metrics of an undisturbed run. The results are written
-to `docs/evidence/reliability.md`.
+repeated, and must end with the weights and metrics of an undisturbed run. Prints the tables of
+`docs/evidence/reliability.md`.
 """
 
 import argparse
@@ -20,7 +20,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ from safetensors import SafetensorError
 from submanifold.models.io import load_tensors
 
 REPOSITORY = Path(__file__).parents[1]
-PAGE = REPOSITORY / "docs" / "evidence" / "reliability.md"
 KEPT = Path("data/08_reporting/reliability.jsonl")  # finished trials, which are not repeated
 PARAMS = "method=nested,device=cpu,density.training.steps=120,reconstruction.training.steps=120"
 PLACES = {  # the first of these that a disturbed run has not left is where it was
@@ -75,16 +73,16 @@ class Project:
 
     def result(self) -> dict[str, Any]:
         """Return all weights and metrics, without times."""
-        found: dict[str, Any] = {}
+        contents: dict[str, Any] = {}
         for path in sorted(self.path.glob("data/06_models/*/*.safetensors")):
             if path.name not in ("last.safetensors", "earlier.safetensors"):
                 tensors, _ = load_tensors(path)
-                found[str(path.relative_to(self.path))] = {
-                    name: each.numpy().tobytes() for name, each in tensors.items()
+                contents[str(path.relative_to(self.path))] = {
+                    name: tensor.numpy().tobytes() for name, tensor in tensors.items()
                 }
         for path in sorted(self.path.glob("data/07_model_output/*/metrics.json")):
-            found["metrics"] = _timeless(json.loads(path.read_text()))
-        return found
+            contents["metrics"] = _timeless(json.loads(path.read_text()))
+        return contents
 
     def statuses(self) -> list[str]:
         """Return the states of the runs in MLflow, oldest first."""
@@ -109,8 +107,8 @@ def _is_intact(path: Path) -> bool:
 
 def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _timeless(each) for key, each in value.items() if key not in CLOCKS}
-    return [_timeless(each) for each in value] if isinstance(value, list) else value
+        return {key: _timeless(item) for key, item in value.items() if key not in CLOCKS}
+    return [_timeless(item) for item in value] if isinstance(value, list) else value
 
 
 Disturb = Callable[[Project], str]  # starts a run, disturbs it until it ends, returns where it was
@@ -238,49 +236,21 @@ def main() -> None:
                 print(kept[-1], flush=True)
                 with KEPT.open("a") as file:
                     file.write(json.dumps(kept[-1]) + "\n")
-    PAGE.write_text(page(pd.DataFrame(kept)), encoding="utf-8")
+    print(report(pd.DataFrame(kept)))
 
 
-def page(trials: pd.DataFrame) -> str:
-    trials["other weights or metrics"] = trials["lost"].map(bool)
-    trials["damaged models found"] = trials["unfinished"].map(bool)
-    trials["wrong state in MLflow"] = ~trials["clear"].astype(bool)
-    faults = trials.groupby("fault", sort=False)
-    columns = ["other weights or metrics", "damaged models found", "wrong state in MLflow"]
-    rows = faults.size().rename("runs").to_frame().join(faults[columns].sum())
+def report(trials: pd.DataFrame) -> str:
+    """Count what went wrong by fault, and where the runs were interrupted; list wrong runs."""
+    wrong = {
+        "other weights or metrics": trials["lost"].map(bool),
+        "damaged models found": trials["unfinished"].map(bool),
+        "wrong state in MLflow": ~trials["clear"].astype(bool),
+    }
+    faults = trials.assign(runs=1, **wrong).groupby("fault", sort=False)
     where = pd.crosstab(trials["fault"], trials["place"])
-    places = [place for place in (*PLACES, "after the report") if place in where]
-    others = [place for place in where if place not in places]
-    where = where.loc[rows.index, [*places, *others]]
-    wrong = trials[trials["other weights or metrics"] | trials["wrong state in MLflow"]]
-    notes = "\n".join(
-        f"- {each.fault}, in {each.place}: {each.lost}, states in MLflow {each.statuses}"
-        for each in wrong.itertuples()
-    )
-    counts = [int(trials[column].sum()) for column in columns]
-    kills = int(trials["fault"].str.startswith("SIGKILL").sum())
-    return f"""# Reliability
-
-- {len(trials)} runs were disturbed, {kills} of them killed at random moments, and repeated.
-- {len(trials) - counts[0]} ended with the weights and metrics of an undisturbed run, bit for bit.
-- MLflow's record of runs was correct in {len(trials) - counts[2]}.
-
-Measured with version {version("submanifold")}, {trials["date"].min()} to {trials["date"].max()}.
-Regenerate this page with `python -m benchmarks.reliability`. It interrupts small runs of the method
-`nested` (about {trials["seconds"].median():.0f} s each), repeats the command, and compares all
-weights and metrics with those of a run that was not interrupted. The column *damaged models found*
-counts the runs in which a model file did not match its checksum before the command was repeated.
-The state in MLflow is correct if no run is marked as
-running, and the last one as finished.
-
-{rows.reset_index().to_markdown(index=False)}
-
-{notes or "No run lost anything."}
-
-## Where the runs were interrupted
-
-{where.reset_index().to_markdown(index=False)}
-"""
+    listed = trials[wrong["other weights or metrics"] | wrong["wrong state in MLflow"]]
+    tables = faults[["runs", *wrong]].sum(), where, listed[["fault", "place", "lost", "statuses"]]
+    return "\n\n".join(table.to_markdown() for table in tables)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.results import kept
-from submanifold.data.prepare import read_sidecar
+from submanifold.data.arrays import read_sidecar
 from submanifold.data.splits import groups_of
 from submanifold.evaluation.baselines import PCA, fit_gaussian
 from submanifold.evaluation.gaussian import Gaussian
@@ -224,12 +224,12 @@ def compare(
     y = task.observe(x, torch.Generator().manual_seed(2))
     with torch.no_grad():
         restorers = baselines.restorers(task)
-        found = {name: restorer(y).clamp(0, 1) for name, (restorer, _) in restorers.items()}
+        baselines = {name: restorer(y).clamp(0, 1) for name, (restorer, _) in restorers.items()}
     generator = torch.Generator().manual_seed(0)
     posterior = restore(model, y, task.operator, task.noise, generator=generator)
     ours = {OURS: posterior.image, MODE: posterior.mode}
     ours = {name: image.cpu() for name, image in ours.items() if image is not None}
-    ratings = {name: image_psnr(image, x) for name, image in (ours | found).items()}
+    ratings = {name: image_psnr(image, x) for name, image in (ours | baselines).items()}
     best = max(restorers, key=lambda name: ratings[name].mean())
     return {
         "task": task.name,
@@ -263,11 +263,11 @@ def measure(
             for file, text in zip(names, options.tasks, strict=True)]  # fmt: skip
 
 
-def table(found: list[dict[str, Any]]) -> str:
+def table(measurements: list[dict[str, Any]]) -> str:
     """Write the measures of a data set as a table, one column for each task."""
-    names = [name for name in LABELS if any(name in measures["psnr"] for measures in found)]
+    names = [name for name in LABELS if any(name in measures["psnr"] for measures in measurements)]
     columns = {}
-    for measures in found:
+    for measures in measurements:
         columns[measures["task"]] = {
             **{LABELS[name]: format_interval(measures["psnr"].get(name), ".2f") for name in names},
             "gain": format_interval(measures["gain"].get(OURS), "+.2f"),
@@ -290,8 +290,8 @@ def main() -> None:
     for argument in options.models:
         name, _, paths = argument.partition("=")
         path, _, folder = paths.partition(":")
-        found = measure(name, Model.load(path), Path(folder), options)
-        print(f"### {name}\n\n{table(found)}\n", flush=True)
+        measurements = measure(name, Model.load(path), Path(folder), options)
+        print(f"### {name}\n\n{table(measurements)}\n", flush=True)
 
 
 if __name__ == "__main__":

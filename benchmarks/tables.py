@@ -102,20 +102,21 @@ def _read(path: Path) -> np.ndarray:
         return arrays["X"]
 
 
-Found = dict[str, dict[str, Any]]  # results by method
+Measures = dict[str, dict[str, Any]]  # results by method
+RunsByTable = dict[str, list[Measures]]
 
 
-def measured(path: Path, methods: dict[str, Callable[[Found], Any]], what: str) -> Found:
+def measured(path: Path, methods: dict[str, Callable[[Measures], Any]], what: str) -> Measures:
     """Read results, and measure the methods of which there are none, knowing those before."""
-    found: Found = read_json(path) or {}
-    for name in [name for name in methods if name not in found]:
+    measures: Measures = read_json(path) or {}
+    for name in [name for name in methods if name not in measures]:
         torch.manual_seed(0)
         started = time.process_time()
-        result = methods[name](found)
-        found[name] = {"seconds": time.process_time() - started, **result}
-        write_json(path, found)
-        click.echo(f"{what}, {name}: {found[name]['seconds']:.0f} s", err=True)
-    return found
+        result = methods[name](measures)
+        measures[name] = {"seconds": time.process_time() - started, **result}
+        write_json(path, measures)
+        click.echo(f"{what}, {name}: {measures[name]['seconds']:.0f} s", err=True)
+    return measures
 
 
 # ---- the method of this project
@@ -179,14 +180,14 @@ def gaussian_mixture(train: np.ndarray, valid: np.ndarray) -> GaussianMixture:
 
 def kernel_log_probs(kernels: Tensor, x: Tensor, bandwidths: Sequence[float]) -> np.ndarray:
     """Log-densities (n, bandwidths) of a Gaussian kernel density estimate."""
-    dim, found = kernels.shape[1], []
+    dim, log_probs = kernels.shape[1], []
     for batch in x.split(64):
         squares = torch.cdist(batch, kernels).square()
-        found.append(torch.stack([
+        log_probs.append(torch.stack([
             torch.logsumexp(-squares / (2 * h**2), 1) - dim * math.log(h) for h in bandwidths
         ], 1))  # fmt: skip
     normalization = 0.5 * dim * math.log(2 * math.pi) + math.log(len(kernels))
-    return (torch.cat(found).double() - normalization).numpy()
+    return (torch.cat(log_probs).double() - normalization).numpy()
 
 
 def kernel_density(train: np.ndarray, valid: np.ndarray, test: np.ndarray) -> dict[str, Any]:
@@ -276,7 +277,7 @@ def dims_of(columns: int) -> dict[str, int]:
     return {share: max(1, round(columns * factor)) for share, factor in SHARES.items()}
 
 
-def compare(path: Path, table: str, seed: int, steps: int | None) -> Found:
+def compare(path: Path, table: str, seed: int, steps: int | None) -> Measures:
     """Measure all methods on one table with one seed: log-densities and errors of test rows."""
     rows = split_rows(path, seed)
     train, valid, test = rows
@@ -296,24 +297,24 @@ def compare(path: Path, table: str, seed: int, steps: int | None) -> Found:
             **errors(lambda dim: nearest_projections(model, test, dim)),
         }
 
-    def mixture(found: Found) -> dict[str, Any]:
+    def mixture(measures: Measures) -> dict[str, Any]:
         fitted = gaussian_mixture(train, valid)
         log_prob = fitted.score_samples(test).tolist()
         return {"log_prob": log_prob, "components": fitted.n_components}
 
-    def networks(found: Found) -> dict[str, Any]:
+    def networks(measures: Measures) -> dict[str, Any]:
         # one flow serves both dimensions, so both networks together have its time
-        parameters, seconds = found[OURS]["parameters"], found[OURS]["seconds"] / len(dims)
+        parameters, seconds = measures[OURS]["parameters"], measures[OURS]["seconds"] / len(dims)
         return errors(lambda dim: autoencoder(rows, dim, parameters, seconds))
 
     return measured(RESULTS / f"{table}-{seed}.json", {
-        OURS: lambda found: flow(True),
-        PLAIN: lambda found: flow(False),
+        OURS: lambda measures: flow(True),
+        PLAIN: lambda measures: flow(False),
         MIXTURE: mixture,
-        KERNEL: lambda found: kernel_density(train, valid, test),
-        SPLINE: lambda found: spline_flow(rows, found[OURS]["seconds"]),
-        "PCA": lambda found: errors(lambda dim: reconstruct(PCA(dim).fit(train), test)),
-        "kernel PCA": lambda found: errors(lambda dim: kernel_pca(rows, dim)),
+        KERNEL: lambda measures: kernel_density(train, valid, test),
+        SPLINE: lambda measures: spline_flow(rows, measures[OURS]["seconds"]),
+        "PCA": lambda measures: errors(lambda dim: reconstruct(PCA(dim).fit(train), test)),
+        "kernel PCA": lambda measures: errors(lambda dim: kernel_pca(rows, dim)),
         "autoencoder": networks,
     }, f"{table} {seed}")  # fmt: skip
 
@@ -327,18 +328,18 @@ def main(data: Path, seeds: int, steps: int | None) -> None:
     """Measure the density and the manifold of the ten largest tables."""
     bootstrap_project(Path.cwd())
     paths = largest_tables(data)
-    found = {table: [compare(path, table, seed, steps) for seed in range(seeds)]
+    runs_by_table = {table: [compare(path, table, seed, steps) for seed in range(seeds)]
              for table, path in paths.items()}  # fmt: skip
     click.echo("Log-likelihood of test rows, nats per row\n")
-    density_table(found, paths)
+    density_table(runs_by_table, paths)
     for share in SHARES:
         click.echo(f"Mean squared error of test rows, d = {share} of the columns\n")
-        manifold_table(found, paths, share)
+        manifold_table(runs_by_table, paths, share)
 
 
-def density_table(found: dict[str, list[Found]], paths: dict[str, Path]) -> None:
+def density_table(runs_by_table: RunsByTable, paths: dict[str, Path]) -> None:
     rows, first = [], 0
-    for table, runs in found.items():
+    for table, runs in runs_by_table.items():
         means = means_of(runs, "log_prob", (OURS, *DENSITIES))
         best = max(DENSITIES, key=lambda name: np.mean(means[name]))
         first += (difference := paired(runs, "log_prob", best))["value"] > 0
@@ -355,9 +356,11 @@ def density_table(found: dict[str, list[Found]], paths: dict[str, Path]) -> None
     click.echo(f"First on {first} of {len(rows)} tables.\n")
 
 
-def manifold_table(found: dict[str, list[Found]], paths: dict[str, Path], share: str) -> None:
+def manifold_table(
+    runs_by_table: dict[str, list[Measures]], paths: dict[str, Path], share: str
+) -> None:
     rows, first = [], 0
-    for table, runs in found.items():
+    for table, runs in runs_by_table.items():
         columns = split_rows(paths[table], 0)[0].shape[1]
         means = means_of(runs, share, (OURS, PLAIN, *MANIFOLDS))
         best = min(MANIFOLDS, key=lambda name: np.mean(means[name]))
@@ -373,11 +376,11 @@ def manifold_table(found: dict[str, list[Found]], paths: dict[str, Path], share:
     click.echo(f"First on {first} of {len(rows)} tables.\n")
 
 
-def means_of(runs: list[Found], quantity: str, names: Sequence[str]) -> dict[str, list[float]]:
+def means_of(runs: list[Measures], quantity: str, names: Sequence[str]) -> dict[str, list[float]]:
     return {name: [float(np.mean(run[name][quantity])) for run in runs] for name in names}
 
 
-def paired(runs: list[Found], quantity: str, other: str) -> dict[str, Any]:
+def paired(runs: list[Measures], quantity: str, other: str) -> dict[str, Any]:
     """Mean difference from another method at the same test rows, with its interval."""
     differences = [np.subtract(run[OURS][quantity], run[other][quantity]) for run in runs]
     return mean_interval(np.concatenate(differences))

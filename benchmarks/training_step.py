@@ -85,7 +85,7 @@ class Ours(nn.Module):
         super().__init__()
         self.hierarchy = Hierarchy([Stage(flow, DIM)]).to(device)  # type: ignore[arg-type]
         nll, pr = Loss(), Loss(reconstruction={"penalty": "huber", "weight": 300.0, "delta": 0.1})
-        self.trainers = [trainer_of(self.hierarchy, each, precision) for each in (nll, pr)]
+        self.trainers = [trainer_of(self.hierarchy, loss, precision) for loss in (nll, pr)]
 
     def step(self, x: Tensor, penalized: bool) -> None:
         self.trainers[penalized].step(x)
@@ -140,12 +140,12 @@ def measure(
             tasks[name] = tasks_of(build(name, size, device), batch, device)
         except ImportError as error:
             print(f"{name} is left out: {error}", file=sys.stderr)
-    found: dict[str, dict[str, Any]] = {name: {"batch": batch} for name in tasks}
+    timings: dict[str, dict[str, Any]] = {name: {"batch": batch} for name in tasks}
     for task in TASKS:
         chosen = {name: of_name[task] for name, of_name in tasks.items()}
         for name, timing in interleave(chosen, rounds, device).items():
-            found[name][task] = timing
-    return found
+            timings[name][task] = timing
+    return timings
 
 
 def ratios(timings: dict[str, dict[str, Any]], name: str) -> dict[str, float]:

@@ -61,7 +61,7 @@ def test_a_dry_run_outside_of_a_checkout_prints_only_its_table(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (done.stdout + done.stderr).count("\n") < 12
-    assert "table-1 Glow      to download and train" in done.stdout
+    assert "table-1 Glow      to run" in done.stdout
 
 
 def test_run_imports_nothing_heavy_before_its_first_node(project):

@@ -15,9 +15,9 @@ from sphinx.application import Sphinx
 
 from submanifold.config.resolve import packaged_tables
 from submanifold.config.schema import Choices, EvaluationSettings, TimeBudget
+from submanifold.data.fields import Counts
 from submanifold.data.settings import (
     INSTALLED,
-    Counts,
     Draws,
     ImageSettings,
     SyntheticSettings,

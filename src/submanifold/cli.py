@@ -152,7 +152,7 @@ def reproduce(
     changed = flatten(params)
     planned = studies.plan(targets, project, env, seeds, changed)
     if finished_only:
-        planned = studies.finished(planned, project)
+        planned = studies.finished(planned)
         if not planned:
             raise UserError(f"Nothing that {', '.join(targets)} needs is finished.")
     if dry_run:
@@ -160,8 +160,6 @@ def reproduce(
         width = max(map(len, states), default=0)
         for name, text in states.items():
             click.echo(f"{name:<{width}}  {text}")
-        for name in [name for name, runs in planned.items() if not runs]:
-            click.echo(f"{name}  needs no training")
         return
     options = f" --env={env}" if env else ""
     options += f" --seeds={seeds}" if seeds > 1 else ""

@@ -24,7 +24,8 @@ from submanifold.common.device import choose_device
 from submanifold.common.errors import UserError, unexpected
 from submanifold.common.progress import hidden_progress
 from submanifold.config.resolve import Method, default_method
-from submanifold.data.settings import ImageSettings, Scale
+from submanifold.data.fields import Scale
+from submanifold.data.settings import ImageSettings
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.calibration import COMBINATION, MIN_IMAGES, calibrate
 from submanifold.evaluation.scores import NOISE_SCALE, SMOOTHED_DENSITY

@@ -14,8 +14,10 @@ from source_files import numbered, plain, write_celeba, write_folder, write_zip
 
 from submanifold.common.errors import UserError
 from submanifold.data import prepare as module
-from submanifold.data.prepare import check, prepare, read_sidecar
-from submanifold.data.settings import Counts, ImageSettings
+from submanifold.data.arrays import read_sidecar
+from submanifold.data.fields import Counts
+from submanifold.data.prepare import check, prepare
+from submanifold.data.settings import ImageSettings
 from submanifold.data.splits import SPLITS, check_groups, groups_of, split_sizes
 
 
@@ -160,7 +162,7 @@ def test_changed_data_or_settings_are_prepared_again(tmp_path, decoded, change):
     assert set(read_sidecar(tmp_path / "out", "groups")) == set(SPLITS)
 
 
-@pytest.mark.parametrize("function", ["write_chunks", "write_json"])
+@pytest.mark.parametrize("function", ["prepare.write_chunks", "arrays.write_json"])
 def test_a_killed_run_is_repeated_with_the_same_result(tmp_path, monkeypatch, function):
     make_folder(tmp_path / "in", 100, broken=[3, 50])
     expected = run(tmp_path, out="uninterrupted")
@@ -170,7 +172,7 @@ def test_a_killed_run_is_repeated_with_the_same_result(tmp_path, monkeypatch, fu
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, function, kill)
+        patch.setattr(f"submanifold.data.{function}", kill)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path)
     assert not (tmp_path / "out" / "manifest.json").exists()

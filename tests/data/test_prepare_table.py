@@ -8,7 +8,7 @@ import pytest
 
 from submanifold.common.errors import UserError
 from submanifold.common.settings import read_settings
-from submanifold.data.prepare import read_sidecar
+from submanifold.data.arrays import read_sidecar
 from submanifold.data.settings import INSTALLED, TableSettings, read_data_settings
 from submanifold.data.tables import Preprocessor, schema
 from submanifold.data.tables.files import read_table

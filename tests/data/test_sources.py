@@ -18,7 +18,8 @@ from source_files import (
 )
 
 from submanifold.common.errors import UserError
-from submanifold.data.prepare import check, prepare, read_sidecar
+from submanifold.data.arrays import read_sidecar
+from submanifold.data.prepare import check, prepare
 from submanifold.data.settings import ImageSettings
 from submanifold.data.sources import SOURCES
 from submanifold.data.splits import SPLITS

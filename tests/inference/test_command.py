@@ -435,7 +435,7 @@ def test_restore_refuses_what_does_not_fit(model_file, images, tmp_path):
     def restore(*options):
         return run("restore", model_file, images[0], "--out", tmp_path / "out", *options)
 
-    knows = "The model knows only images of 8 x 8 pixels. Restore a crop of 4 x 4 pixels: python"
+    knows = "The model knows only images of 8 x 8 pixels. Restore crops of 4 x 4 pixels, or add"
     size = "0.png", "of 4 x 4 pixels, got 8 x 8", knows, "add --simulate"
     assert_rejected(restore("--task=superresolve:2"), *size)
     assert_rejected(restore("--task=sense:40"), "--task=sense:40: expected --simulate")

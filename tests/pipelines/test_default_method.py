@@ -14,8 +14,8 @@ from browser import browse
 from conftest import command_environment
 from splits import checked_splits
 from strategies import assert_close
+from submanifold.data.arrays import read_sidecar
 from submanifold.data.batches import Batches
-from submanifold.data.prepare import read_sidecar
 from submanifold.data.settings import ImageSettings
 from submanifold.evaluation.ood import measure_ood
 from submanifold.evaluation.reconstruction import psnr

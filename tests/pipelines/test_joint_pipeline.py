@@ -20,7 +20,7 @@ def registered(project, **params):
 def test_pipelines_have_a_namespace_for_each_phase_and_catalog_entries(project):
     params = {"method": "H-MM", "stage_3": {"dim": 6}}
     pipelines, catalog = registered(project, **params), project.catalog(**params)
-    assert set(pipelines) == {*("__default__", "data", "hierarchical", "ood", "dimension")}
+    assert set(pipelines) == {"__default__", "data", "hierarchical", "ood", "dimension"}
     assert [n.name for n in pipelines["__default__"].nodes if n.name.startswith("stage_")] == [
         *(
             "stage_1.train_stage_1",
@@ -58,7 +58,7 @@ def test_arguments_receive_the_split_that_they_are_named_after(project, params):
 
 
 def test_joint_method_of_two_stages_trains_them_together(project):
-    run = project.run("hierarchical", until="metrics", method="EE-M")
+    run = project.run(until="metrics", method="EE-M")
     assert run.steps == {"joint": 12}
     assert [stage.dim for stage in run.load("hierarchy").stages] == [24, 12]
     metrics = run.load("metrics")

@@ -22,7 +22,11 @@ def test_static_site_has_layers_namespaces_and_previews(project):
     shown = json.loads((site / "pipelines" / "hierarchical").read_text())
     layers = ["raw", "primary", "models", "model_output", "reporting"]
     assert shown["layers"] == layers
-    assert {each["id"] for each in shown["pipelines"]} >= {"__default__", "hierarchical", "ood"}
+    assert {pipeline["id"] for pipeline in shown["pipelines"]} >= {
+        "__default__",
+        "hierarchical",
+        "ood",
+    }
     namespaces = {"__root__", "data", "stage_1", "stage_2", "evaluation", "report"}
     assert set(shown["modular_pipelines"]) == namespaces
     tasks = {node["full_name"] for node in shown["nodes"] if node["type"] == "task"}

@@ -27,21 +27,21 @@ def check(run):
     return run
 
 
-@pytest.mark.parametrize(("method", "pipeline", "changes", "stage"), [
-    pytest.param("PIE", "hierarchical", DIM, {"off_manifold_scale": 0.01}, marks=slow),
-    pytest.param("NIF", "hierarchical", INNER, {"noise": 0.1}, marks=slow),
-    pytest.param("M-flow", "hierarchical", INNER, {}, marks=slow),
-    pytest.param("trumpet", "hierarchical", INNER, {}, marks=slow),
-    pytest.param("autoencoder", "hierarchical", INNER, {}, marks=slow),
-    pytest.param("conformal", "hierarchical", INNER, {}, marks=slow),
-    ("conformal", "hierarchical", {"dataset": "circle"}, {}),
-    pytest.param("SoftFlow", "hierarchical", {}, {}, marks=slow),
-    pytest.param("SoftFlow", "hierarchical", {"dataset": "circle"}, {}, marks=slow),
-    ("multi-chart", "hierarchical", {"dataset": "circle", "charts": 3}, {}),
-    pytest.param("multi-chart", "hierarchical", DIM | {"charts": 3}, {}, marks=slow),
+@pytest.mark.parametrize(("method", "changes", "stage"), [
+    pytest.param("PIE", DIM, {"off_manifold_scale": 0.01}, marks=slow),
+    pytest.param("NIF", INNER, {"noise": 0.1}, marks=slow),
+    pytest.param("M-flow", INNER, {}, marks=slow),
+    pytest.param("trumpet", INNER, {}, marks=slow),
+    pytest.param("autoencoder", INNER, {}, marks=slow),
+    pytest.param("conformal", INNER, {}, marks=slow),
+    ("conformal", {"dataset": "circle"}, {}),
+    pytest.param("SoftFlow", {}, {}, marks=slow),
+    pytest.param("SoftFlow", {"dataset": "circle"}, {}, marks=slow),
+    ("multi-chart", {"dataset": "circle", "charts": 3}, {}),
+    pytest.param("multi-chart", DIM | {"charts": 3}, {}, marks=slow),
 ])  # fmt: skip
-def test_related_systems_are_trained_and_reported(project, method, pipeline, changes, stage):
-    run = check(project.run(pipeline, method=method, **changes))
+def test_related_systems_are_trained_and_reported(project, method, changes, stage):
+    run = check(project.run(method=method, **changes))
     config = run.load("hierarchy").describe()
     charts = config.get("charts", [config])
     assert all(stage.items() <= chart["stages"][-1].items() for chart in charts)
@@ -53,7 +53,7 @@ def test_related_systems_are_trained_and_reported(project, method, pipeline, cha
 @pytest.mark.parametrize("dim", [24, pytest.param(70, marks=slow)], ids=["exact", "estimated"])
 def test_rectangular_flow_is_trained_by_the_density_on_its_manifold(project, dim):
     about = {"stage_1": {"dim": dim}, "joint": SHORT}
-    run = project.run("hierarchical", until="metrics", method="rectangular", **about)
+    run = project.run(until="metrics", method="rectangular", **about)
     check(run)
     (history,) = [run.load(name) for name in run.catalog if name.endswith(".history")]
     assert all(math.isfinite(row["manifold_likelihood"]) for row in history["train"])

@@ -28,17 +28,3 @@ def test_each_phase_is_a_task_and_all_intermediate_outputs_are_files(project, pa
     passed = pipeline.all_inputs() & pipeline.all_outputs()
     assert passed
     assert not [name for name in passed if isinstance(catalog.get(name), MemoryDataset | None)]
-
-
-def test_airflow_dag_is_rendered_and_compiles(project):
-    pytest.importorskip("kedro_airflow")
-    code, output = project.kedro(
-        *("airflow", "create", "--env=test", "--pipelines=hierarchical", "--group-by=namespace"),
-        *("--jinja-file=conf/airflow.j2", "--target-dir=dags", "--params=schedule=0 6 * * *"),
-    )
-    assert code == 0, output
-    (file,) = (project.path / "dags").iterdir()
-    content = file.read_text()
-    compile(content, str(file), "exec")
-    for part in ("submanifold-test-hierarchical", "0 6 * * *", "--namespaces="):
-        assert part in content

@@ -108,21 +108,8 @@ def nothing_is_trained(monkeypatch):
     monkeypatch.setattr(related, "measure_one", lambda run, images: RELATED[run.name])
 
 
-def content(record=None):
-    runs = {name: [SimpleNamespace(name=name)] for name in RELATED}
-    return TARGETS["related"].make(runs, record)
-
-
-def test_records_fill_in_for_missing_runs_only(tmp_path):
-    measured = content().data
-    measured.to_csv(tmp_path / "record.csv", index=False)
-    record = pd.read_csv(tmp_path / "record.csv")
-    again = content(record.assign(value=9.9))
-    pd.testing.assert_frame_equal(again.data, measured, check_dtype=False)
-    assert not any("measured earlier" in note for note in again.notes)
-    more = content(record.assign(seed=record["seed"] + 5))
-    assert len(more.data) == 2 * len(measured)
-    assert f"{len(measured)} results were measured earlier" in more.notes[-1]
+def content():
+    return TARGETS["related"].make({name: [SimpleNamespace(name=name)] for name in RELATED})
 
 
 def test_related_marks_manifolds_and_densities_below_the_thresholds():

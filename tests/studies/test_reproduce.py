@@ -10,7 +10,6 @@ from click import ClickException
 from submanifold.common.errors import UserError
 from submanifold.runs.experiments import CachedRun, run_all
 from submanifold.studies import reproduce
-from submanifold.studies.reproduce import TARGETS
 
 pytestmark = pytest.mark.pipeline
 
@@ -78,26 +77,10 @@ def test_a_dry_run_shows_the_error_of_runs_with_missing_data(project):
     with project.session():
         planned = reproduce.plan(["table-1", "table-3"], project.path, "test")
         states = pd.Series(reproduce.state(planned))
-        assert reproduce.finished(planned, project.path) == {}
+        assert reproduce.finished(planned) == {}
     rooms = states.index.str.startswith("table-3")
     assert states[rooms].str.contains("path").all()
-    assert set(states[~rooms]) == {"to download and train"}
-
-
-def test_finished_only_shows_recorded_results(new_project):
-    project = new_project()
-    record = project.path / TARGETS["related"].record
-    record.parent.mkdir(parents=True)
-    columns = {"data": "circle", "row": "four charts", "seed": 0, "low": 1.0, "high": 2.0}
-    pd.DataFrame([
-        {**columns, "measure": name, "value": 1.5}
-        for name in ("divergence", "nearest_distance", "data_distance", "seconds")
-    ]).to_csv(record, index=False)  # fmt: skip
-    with project.session():
-        planned = reproduce.plan(["related"], project.path, "test")
-        planned = reproduce.finished(planned, project.path)
-        (page,) = reproduce.reproduce(planned, project.path, "test")
-    assert "| four charts | 0 of 1 " in re.sub(" +", " ", page.read_text())
+    assert set(states[~rooms]) == {"to run"}
 
 
 def test_invalid_parameters_are_reported_before_any_run(project):

@@ -15,10 +15,10 @@ from optuna.trial import TrialState, create_trial
 from conftest import wait_for
 from submanifold.common.device import choose_device
 from submanifold.common.errors import UserError
-from submanifold.evaluation.measure import objectives
+from submanifold.evaluation.measure import objective
 from submanifold.runs.experiments import CachedRun
 from submanifold.runs.tracking import observer
-from submanifold.studies.search import STORAGE, SecondsPruner, search
+from submanifold.studies.search import STORAGE, search
 
 pytestmark = pytest.mark.pipeline
 
@@ -58,11 +58,11 @@ def refused(project, path, *options):
 def untrained(monkeypatch):
     """Runs that do nothing, and whose bits per dimension are d; return what replaces them."""
     monkeypatch.setattr(CachedRun, "run", lambda run: None)
-    monkeypatch.setattr(CachedRun, "load", lambda run, name: {"seconds": 1000.0})
+    monkeypatch.setattr(CachedRun, "load", lambda run, name: {"steps": 1000})
     monkeypatch.setattr(CachedRun, "load_model", lambda run: run.settings.model.stages[-1].dim)
+    values = {"bits_per_dim": float, "mse": lambda dim: 1 / dim}
     monkeypatch.setattr(
-        "submanifold.studies.search.objectives",
-        lambda dim, *_: {"bits_per_dim": float(dim), "mse": 1 / dim},
+        "submanifold.studies.search.objective", lambda name, dim, *_: values[name](dim)
     )
     return partial(monkeypatch.setattr, CachedRun, "run")
 
@@ -73,10 +73,10 @@ def test_a_grid_finds_the_better_of_two_settings(project):
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2
     assert study.best_params == {"stage_1.training.steps": 60}, "more training is better"
     best = CachedRun("", PARAMS, project.path, "test").with_params({"stage_1.training.steps": 60})
-    expected = objectives(best.load("hierarchy"), best.load("x_valid"), choose_device("cpu"))
-    assert study.best_value == expected["bits_per_dim"]
+    model, events = best.load("hierarchy"), best.load("x_valid")
+    assert study.best_value == objective("bits_per_dim", model, events, choose_device("cpu"))
     assert not any(map(best.catalog.exists, ("metrics", "samples", "report"))), "take most of time"
-    runs = {int(each.data.tags["submanifold.trial"]): each for each in project.mlflow_runs()}
+    runs = {int(run.data.tags["submanifold.trial"]): run for run in project.mlflow_runs()}
     for trial in study.trials:
         assert trial.user_attrs["mlflow_run"] == runs[trial.number].info.run_id
     assert len(run(project, "steps", **settings).trials) == 2
@@ -126,38 +126,20 @@ def test_an_interrupted_trial_is_repeated_at_once(project, untrained):
     assert trials[0].params == trials[1].params
 
 
-def test_a_bad_training_is_pruned_by_its_seconds_and_those_of_earlier_phases(project, untrained):
+def test_a_bad_training_is_pruned_by_its_steps_and_those_of_earlier_phases(project, untrained):
     def validate(run):
-        row = {"valid.bits_per_dim": 3.0, "valid.seconds": 30.0}
+        row = {"valid.bits_per_dim": 3.0}
         observer.get().on_log("reconstruction", 10, row)
 
     untrained(validate)
     settings = {"params": {"method": "penalty-after", "device": "cpu"}, "search": {"seed": [0, 1]}}
     study = run(project, "pruned", trials=1, **settings)
-    assert study.trials[0].intermediate_values == {1030: 3.0}
+    assert study.trials[0].intermediate_values == {1010: 3.0}
     first = study.trials[0]
-    for _ in range(5):
+    for _ in range(4):
         study.add_trial(create_trial(params=first.params, distributions=first.distributions,
-                                     value=-9.0, intermediate_values={1020: -9.0}))  # fmt: skip
-    assert run(project, "pruned", trials=7, **settings).trials[-1].state == TrialState.PRUNED
-
-
-@pytest.mark.parametrize(("values", "pruned"), [
-    ({10: 2.0}, False),            # less than half of the usual time
-    ({10: 2.0, 50: 1.9}, True),    # worse than 1.5, the median after 50 s
-    ({10: 1.4, 50: 1.9}, False),   # its best validation counts
-    ({90: 1.1}, True),             # worse than 1.0, the median after 90 s
-])  # fmt: skip
-def test_trainings_are_compared_at_equal_seconds(values, pruned):
-    study = optuna.create_study(pruner=SecondsPruner())
-    for number in range(5):
-        # validations at other seconds, as those of models of other sizes
-        curve = {40 + number: 1.5, 80 + number: 1.0, 100: 0.9}
-        study.add_trial(create_trial(value=0.9, intermediate_values=curve))
-    trial = study.ask()
-    for second, value in values.items():
-        trial.report(value, second)
-    assert trial.should_prune() == pruned
+                                     value=-9.0, intermediate_values={1010: -9.0}))  # fmt: skip
+    assert run(project, "pruned", trials=6, **settings).trials[-1].state == TrialState.PRUNED
 
 
 @pytest.mark.parametrize(("settings", "message"), [
@@ -192,7 +174,7 @@ def test_trials_that_fail_end_in_the_reason(project, untrained):
     path = write(project, "failing", trials=2, search={"seed": [0, 1]})
     reason = f"Error: {path}: no trial is complete: density: diverged\n"
     assert refused(project, path) == reason
-    assert [t.state for t in opened(project, "failing").trials] == [TrialState.FAIL] * 2
+    assert [t.state for t in opened(project, "failing").trials] == [TrialState.PRUNED] * 2
 
 
 def test_a_database_that_cannot_be_used_is_a_message(project):

@@ -1,14 +1,13 @@
 """Cache keys: what each artifact depends on, hashed into the names of its files."""
 
-import ast
 import hashlib
 import json
 import re
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from submanifold.common.errors import error_prefix
+from submanifold.common.source_hash import source_hash
 from submanifold.config.project import RAW_FOLDER
 from submanifold.config.schema import Experiment, effective
 
@@ -71,28 +70,6 @@ def _reports(key: str) -> list[str]:
 
 def _sources(names: tuple[str, ...]) -> list[str]:
     return [source_hash(PACKAGE / name) for name in names]
-
-
-@cache
-def source_hash(folder: Path) -> str:
-    """Hash the files of a package; of Python the syntax, without comments and docstrings."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.*")):
-        if path.suffix == ".py":
-            code = ast.unparse(_without_docstrings(ast.parse(path.read_bytes())))
-            digest.update(f"{path.relative_to(folder).as_posix()} {code}".encode())
-        elif path.suffix != ".pyc" and path.is_file():
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def _without_docstrings(node: Any) -> Any:
-    if ast.get_docstring(node, clean=False):
-        node.body[:1] = [] if node.body[1:] else [ast.Pass(lineno=0, col_offset=0)]
-    for child in node.body:
-        if isinstance(child, ast.FunctionDef | ast.ClassDef):
-            _without_docstrings(child)
-    return node
 
 
 def _digest(*values: Any) -> str:

@@ -1,14 +1,28 @@
-"""NumPy files: written in pieces, and memory-mapped."""
+"""NumPy files, written in pieces and memory-mapped, and prepared data."""
 
+import hashlib
+import logging
 import math
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from submanifold.common.errors import unexpected
-from submanifold.common.files import atomic_write
+from submanifold.common.files import atomic_write, locked, read_json, write_json
+from submanifold.data.splits import SPLITS
+
+log = logging.getLogger(__name__)
+
+Prepared = tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
+"""Copy-on-write memory maps of train, valid and test, and the manifest."""
+Sidecars = dict[str, dict[str, list[Any]]]
+"""Labels, groups and rows, if there are any: lists by split, in the order of the arrays."""
+Written = tuple[dict[str, Any], Sidecars]
+
+SIDECARS = ("labels", "groups", "rows")
 
 
 class ConditionalArray(np.ndarray):
@@ -86,3 +100,43 @@ def write_chunks(
         written = sum(file.write(np.asarray(chunk, dtype).tobytes()) for chunk in chunks)
         file.seek(0)
         write_header(written // (np.dtype(dtype).itemsize * math.prod(shape)))
+
+
+def prepare_once(
+    folder: Path, what: str, key: dict[str, Any], write: Callable[[], Written]
+) -> Prepared:
+    """Write arrays, their sidecar files and a manifest, unless those of this key exist."""
+    files = [folder / f"{split}.npy" for split in SPLITS]
+    with locked(folder, what):
+        manifest: dict[str, Any] = read_json(folder / "manifest.json") or {}
+        if manifest | key != manifest or not all(file.exists() for file in files):
+            if manifest:
+                log.warning("the arrays in %s are of other data; preparing them again", folder)
+            old = [folder / f"{name}.json" for name in ("manifest", *SIDECARS)]
+            for file in [*old, *map(context_path, files)]:  # the arrays are replaced
+                file.unlink(missing_ok=True)
+            began, (manifest, sidecars) = time.monotonic(), write()
+            for name, values in sidecars.items():
+                write_json(folder / f"{name}.json", values)
+            counts = [len(np.load(file, mmap_mode="r")) for file in files]
+            hashes, groups = "".join(map(_hash, files)), sidecars.get("groups", {})
+            manifest |= {
+                "counts": dict(zip(SPLITS, counts, strict=True)),
+                "groups": {split: len({*numbers}) for split, numbers in groups.items()} or None,
+                "hash": f"sha256:{hashlib.sha256(hashes.encode()).hexdigest()}",
+                "seconds": round(time.monotonic() - began, 2),
+                **key,
+            }
+            write_json(folder / "manifest.json", manifest)
+    train, valid, test = (np.load(file, mmap_mode="c") for file in files)
+    return train, valid, test, manifest
+
+
+def _hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_sidecar(folder: Path, name: str) -> dict[str, list[Any]]:
+    """Read ``labels``, ``groups`` or ``rows`` of prepared events by split; empty without them."""
+    return read_json(folder / f"{name}.json") or {}

@@ -1,44 +1,44 @@
 """Preparation of a source: one array on disk for each split, and a manifest."""
 
-import hashlib
 import logging
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from submanifold.common.errors import UserError, printable, unexpected
-from submanifold.common.files import locked, read_json, write_json
 from submanifold.common.processes import map_in_threads
 from submanifold.common.progress import ProgressBar
-from submanifold.data.arrays import context_path, save_context, write_chunks
+from submanifold.data.arrays import (
+    Prepared,
+    Sidecars,
+    Written,
+    prepare_once,
+    save_context,
+    write_chunks,
+)
+from submanifold.data.fields import Counts
 from submanifold.data.images import SUFFIXES, decode
+from submanifold.data.settings import ImageSettings, SyntheticSettings
 from submanifold.data.sources import SOURCES, Source
-from submanifold.data.splits import SPLITS, plan
-
-if TYPE_CHECKING:
-    from submanifold.data.settings import ImageSettings, SyntheticSettings
+from submanifold.data.splits import SPLITS, assign_groups, count_of, shuffled, split_sizes
 
 log = logging.getLogger(__name__)
 
-Prepared = tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
-"""Copy-on-write memory maps of train, valid and test, and the manifest."""
-Sidecars = dict[str, dict[str, list[Any]]]
-"""Labels, groups and rows, if there are any: lists by split, in the order of the arrays."""
-Written = tuple[dict[str, Any], Sidecars]
+Pool = tuple[list[str], dict[str, int]]
+"""Names of images in the order in which they are read, and how many of them each split gets."""
 
 MAX_LISTED = 1000
-SIDECARS = ("labels", "groups", "rows")
 BROKEN_FILES = 10
 """Number of images that may always be broken, but at most half; of many images 1% may be."""
 MIN_IMAGES, FEW_IMAGES, MIN_CLASSES = 2, 100, 2
 
 
-def prepare(settings: "ImageSettings", folder: Path, raw_folder: Path) -> Prepared:
+def prepare(settings: ImageSettings, folder: Path, raw_folder: Path) -> Prepared:
     """Crop, resize and split the images of a source, in bounded memory.
 
     Finished work is returned. The folder gets train.npy, valid.npy, test.npy, labels.json and
@@ -62,7 +62,7 @@ def prepare(settings: "ImageSettings", folder: Path, raw_folder: Path) -> Prepar
     return prepared
 
 
-def draw(settings: "SyntheticSettings", folder: Path) -> Prepared:
+def draw(settings: SyntheticSettings, folder: Path) -> Prepared:
     """Draw the points of each split from its own random stream, as float32 arrays (N, D)."""
 
     def write() -> Written:
@@ -76,47 +76,33 @@ def draw(settings: "SyntheticSettings", folder: Path) -> Prepared:
     return prepare_once(folder, f"the points of {settings.source}", key, write)
 
 
-def prepare_once(
-    folder: Path, what: str, key: dict[str, Any], write: Callable[[], Written]
-) -> Prepared:
-    """Write arrays, their sidecar files and a manifest, unless those of this key exist."""
-    files = [folder / f"{split}.npy" for split in SPLITS]
-    with locked(folder, what):
-        manifest: dict[str, Any] = read_json(folder / "manifest.json") or {}
-        if manifest | key != manifest or not all(file.exists() for file in files):
-            if manifest:
-                log.warning("the arrays in %s are of other data; preparing them again", folder)
-            old = [folder / f"{name}.json" for name in ("manifest", *SIDECARS)]
-            for file in [*old, *map(context_path, files)]:  # the arrays are replaced
-                file.unlink(missing_ok=True)
-            began, (manifest, sidecars) = time.monotonic(), write()
-            for name, values in sidecars.items():
-                write_json(folder / f"{name}.json", values)
-            counts = [len(np.load(file, mmap_mode="r")) for file in files]
-            hashes, groups = "".join(map(_hash, files)), sidecars.get("groups", {})
-            manifest |= {
-                "counts": dict(zip(SPLITS, counts, strict=True)),
-                "groups": {split: len({*numbers}) for split, numbers in groups.items()} or None,
-                "hash": f"sha256:{hashlib.sha256(hashes.encode()).hexdigest()}",
-                "seconds": round(time.monotonic() - began, 2),
-                **key,
-            }
-            write_json(folder / "manifest.json", manifest)
-    train, valid, test = (np.load(file, mmap_mode="c") for file in files)
-    return train, valid, test, manifest
-
-
-def _hash(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def check(settings: "ImageSettings", folder: Path, raw_folder: Path) -> None:
+def check(settings: ImageSettings, folder: Path, raw_folder: Path) -> None:
     """Open and split the source to detect mistakes, unless it is prepared or a download."""
     is_download = settings.path is None and SOURCES[settings.source].path is not None
     if not is_download and not (folder / "manifest.json").is_file():
         with closing(settings.open(raw_folder)) as source:
             plan(source, settings.counts, settings.seed)
+
+
+def plan(source: Source, counts: Counts, seed: int) -> list[Pool]:
+    """Shuffle a source's images and assign them to splits: one pool for all, or one for each."""
+    splits = source.splits
+    if splits is None:
+        sizes = split_sizes(len(source.names), counts)
+        if source.groups is None:
+            return [(shuffled(source.names, seed), sizes)]
+        assigned = assign_groups(Counter(source.groups.values()), sizes, seed)
+        splits = {name: assigned[group] for name, group in source.groups.items()}
+    pools = []
+    for index, split in enumerate(SPLITS):
+        names = [name for name in source.names if splits[name] == split]
+        if not names:
+            expected = f"{split} images in the {source.split_rule} split"
+            fix = "Set split=random, or set path to the complete data set"
+            raise unexpected("split", expected, "none", fix)
+        size = count_of(split, counts, len(names))
+        pools.append((shuffled(names, [seed, index]), {split: size}))
+    return pools
 
 
 def _notes(train: np.ndarray) -> Iterator[str]:
@@ -133,12 +119,7 @@ def _notes(train: np.ndarray) -> Iterator[str]:
                "described three times; set data.channels=1")  # fmt: skip
 
 
-def read_sidecar(folder: Path, name: str) -> dict[str, list[Any]]:
-    """Read ``labels``, ``groups`` or ``rows`` of prepared events by split; empty without them."""
-    return read_json(folder / f"{name}.json") or {}
-
-
-def _write(source: Source, settings: "ImageSettings", folder: Path) -> Written:
+def _write(source: Source, settings: ImageSettings, folder: Path) -> Written:
     names, broken = _write_arrays(source, settings, folder)
     sidecars: Sidecars = {}
     if (labels := source.labels) is not None:
@@ -178,7 +159,7 @@ def _write_classes(folder: Path, labels: Mapping[str, list[Any]]) -> None:
 
 
 def _write_arrays(
-    source: Source, settings: "ImageSettings", folder: Path
+    source: Source, settings: ImageSettings, folder: Path
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
     """Write the arrays; return the names of their images, by split, and the broken images."""
     pools = plan(source, settings.counts, settings.seed)

@@ -3,24 +3,16 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from submanifold.common.errors import unexpected
-
-if TYPE_CHECKING:
-    from submanifold.data.settings import Counts
-    from submanifold.data.sources import Source
+from submanifold.data.fields import FOLDER, Counts
 
 SPLITS = ("train", "valid", "test")
 
-FOLDER = "folder"  #: Value of the setting `groups` that makes each folder a group.
-
 Groups = dict[str, list[int]]
 """Number of each image's group, by split, in the order of the arrays; empty without groups."""
-Pool = tuple[list[str], dict[str, int]]
-"""Names of images in the order in which they are read, and how many of them each split gets."""
 
 
 def groups_of(groups: Groups | None, split: str) -> np.ndarray | None:
@@ -59,28 +51,7 @@ def check_groups(pairs: Iterable[tuple[str, str]]) -> None:
         raise unexpected("groups", expected, got, "Set split=random, which keeps groups together")
 
 
-def plan(source: "Source", counts: "Counts", seed: int) -> list[Pool]:
-    """Shuffle a source's images and assign them to splits: one pool for all, or one for each."""
-    splits = source.splits
-    if splits is None:
-        sizes = split_sizes(len(source.names), counts)
-        if source.groups is None:
-            return [(_shuffled(source.names, seed), sizes)]
-        assigned = assign_groups(Counter(source.groups.values()), sizes, seed)
-        splits = {name: assigned[group] for name, group in source.groups.items()}
-    pools = []
-    for index, split in enumerate(SPLITS):
-        names = [name for name in source.names if splits[name] == split]
-        if not names:
-            expected = f"{split} images in the {source.split_rule} split"
-            fix = "Set split=random, or set path to the complete data set"
-            raise unexpected("split", expected, "none", fix)
-        size = count_of(split, counts, len(names))
-        pools.append((_shuffled(names, [seed, index]), {split: size}))
-    return pools
-
-
-def count_of(split: str, counts: "Counts", available: int) -> int:
+def count_of(split: str, counts: Counts, available: int) -> int:
     """Return how many images or rows of a given split are used: all, or as many as counts say."""
     count: int | None = getattr(counts, split)
     if count is not None and count > available:
@@ -89,7 +60,8 @@ def count_of(split: str, counts: "Counts", available: int) -> int:
     return available if count is None else count
 
 
-def _shuffled(names: list[str], seed: int | list[int]) -> list[str]:
+def shuffled(names: list[str], seed: int | list[int]) -> list[str]:
+    """Return names in random order."""
     return [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
 
 
@@ -101,7 +73,7 @@ def assign_groups(sizes: Mapping[str, int], wanted: dict[str, int], seed: int) -
     if len(sizes) < len(wanted):
         expected = f"at least {len(wanted)} groups, one for each split"
         raise unexpected("groups", expected, len(sizes), "Define more groups, or omit the setting")
-    remaining, splits = _shuffled(sorted(sizes), seed), {}
+    remaining, splits = shuffled(sorted(sizes), seed), {}
     for splits_left, (split, size) in zip(range(len(wanted))[::-1], wanted.items(), strict=True):
         count = 0
         while len(remaining) > splits_left and (count < size or not splits_left):
@@ -111,7 +83,7 @@ def assign_groups(sizes: Mapping[str, int], wanted: dict[str, int], seed: int) -
 
 
 def split_sizes(
-    total: int, counts: "Counts", what: str = "images", held_out: int | None = None
+    total: int, counts: Counts, what: str = "images", held_out: int | None = None
 ) -> dict[str, int]:
     """Sizes of a random split: the counts, else `held_out` (a tenth) for valid and test.
 

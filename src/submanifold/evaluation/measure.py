@@ -216,16 +216,17 @@ def calibration_error(confidence: np.ndarray, is_right: np.ndarray) -> float:
     return round(float(np.abs(gaps).sum() / len(confidence)), 12)
 
 
-def objectives(model: Model, events: np.ndarray, device: torch.device) -> dict[str, float]:
-    """Compute the objectives of a search; the bits are NaN without a density on all of space."""
-    batches, bits = Batches(events, BATCH_SIZE, device=device), math.nan
-    errors = squared_errors(model.encoder_projection, track(batches, "projecting", len(batches)))
-    if model.has_density:
-        density = partial(log_prob, model, table=table_of(model))
-        nats = per_event(density, track(batches, "bits per dimension", len(batches)))
-        bits = float(to_bits_per_dim(nats, events).mean())
-    mse = reconstruction(errors, of_images=not batches.is_continuous)["mse"]["value"]
-    return {"bits_per_dim": bits, "mse": mse}
+def objective(name: str, model: Model, events: np.ndarray, device: torch.device) -> float:
+    """Compute ``mse`` or ``bits_per_dim``, which are NaN without a density on all of space."""
+    batches = Batches(events, BATCH_SIZE, device=device)
+    progress = track(batches, "evaluating", len(batches))
+    if name == "mse":
+        errors = squared_errors(model.encoder_projection, progress)
+        return reconstruction(errors, of_images=not batches.is_continuous)["mse"]["value"]
+    if not model.has_density:
+        return math.nan
+    nats = per_event(partial(log_prob, model, table=table_of(model)), progress)
+    return float(to_bits_per_dim(nats, events).mean())
 
 
 def warnings(metrics: Metrics, histories: Mapping[str, Any]) -> list[str]:

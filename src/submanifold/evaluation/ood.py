@@ -18,8 +18,8 @@ from submanifold.evaluation.scores import SCORES, score
 from submanifold.models import Model
 
 LINEAR = {
-    "pca_distance": "mean squared error of PCA with the model's dimension, pixels in [0, 1]",
-    "pca_residual": "mean squared error of PCA with 90% of the variance, pixels in [0, 1]",
+    "pca_distance": "mean squared error of PCA with the model's dimension",
+    "pca_residual": "mean squared error of PCA with 90% of the variance",
     "hotelling": "Hotelling's T^2 of the same coordinates",
     "mahalanobis": "-log density of a Gaussian, nats",
 }
@@ -29,11 +29,11 @@ LINEAR_COMBINATION = "linear_combination"
 COMBINED = tuple(name for name in SCORES if name != "typicality")
 DESCRIPTIONS = {
     **SCORES,
-    COMBINATION: "joint distribution of these scores on validation images",
+    COMBINATION: "joint distribution of these scores on validation data",
     ANOMALY: "joint distribution of the scores without nearest projections and Jacobians, as in "
     "submanifold score",
     **LINEAR,
-    LINEAR_COMBINATION: "joint distribution of the linear scores on validation images",
+    LINEAR_COMBINATION: "joint distribution of the linear scores on validation data",
 }
 """Descriptions of all scores by name, in the order of tables."""
 MEASURES = {

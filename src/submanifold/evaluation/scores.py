@@ -24,13 +24,13 @@ SCORES = {
     "density": "-log p(x), nats",
     "on_manifold": "-log N(u; 0, I), nats",
     "off_manifold": "half the squared norm of v, nats",
-    "encoder_distance": "mean squared error of the encoder projection, pixels in [0, 1]",
-    "nearest_distance": "mean squared error of the nearest projection, pixels in [0, 1]",
+    "encoder_distance": "mean squared error of the encoder projection",
+    "nearest_distance": "mean squared error of the nearest projection",
     "smoothed_density": "-log p(x) of noise-conditional models at their best noise scale, nats",
     "complexity": "-log2 p(x) minus the bits of the image as a PNG",
     "manifold_density": "-log density on the manifold of the leading coordinates, nats",
     "dimension": "minus the local dimension, from the spectrum of J^T J",
-    "typicality": "distance of log p(x) from its median over normal images, nats",
+    "typicality": "distance of log p(x) from its median over normal data, nats",
 }
 """Descriptions by name; ``typicality`` is added by a calibration."""
 QUICK: tuple[str, ...] = (

@@ -122,25 +122,21 @@ def score(
     click.echo(f" p-value  {read.label}, the most anomalous first")
     for number in table.index[:5]:
         click.echo(f"{table['p_value'][number]:8.4f}  {read.names[number]}")
+    count = len(table)
+    flagged = f"{table['ood'].sum()} of {count} {unit} are flagged" if "ood" in table else ""
     if alpha is not None:
-        count, flagged = len(table), int(table["ood"].sum())
         low, high = false_alarm_range(alpha, count, calibration.groups)
-        click.echo(
-            f"{flagged} of {count} {unit} are flagged (p-value at most {alpha:g}); "
-            f"if all were like the training {unit}, {count * low:.0f} to {count * high:.0f} "
-            "would be in 95% of cases."
-        )
+        click.echo(f"{flagged} (p-value at most {alpha:g}); if all were like the training "
+                   f"{unit}, {count * low:.0f} to {count * high:.0f} would be in 95% of "
+                   "cases.")  # fmt: skip
     if fdr is not None:
-        count, flagged = len(table), int(table["ood"].sum())
         least = math.ceil(count * calibration.smallest_p_value / fdr)
-        click.echo(
-            f"{flagged} of {count} {unit} are flagged; on average at most {100 * fdr:.3g}% of the "
-            f"flagged are like the training {unit}. Fewer than {least} of {count} cannot be "
-            f"flagged with a calibration on {calibration.basis}."
-        )
+        click.echo(f"{flagged}; on average at most {100 * fdr:.3g}% of the flagged are like the "
+                   f"training {unit}. Fewer than {least} of {count} cannot be flagged with a "
+                   f"calibration on {calibration.basis}.")  # fmt: skip
     if sheet is not None:
         images = read.events[table.index.to_numpy()]
-        shown = max(1, min(MAX_SHEET, len(images) // 2))
+        shown = max(1, min(MAX_SHEET, count // 2))
         blank = np.full((-shown % 8 + 8, *images.shape[1:]), 255, np.uint8)
         pictures = np.concatenate([images[:shown], blank, images[::-1][:shown]])
         with output("--sheet", sheet) as partial:
@@ -348,7 +344,7 @@ def restore(
     from submanifold.evaluation.reconstruction import psnr
     from submanifold.evaluation.samples import stored
     from submanifold.inference.inputs import read_images
-    from submanifold.inverse.operators import Inpaint, Sense, Superresolve, parse
+    from submanifold.inverse.operators import Inpaint, Sense, parse
     from submanifold.inverse.restoration import CHAINS, CONVERGED, ITERATIONS, LEVEL, coverage
 
     if not predictor.is_image or "size" not in predictor.model.data:
@@ -364,15 +360,11 @@ def restore(
     form, hint = predictor.model.data, None
     if not simulate:  # pictures in the size of the observations
         channels, side, _ = predictor.model.event_shape
-        factor = problem.operator.factor if isinstance(problem.operator, Superresolve) else 1
-        size = side // factor
+        size = side // getattr(problem.operator, "factor", 1)
         form = {"size": size, "channels": channels, "crop": "square"}
-        hint = (
-            f"The model knows only images of {side} x {side} pixels. Restore a crop of "
-            f'{size} x {size} pixels: python -c "from PIL import Image; '
-            f"Image.open({pictures[0]!r}).crop((0, 0, {size}, {size})).save('crop.png')\". "
-            "Or add --simulate: it makes observations from clean pictures of any size."
-        )
+        hint = (f"The model knows only images of {side} x {side} pixels. Restore crops of {size} x "
+                f"{size} pixels, or add --simulate: it makes observations from clean pictures of "
+                "any size.")  # fmt: skip
     read = read_images(pictures, form, hint)
     size = 4 * (CHAINS * iterations + 4) * predictor.model.event_dim
     check_memory("PICTURES", len(read.names), size)

@@ -62,15 +62,6 @@ def usage_commands(model: Model, name: str) -> list[tuple[str, str]]:
     return [*((f"{command % verb} {rest}{label}", text) for verb, rest, text in lines), info]
 
 
-def of_rows(text: str) -> str:
-    """Replace the words for images in a text by those for rows of a table."""
-    changes = {", pixels in [0, 1]": ", standardized columns", "an image": "a row",
-               "images": "rows", "image": "row"}  # fmt: skip
-    for word, other in changes.items():
-        text = text.replace(word, other)
-    return text
-
-
 def model_command(run: Mapping[str, Any], name: str, rest: str) -> str:
     """Return a command that applies the model of a run."""
     return f"submanifold {name} {shlex.quote(run['name'] or run['model'])} {rest}"

@@ -37,29 +37,20 @@ class Target:
 
     title: str
     needs: Mapping[str, Params]  # the experiments by label
-    make: Callable[..., Content]  # of the runs, and of the recorded results if there is a record
+    make: Callable[[Runs], Content]
     seeds: bool = False  # whether it uses more than one seed
     evaluated: bool = True  # whether it uses the metrics of the runs, not their models alone
-    record: str | None = None  # CSV file in the project with results that fill in for missing runs
 
-    def content(self, runs: Runs, project: Path) -> Content:
+    def content(self, runs: Runs) -> Content:
         """Make the content of the page."""
-        if self.has_record(project):
-            content = self.make(runs, pd.read_csv(project / str(self.record)))
-        else:
-            content = self.make(runs)
-        missing = [label for label in self.needs if not runs.get(label)]
-        if missing and self.record is None:  # comparisons note theirs
+        content = self.make(runs)
+        if missing := [label for label in self.needs if not runs.get(label)]:
             content.notes.append(f"Not trained: {', '.join(missing)}.")
         times = [run.finished_at for seeds in runs.values() for run in seeds]
         if times:
             days = dict.fromkeys(f"{date.fromtimestamp(end(times)):%d %B %Y}" for end in (min, max))
             content.measured = f"The models are from {' to '.join(days)}."
         return content
-
-    def has_record(self, project: Path) -> bool:
-        """Whether there are recorded results."""
-        return self.record is not None and (project / self.record).is_file()
 
 
 def read_page(name: str) -> dict[str, Any]:

@@ -8,10 +8,8 @@ import mlflow
 
 from submanifold.common.errors import UserError, did_you_mean, unexpected
 from submanifold.config.loader import load_configuration
-from submanifold.config.project import RAW_FOLDER, conf_source
+from submanifold.config.project import conf_source
 from submanifold.config.schema import nest
-from submanifold.data.settings import ImageSettings
-from submanifold.data.sources import SOURCES
 from submanifold.runs.experiments import CachedRun, message_of, run_all
 from submanifold.runs.runner import session
 from submanifold.studies.comparisons import beyond, ood, related
@@ -69,24 +67,10 @@ def state(planned: Plan) -> dict[str, str]:
     by_data: dict[str, str | None] = {}
     for run in unique(run for run in _all_runs(planned) if run.name not in states).values():
         key = run.configuration.artifact_keys["data"]
-        if key not in by_data:
-            check = run.configuration.check_images
-            by_data[key] = None if run.is_finished else message_of(check)
-        states[run.name] = by_data[key] or _state(run)
+        if not run.is_finished and key not in by_data:
+            by_data[key] = message_of(run.configuration.check_images)
+        states[run.name] = "finished" if run.is_finished else by_data[key] or "to run"
     return states
-
-
-def _state(run: CachedRun) -> str:
-    if run.is_finished:
-        return "finished"
-    if all(run.catalog.exists(f"{name}.history") for name in run.settings.phases):
-        return "trained, to evaluate"
-    data = run.settings.data
-    if not isinstance(data, ImageSettings) or data.path or run.catalog.exists("x_train"):
-        return "to train"
-    source, raw = SOURCES[data.source], run.project / RAW_FOLDER
-    exists = source.path is None or source.files(data, raw)
-    return "to train" if exists else "to download and train"
 
 
 def _all_runs(planned: Plan) -> list[CachedRun]:
@@ -102,13 +86,13 @@ def unique(runs: Iterable[CachedRun]) -> dict[str, CachedRun]:
     return by_key
 
 
-def finished(planned: Plan, project: Path) -> Plan:
-    """Keep the finished runs, and the targets that have some, need none, or have a record."""
+def finished(planned: Plan) -> Plan:
+    """Keep the finished runs, and the targets that have some."""
     kept = {}
     for name, labels in planned.items():
         done = {label: [run for run in runs if run.error is None and run.is_finished]
                 for label, runs in labels.items()}  # fmt: skip
-        if any(done.values()) or not labels or TARGETS[name].has_record(project):
+        if any(done.values()):
             kept[name] = {label: runs for label, runs in done.items() if runs}
     return kept
 
@@ -125,7 +109,7 @@ def reproduce(
     for name, runs in planned.items():
         target = TARGETS[name]
         folder = project / "data/08_reporting/paper" / (env or "base") / name
-        pages.append(write(name, target.title, target.content(runs, project), folder, options))
+        pages.append(write(name, target.title, target.content(runs), folder, options))
         with session(project, env, {}) as kedro:
             kedro.load_context()  # connects MLflow
         with mlflow.start_run(run_name=name):

@@ -1,4 +1,4 @@
-"""Means over seeds, and what the comparisons share: recorded results, tables and notes."""
+"""Means over seeds, and what the comparisons share."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -34,21 +34,13 @@ def as_rows(measured: Measured, **keys: Any) -> list[dict[str, Any]]:
     ]
 
 
-def with_record(
-    rows: Sequence[Mapping[str, Any]], record: pd.DataFrame | None, systems: Sequence[str]
-) -> pd.DataFrame:
-    """Merge rows with recorded ones of missing runs, which are counted in ``attrs``."""
-    parts = [pd.DataFrame(rows)] if rows else []
-    if record is not None:
-        parts.append(record[record["row"].isin(systems)])
-    data = pd.concat(parts)
-    names = [name for name in KEYS if name in data]
-    data = data.drop_duplicates(names).sort_values(
-        names[1:], ignore_index=True,
+def in_order(rows: Sequence[Mapping[str, Any]], systems: Sequence[str]) -> pd.DataFrame:
+    """Sort rows by the order of the systems, then by the other keys."""
+    data = pd.DataFrame(rows)
+    return data.sort_values(
+        [name for name in KEYS[1:] if name in data], ignore_index=True,
         key=lambda column: column.map([*systems].index) if column.name == "row" else column,
     )  # fmt: skip
-    data.attrs["recorded"] = len(data) - len(rows)
-    return data
 
 
 def summarize(data: pd.DataFrame, names: Iterable[str]) -> dict[str, dict[Any, Measured]]:
@@ -106,25 +98,14 @@ def tradeoff(rows: Mapping[str, Measured]) -> dict[str, tuple[float, float, floa
 
 def comparison(
     name: str, page: Mapping[str, Any], data: pd.DataFrame, tables: Mapping[str, pd.DataFrame],
-    figures: Mapping[str, Figure], wanted: Iterable[tuple[str, str]],
+    figures: Mapping[str, Figure],
 ) -> Content:  # fmt: skip
-    """Make the content of a comparison from the page's YAML file and results of `with_record`.
+    """Make the content of a comparison from the page's YAML file and results of `in_order`.
 
-    Results of other publications follow the tables. Missing ones of the ``wanted`` data sets and
-    systems are noted.
+    Results of other publications follow the tables.
     """
-    measured = set(zip(data["data"], data["row"], strict=True))
-    missing: defaultdict[str, list[str]] = defaultdict(list)
-    for data_name, system in dict.fromkeys(wanted):
-        if (data_name, system) not in measured:
-            missing[data_name].append(system)
-    notes = [*page["notes"]]
-    notes += [f"Not run on {key}: {'; '.join(systems)}." for key, systems in missing.items()]
-    if count := data.attrs["recorded"]:
-        record = f"docs/evidence/{name}.csv"
-        notes.append(f"{count:,} results were measured earlier and are read from {record}.")
     rows = pd.read_csv(Path(__file__).parent / "comparisons/published.csv", dtype=str).fillna(NONE)
     for caption, part in rows[rows["page"] == name].groupby("table", sort=False):
         part = part.drop(columns=["page", "table"]).reset_index(drop=True)
         tables = {**tables, f"Published: {caption}": part}
-    return Content(dict(tables), dict(figures), data, notes)
+    return Content(dict(tables), dict(figures), data, [*page["notes"]])

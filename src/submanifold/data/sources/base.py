@@ -4,12 +4,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from submanifold.data.settings import ImageSettings
+from submanifold.data.fields import ImageFields
 
 
 @dataclass
@@ -34,10 +33,10 @@ class Source:
 class SourceType:
     """An entry of the registry: functions of the settings and the folder of downloads."""
 
-    open: "Callable[[ImageSettings, Path], Source]"  #: Opens, or first downloads, the source.
+    open: Callable[[ImageFields, Path], Source]  #: Opens, or first downloads, the source.
     #: Returns the files and folders that determine the images, by default the path; None if they
     #: are installed or downloaded, always the same.
-    files: "Callable[[ImageSettings, Path], list[Path] | None]" = lambda settings, raw_folder: (
+    files: Callable[[ImageFields, Path], list[Path] | None] = lambda settings, raw_folder: (
         [settings.file] if settings.path else None
     )
     path: str | None = None  #: Description of the setting `path`, or None if it is not accepted.
@@ -45,4 +44,3 @@ class SourceType:
     image_files: bool = False  #: Whether images are files, with the setting `groups`.
     labels: bool = False  #: Whether images have labels, by which they can be selected.
     official_split: bool = False
-    crop: str = "square"  #: Of :func:`submanifold.data.images.crop_and_resize`.

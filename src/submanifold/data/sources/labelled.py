@@ -3,17 +3,15 @@
 import gzip
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from submanifold.common.errors import UserError, unexpected
 from submanifold.common.files import locked
+from submanifold.data.fields import ImageFields
 from submanifold.data.images import crop_and_resize
 from submanifold.data.sources.base import Source, SourceType
-
-if TYPE_CHECKING:
-    from submanifold.data.settings import ImageSettings
 
 FILES = {"CIFAR10": ["cifar-10-batches-py"], "SVHN": ["train_32x32.mat", "test_32x32.mat"]}
 IDX_FILES = [f"{part}-{kind}-ubyte" for part in ("train", "t10k")
@@ -23,7 +21,7 @@ Labelled = dict[str, tuple[np.ndarray, np.ndarray]]
 """By split: images, uint8 (N, height, width) or (N, height, width, 3), and labels (N, ...)."""
 
 
-def open_labelled(settings: "ImageSettings", data: Labelled) -> Source:
+def open_labelled(settings: ImageFields, data: Labelled) -> Source:
     """Make a source of official splits; without a validation split it is taken from train."""
     data = _select_labels(settings, data)
     splits, labels = dict[str, str](), dict[str, object]()
@@ -45,7 +43,7 @@ def open_labelled(settings: "ImageSettings", data: Labelled) -> Source:
     return Source(sorted(splits), image, official, settings.split, labels=labels)
 
 
-def _select_labels(settings: "ImageSettings", data: Labelled) -> Labelled:
+def _select_labels(settings: ImageFields, data: Labelled) -> Labelled:
     setting = "labels" if settings.labels else "other_labels"
     if (chosen := getattr(settings, setting)) is None:
         return data
@@ -62,11 +60,11 @@ def _select_labels(settings: "ImageSettings", data: Labelled) -> Labelled:
 
 
 def labelled_source(
-    read: "Callable[[ImageSettings, Path], Labelled]", path: str, **more: Any
+    read: Callable[[ImageFields, Path], Labelled], path: str, **more: Any
 ) -> SourceType:
     """A source of labelled images that a function reads from files at a path, or downloads."""
 
-    def open_source(settings: "ImageSettings", raw_folder: Path) -> Source:
+    def open_source(settings: ImageFields, raw_folder: Path) -> Source:
         try:
             data = read(settings, raw_folder)
         except Exception as error:  # each download and each broken file raises other errors
@@ -85,7 +83,7 @@ def torchvision_source(name: str) -> SourceType:
     A path is a folder of its files, or torchvision's root folder.
     """
 
-    def read(settings: "ImageSettings", raw_folder: Path) -> Labelled:
+    def read(settings: ImageFields, raw_folder: Path) -> Labelled:
         if settings.path is None:
             folder = raw_folder / "torchvision"
             with locked(folder, f"the download of {name}"):
@@ -95,7 +93,7 @@ def torchvision_source(name: str) -> SourceType:
         images, labels, test_images, test_labels = map(_read_idx, _files(name, settings.file))
         return {"train": (images, labels), "test": (test_images, test_labels)}
 
-    def files(settings: "ImageSettings", raw_folder: Path) -> list[Path] | None:
+    def files(settings: ImageFields, raw_folder: Path) -> list[Path] | None:
         return _files(name, settings.file) if settings.path else None
 
     return labelled_source(read, f"a folder of torchvision's {name}", files=files)
@@ -130,7 +128,7 @@ def _load(name: str, root: Path, download: bool = False) -> Labelled:
     return data
 
 
-def _read_medmnist(settings: "ImageSettings", raw_folder: Path) -> Labelled:
+def _read_medmnist(settings: ImageFields, raw_folder: Path) -> Labelled:
     data = {}
     with np.load(settings.file) as arrays:
         for split, name in {"train": "train", "valid": "val", "test": "test"}.items():

@@ -7,16 +7,13 @@ from collections import Counter
 from importlib import resources
 from itertools import pairwise, product
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from submanifold.common.errors import unexpected
+from submanifold.data.fields import ImageFields
 from submanifold.data.sources.base import Source, SourceType
-
-if TYPE_CHECKING:
-    from submanifold.data.settings import ImageSettings
 
 FILES = {
     "astronaut": ("skimage", "data/astronaut.png"),
@@ -34,7 +31,7 @@ SPLIT_OF = {4: "valid", 9: "test"}  # of every ten cells; the others are for tra
 LARGEST = 128
 
 
-def open_photos(settings: ImageSettings, raw_folder: Path) -> Source:
+def open_photos(settings: ImageFields, raw_folder: Path) -> Source:
     """Cut photographs into square patches, such that no two splits share a pixel.
 
     Each photograph is divided into a grid of cells of at least size + 32 pixels a side, separated

@@ -7,18 +7,15 @@ import shutil
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import lmdb
 
 from submanifold.common.errors import UserError, unexpected
 from submanifold.common.files import locked
+from submanifold.data.fields import ImageFields
 from submanifold.data.images import SUFFIXES
 from submanifold.data.sources.base import Source, SourceType
 from submanifold.data.splits import SPLITS, check_groups, group_images
-
-if TYPE_CHECKING:
-    from submanifold.data.settings import ImageSettings
 
 DATABASE = "data.mdb"
 STORES = "a folder, a zip or an LMDB folder of images"
@@ -116,7 +113,7 @@ def identify(*paths: Path) -> str:
 
 
 def open_files(
-    settings: "ImageSettings", path: Path, official: Mapping[str, str] | None = None
+    settings: ImageFields, path: Path, official: Mapping[str, str] | None = None
 ) -> Source:
     """Open the images at a path; with an official split of file names, others are skipped."""
     source = open_store(path)
@@ -141,7 +138,7 @@ def open_files(
     return source
 
 
-def _open_celeba(settings: "ImageSettings", raw_folder: Path) -> Source:
+def _open_celeba(settings: ImageFields, raw_folder: Path) -> Source:
     images, *partition = _celeba_files(settings, raw_folder) or _download_celeba(raw_folder)
     is_official = settings.split == "official"
     official = _read_partition(partition[0]) if partition and is_official else None
@@ -152,7 +149,7 @@ def _open_celeba(settings: "ImageSettings", raw_folder: Path) -> Source:
     return source
 
 
-def _celeba_files(settings: "ImageSettings", raw_folder: Path) -> list[Path] | None:
+def _celeba_files(settings: ImageFields, raw_folder: Path) -> list[Path] | None:
     """The zip or folder of images, and the official partition if it is used; None to download."""
     folder = settings.file if settings.path else raw_folder / "celeba"
     parents = [folder, folder / "Img"]
@@ -199,6 +196,4 @@ FILES = SourceType(
     open=lambda settings, raw_folder: open_files(settings, settings.file),
     path=STORES, path_required=True, image_files=True,
 )  # fmt: skip
-CELEBA = SourceType(
-    _open_celeba, _celeba_files, STORES, image_files=True, official_split=True, crop="celeba"
-)
+CELEBA = SourceType(_open_celeba, _celeba_files, STORES, image_files=True, official_split=True)

@@ -7,7 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -15,9 +15,7 @@ from pandas.api import types
 from pandas.tseries.api import guess_datetime_format
 
 from submanifold.common.errors import UserError, did_you_mean, printable, unexpected
-
-if TYPE_CHECKING:
-    from submanifold.data.settings import Categorical, ColumnKind, Missing, Scale
+from submanifold.data.fields import Categorical, ColumnKind, Missing, Scale
 
 Kind = Literal["continuous", "quantized", "constant", "categorical", "indicator"]
 
@@ -245,10 +243,10 @@ def to_numbers(values: pd.Series) -> np.ndarray:
 def fit_column(
     values: pd.Series,
     training: np.ndarray,
-    kind: "ColumnKind | None",
-    categorical: "Categorical",
-    missing: "Missing",
-    scale: "Scale",
+    kind: ColumnKind | None,
+    categorical: Categorical,
+    missing: Missing,
+    scale: Scale,
 ) -> Column:
     """Describe a column by its training rows, and check all rows; see :meth:`.Preprocessor.fit`.
 
@@ -318,7 +316,7 @@ def _fit_categories(column: Column, values: pd.Series, fills: bool) -> Column:
 
 
 def _fit_numbers(
-    column: Column, values: np.ndarray, kind: "ColumnKind | None", scale: "Scale"
+    column: Column, values: np.ndarray, kind: ColumnKind | None, scale: Scale
 ) -> Column:
     precision = PRECISIONS.get(column.dtype.lower(), 2.0**-53)
     low, high = float(values.min()), float(values.max())

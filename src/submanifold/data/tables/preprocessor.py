@@ -6,13 +6,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 from pydantic import TypeAdapter
 
 from submanifold.common.errors import UserError, did_you_mean, unexpected
+from submanifold.data.fields import Categorical, ColumnKind, Missing, Scale
 from submanifold.data.tables.columns import (
     Column,
     ColumnProblem,
@@ -22,9 +23,6 @@ from submanifold.data.tables.columns import (
     named,
     to_numbers,
 )
-
-if TYPE_CHECKING:
-    from submanifold.data.settings import Categorical, ColumnKind, Missing, Scale
 
 log = logging.getLogger(__name__)
 
@@ -65,10 +63,10 @@ class Preprocessor:
         cls,
         table: Table,
         *,
-        columns: "Mapping[str, ColumnKind] | None" = None,
-        categorical: "Categorical" = "refuse",
-        missing: "Missing" = "refuse",
-        scale: "Scale" = "standard",
+        columns: Mapping[str, ColumnKind] | None = None,
+        categorical: Categorical = "refuse",
+        missing: Missing = "refuse",
+        scale: Scale = "standard",
         training: np.ndarray | None = None,
     ) -> "Preprocessor":
         """Find the kind and the standardization of each column; UserError if one cannot be used.

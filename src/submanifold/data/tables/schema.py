@@ -9,29 +9,28 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from submanifold.common.errors import unexpected
 from submanifold.common.files import read_json, write_json
-from submanifold.data.arrays import context_path, write_chunks
-from submanifold.data.prepare import Prepared, Sidecars, prepare_once
+from submanifold.common.source_hash import source_hash
+from submanifold.data.arrays import Prepared, Sidecars, context_path, prepare_once, write_chunks
+from submanifold.data.fields import ColumnKind, TableFields
+from submanifold.data.sources.stores import identify
 from submanifold.data.splits import SPLITS, assign_groups, check_groups, count_of, split_sizes
 from submanifold.data.tables.columns import TableError, matching, named
-from submanifold.data.tables.files import read_table
+from submanifold.data.tables.files import list_files, read_table
 from submanifold.data.tables.preprocessor import MIN_FEATURES, Preprocessor
-
-if TYPE_CHECKING:
-    from submanifold.data.settings import ColumnKind, TableSettings
 
 log = logging.getLogger(__name__)
 
 CHUNK_VALUES = 2**21
-SCHEMA_VERSION = 4
-"""Increase it if the same table and settings would give another preprocessor or other splits."""
+DATA_PACKAGE = Path(__file__).parents[1]
 MIN_DEFAULT, MAX_DEFAULT = 20, 100_000
 """Rows of the validation and of the test data without data.counts. P-values need 20 rows."""
 
@@ -55,7 +54,7 @@ class TableSchema:
         return self.preprocessor.split(self.condition)[1] if self.condition else None
 
 
-def read_schema(settings: "TableSettings", raw_folder: Path | None = None) -> TableSchema:
+def read_schema(settings: TableFields, raw_folder: Path | None = None) -> TableSchema:
     """Read a table to fit its preprocessor to the training rows.
 
     The result is recorded in the raw folder, so that other commands do not read the table again.
@@ -71,14 +70,21 @@ def read_schema(settings: "TableSettings", raw_folder: Path | None = None) -> Ta
     return schema
 
 
-def schema_key(settings: "TableSettings") -> str:
-    """Identity of a table and of the settings on which its arrays depend."""
-    parts = [settings.content, SCHEMA_VERSION, settings.fingerprint()]
+def schema_key(settings: TableFields) -> str:
+    """Identity of a table, and of the settings and the code on which its arrays depend."""
+    parts = [settings.content, source_hash(DATA_PACKAGE), fingerprint(settings)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
+def fingerprint(settings: TableFields) -> str:
+    """Identity of the files: names, sizes and times of change."""
+    if settings.path is None:
+        return f"scikit-learn {version('scikit-learn')}:{settings.source}"
+    return f"table:{identify(*list_files(settings.path))}"
+
+
 def load_rows(
-    settings: "TableSettings",
+    settings: TableFields,
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray], np.ndarray | None]:
     """Read a table; return its rows, the numbers of those of each split, shuffled, and groups."""
     if settings.source == "table":
@@ -101,7 +107,7 @@ def load_rows(
 
 
 def _split(
-    settings: "TableSettings", frame: pd.DataFrame, groups: np.ndarray | None, rows: np.ndarray
+    settings: TableFields, frame: pd.DataFrame, groups: np.ndarray | None, rows: np.ndarray
 ) -> np.ndarray:
     """Return the name of the split of each of the rows, which are shuffled; "" for unused ones."""
     counts, total = settings.counts, len(rows)
@@ -126,7 +132,7 @@ def _split(
     return split
 
 
-def _fit(settings: "TableSettings", frame: pd.DataFrame, train: np.ndarray) -> TableSchema:
+def _fit(settings: TableFields, frame: pd.DataFrame, train: np.ndarray) -> TableSchema:
     names, kinds = _inputs(settings, frame), _kinds(settings, frame)
     try:
         preprocessor = Preprocessor.fit(
@@ -155,7 +161,7 @@ def _fit(settings: "TableSettings", frame: pd.DataFrame, train: np.ndarray) -> T
     return TableSchema(preprocessor, condition)
 
 
-def _inputs(settings: "TableSettings", frame: pd.DataFrame) -> list[str]:
+def _inputs(settings: TableFields, frame: pd.DataFrame) -> list[str]:
     label, split = settings.label_column, settings.split
     ignored = {label and _name("label", label, frame), settings.groups}
     ignored.add(settings.id and _name("id", settings.id, frame))
@@ -168,7 +174,7 @@ def _inputs(settings: "TableSettings", frame: pd.DataFrame) -> list[str]:
     return names
 
 
-def _kinds(settings: "TableSettings", frame: pd.DataFrame) -> "dict[str, ColumnKind]":
+def _kinds(settings: TableFields, frame: pd.DataFrame) -> dict[str, ColumnKind]:
     return {name: kind for pattern, kind in settings.columns.items()
             for name in matching("columns", [pattern], frame)}  # fmt: skip
 
@@ -177,13 +183,13 @@ def _name(setting: str, name: str, frame: pd.DataFrame) -> str:
     return name if name in frame else matching(setting, [glob.escape(name)], frame)[0]
 
 
-def prepare_table(settings: "TableSettings", folder: Path, raw_folder: Path) -> Prepared:
+def prepare_table(settings: TableFields, folder: Path, raw_folder: Path) -> Prepared:
     """Split, dequantize and standardize the rows of a table, as float32 arrays (N, D).
 
     As :func:`.prepare`; the folder also gets rows.json with the numbers of the test rows in the
     table, and the raw folder a record of the columns.
     """
-    schema = settings.read(raw_folder)
+    schema = read_schema(settings, raw_folder)
 
     def write() -> tuple[dict[str, Any], Sidecars]:
         frame, order, groups = load_rows(settings)

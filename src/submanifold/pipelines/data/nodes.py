@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from submanifold.common.errors import error_prefix
-from submanifold.data.prepare import SIDECARS, draw, prepare, read_sidecar
+from submanifold.data.arrays import SIDECARS, read_sidecar
+from submanifold.data.prepare import draw, prepare
 from submanifold.data.settings import ImageSettings, SyntheticSettings
 from submanifold.data.tables.schema import prepare_table
 

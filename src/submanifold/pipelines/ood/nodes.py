@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 
 from submanifold.common.errors import error_prefix
-from submanifold.data.prepare import prepare, read_sidecar
+from submanifold.data.arrays import read_sidecar
+from submanifold.data.prepare import prepare
 from submanifold.data.splits import Groups
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.likelihood import to_bits_per_dim
@@ -18,7 +19,7 @@ from submanifold.inference.predictor import Predictor
 from submanifold.models import Model
 from submanifold.pipelines.ood import sections
 from submanifold.plots.pages import render
-from submanifold.runs.information import information, model_command, of_rows
+from submanifold.runs.information import information, model_command
 
 
 def gather_images(data: Any, folder: Path, raw_folder: Path) -> tuple[np.ndarray, Groups]:
@@ -79,7 +80,7 @@ def write_page(
         "scatter": density_and_distance(points, label),
     }
     names, of_images = {NORMAL: dataset, OOD: ood_name}, test.dtype == np.uint8
-    events, word = {NORMAL: test, OOD: ood}, str if of_images else of_rows
+    events = {NORMAL: test, OOD: ood}
 
     def show(part: str, chosen: np.ndarray, p_values: np.ndarray) -> dict[str, Any]:
         if of_images:
@@ -96,7 +97,7 @@ def write_page(
         auroc=format_interval(measured["scores"][main]["auroc"], ".3f"),
         write=format_interval,
         events="images" if of_images else "rows",
-        rows=[row | {"text": word(row["text"])} for row in sections.score_rows(measured)],
+        rows=sections.score_rows(measured),
         main=main,
         calibration=model.calibration,
         counts=measured["counts"],

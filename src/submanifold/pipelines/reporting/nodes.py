@@ -25,7 +25,7 @@ from submanifold.evaluation.truth import manifold_picture
 from submanifold.flows import context_of
 from submanifold.models import Model
 from submanifold.plots.pages import render
-from submanifold.runs.information import information, of_rows, usage_commands
+from submanifold.runs.information import information, usage_commands
 
 MAX_POINTS = 4000
 PCA = {"baselines.pca.mse", "baselines.pca_subset.mse"}
@@ -190,7 +190,6 @@ def _report(
     figures = {"curves": training_curves(trainings), **figures}
     labels = _labels(metrics)
     notes = {name: training_images_reach(metrics, name) for name in COMPARED_WITH_TEST}
-    word = of_rows if kind == "table" else str
     page = render(
         f"report_{kind}.html",
         events={"table": "rows", "synthetic": "points"}.get(kind, kind),
@@ -200,7 +199,7 @@ def _report(
         metrics=metrics,
         written=written,
         table=table,
-        help={labels[n]: word(METRICS[n].help) for n in labels if labels[n] in table},
+        help={labels[n]: METRICS[n].help for n in labels if labels[n] in table},
         notes={
             labels[n]: ". ".join(filter(None, (METRICS[n].unit_of(kind), notes.get(n))))
             for n in labels

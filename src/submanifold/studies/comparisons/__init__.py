@@ -1,1 +1,1 @@
-"""Comparisons with related systems, measured here or read from the CSV files in docs/."""
+"""Comparisons with related systems."""

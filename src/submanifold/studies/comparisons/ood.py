@@ -21,13 +21,13 @@ BASELINES = (*detection.LINEAR, detection.LINEAR_COMBINATION)
 ORDER = list(detection.DESCRIPTIONS)
 
 
-def make(runs: Runs, record: pd.DataFrame | None = None) -> Content:
+def make(runs: Runs) -> Content:
     """Make the page: goals, and the scores of each pair."""
     rows: list[dict[str, Any]] = []
     for pair, _, seed, run in results.by_seed(runs):
         for score, measured in run.load("ood_metrics")["scores"].items():
             rows += results.as_rows(measured, data=pair, row=score, seed=seed)
-    data = results.with_record(rows, record, ORDER)
+    data = results.in_order(rows, ORDER)
     summary = results.summarize(data, PAIRS)
     aurocs = {pair: {name: _clipped(row["auroc"]) for name, row in scores.items()}
               for pair, scores in summary.items()}  # fmt: skip
@@ -42,8 +42,7 @@ def make(runs: Runs, record: pd.DataFrame | None = None) -> Content:
         values = {pair: {name: auroc["value"] for name, auroc in of.items()}
                   for pair, of in aurocs.items()}  # fmt: skip
         figures[caption] = auroc_dots(values, BASELINES)
-    wanted = ((pair, COMBINATION) for pair in PAIRS)
-    return results.comparison("ood", PAGE, data, tables, figures, wanted)
+    return results.comparison("ood", PAGE, data, tables, figures)
 
 
 def _clipped(auroc: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,6 +75,4 @@ def _compare(pair: str, aurocs: Measured) -> dict[str, str]:
     }  # fmt: skip
 
 
-TARGET = Target(
-    "Out-of-distribution detection", PAIRS, make, seeds=True, record="docs/evidence/ood.csv"
-)
+TARGET = Target("Out-of-distribution detection", PAIRS, make, seeds=True)

@@ -92,13 +92,13 @@ def measure_one(run: CachedRun, images: Mapping[str, Any] | None) -> Measured:
     return run.cached("related", measure)
 
 
-def make(runs: Runs, record: pd.DataFrame | None = None) -> Content:
+def make(runs: Runs) -> Content:
     """Make the page: what each system finds and its cost, then all measurements."""
     measured: list[dict[str, Any]] = []
     for name, system, seed, run in results.by_seed(runs):
         one = measure_one(run, IMAGES.get(name))
         measured += results.as_rows(one, data=name, row=system, seed=seed)
-    data = results.with_record(measured, record, list(SYSTEMS))
+    data = results.in_order(measured, list(SYSTEMS))
     means = results.summarize(data, (*MANIFOLDS, *IMAGES))
     points = {name: rows for name, rows in means.items() if name in MANIFOLDS}
     tables, figures = {}, {}
@@ -115,8 +115,7 @@ def make(runs: Runs, record: pd.DataFrame | None = None) -> Content:
         tables[name] = results.table(means[name], "system", PAGE["columns"])
         caption = f"{name}: bits per dimension against squared error"
         figures[caption] = frontier(results.tradeoff(means[name]))
-    wanted = [(name, system) for name, _, system in (label.partition(": ") for label in needs())]
-    return results.comparison("related", PAGE, data, tables, figures, wanted)
+    return results.comparison("related", PAGE, data, tables, figures)
 
 
 def _grid(points: Mapping[str, Mapping[str, Measured]], measure: str) -> pd.DataFrame:
@@ -151,7 +150,4 @@ def _summary(
     return pd.DataFrame(rows)
 
 
-TARGET = Target(
-    "Related systems",
-    needs(), make, seeds=True, evaluated=False, record="docs/evidence/related.csv",
-)  # fmt: skip
+TARGET = Target("Related systems", needs(), make, seeds=True, evaluated=False)

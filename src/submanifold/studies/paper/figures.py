@@ -1,9 +1,8 @@
-"""Figures 1 and 3 to 10 of the paper, of models trained here."""
+"""Figures 3 to 10 of the paper, of models trained here."""
 
 import numpy as np
 
 from submanifold.evaluation.samples import TEMPERATURES
-from submanifold.plots.divergences import gaussian_fits
 from submanifold.plots.paper import delta_rows, rejection_blocks, sample_panels
 from submanifold.studies.pages import Content, Runs, Target
 from submanifold.studies.paper.tables import needs_of, paper_cells, params_of
@@ -51,9 +50,6 @@ def _figure_7(runs: Runs) -> Content:
 
 
 TARGETS = {
-    "figure-1": Target(
-        "A Gaussian fitted by two divergences", {}, lambda _: Content(figures={"": gaussian_fits()})
-    ),
     **{
         f"figure-{number}": Target(
             f"Samples of the methods of table {table}", needs_of(paper_cells(table)), _samples
