@@ -37,8 +37,9 @@ from submanifold.evaluation.gaussian import Gaussian
 from submanifold.evaluation.intervals import mean_interval
 from submanifold.evaluation.metrics import format_interval
 from submanifold.evaluation.reconstruction import evenly_spaced, psnr
-from submanifold.inverse import Denoise, Operator, Task, parse, restore
+from submanifold.inverse import Denoise, Task, parse, restore
 from submanifold.inverse.linear import GaussianPosterior, matrix_of
+from submanifold.inverse.operators import Operator
 from submanifold.inverse.restoration import LEVEL, coverage
 from submanifold.models import Model
 

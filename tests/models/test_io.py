@@ -61,12 +61,12 @@ def flow(**arguments):
     (flow(hidden=10**9), "a config with more parameters than the file"),
     (flow(couplings=10**9), "a config with more parameters than the file"),
     (flow(dim=10**9, hidden=1), "a config with more parameters than the file"),
-    (lambda header: header.update(config=[]), "a header without config, notes, data, calibration"),
+    (lambda header: header.update(config=[]), "list"),
     (lambda header: header["config"].pop("stages"), "stages"),
-    (lambda header: header.pop("config"), "a header without config"),
-    (lambda header: header.pop("notes"), "a header without config, notes"),
-    (lambda header: header.pop("model"), "the kind None instead of hierarchy, mixture"),
-    (lambda header: header.update(model="vae"), "the kind vae instead of hierarchy, mixture"),
+    (lambda header: header.pop("config"), "config"),
+    (lambda header: header.pop("notes"), "notes"),
+    (lambda header: header.pop("model"), "model"),
+    (lambda header: header.update(model="vae"), "vae"),
 ])  # fmt: skip
 def test_a_model_of_another_version_is_refused(tmp_path, change, reason):
     path = tmp_path / "model"

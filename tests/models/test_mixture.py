@@ -41,7 +41,7 @@ def test_events_are_encoded_by_the_responsible_chart():
         assert torch.equal(u[own, :-1], inside)
         assert torch.equal(v[own], outside)
         assert_close(made.encoder_projection(x[own]), chart.encoder_projection(x[own]))
-        assert torch.equal(made.encode_on_charts(x[own]).responsibilities.argmax(0), number[own])
+        assert torch.equal(made.encode_on_charts(x[own]).joint.argmax(0), number[own])
 
 
 def test_samples_come_from_charts_in_proportion_to_pi():
@@ -71,7 +71,7 @@ def test_charts_are_initialized_from_clusters():
 def test_penalties_are_weighted_by_responsibilities():
     made, x = mixture(), torch.randn(20, 2).double()
     encoding = encode(made, x)
-    shares = made.encode_on_charts(x).responsibilities
+    shares = made.encode_on_charts(x).joint.softmax(0)
     shares = shares * (shares > LEAST_RESPONSIBILITY)
     errors = torch.stack([(x - c.encoder_projection(x)).square().mean(1) for c in made.charts])
     assert_close(

@@ -32,14 +32,13 @@ def choose_precision(name: str, weight: Tensor) -> torch.dtype:
 
     These are GPUs, and CPUs with AVX-512 BF16, for float32 weights.
     """
-    if name == "auto":
-        fast = False
+    fast = name == "bfloat16"
+    if name == "auto" and weight.dtype == torch.float32:
         if weight.device.type == "cuda":
             fast = torch.cuda.is_bf16_supported(including_emulation=False)
         elif weight.device.type == "cpu":
             fast = torch.cpu._is_avx512_bf16_supported()
-        name = "bfloat16" if fast and weight.dtype == torch.float32 else "float32"
-    return torch.bfloat16 if name == "bfloat16" else weight.dtype
+    return torch.bfloat16 if fast else weight.dtype
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[None]:

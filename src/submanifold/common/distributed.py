@@ -76,7 +76,7 @@ def all_gather(rows: Tensor) -> Tensor:
         return rows
     counts = [torch.zeros(1, dtype=torch.long, device=rows.device) for _ in range(world_size())]
     dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
-    largest = max(int(count) for count in counts)
+    largest = int(max(counts))
     padded = F.pad(rows, (*[0] * 2 * (rows.ndim - 1), 0, largest - len(rows))).contiguous()
     gathered = [torch.empty_like(padded) for _ in counts]
     dist.all_gather(gathered, padded)

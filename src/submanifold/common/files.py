@@ -15,7 +15,6 @@ from filelock import FileLock, Timeout
 log = logging.getLogger(__name__)
 
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
-STEM, SUFFIX = 30, 16  # characters in the name of a temporary file, which is limited to 255 bytes
 
 
 @contextmanager
@@ -26,7 +25,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem[:STEM]}-{uuid4().hex}{path.suffix[:SUFFIX]}")
+    # a name is limited to 255 bytes
+    temporary = path.with_name(f".{path.stem[:30]}-{uuid4().hex}{path.suffix[:16]}")
     try:
         yield temporary
         with open(temporary, "rb") as file:

@@ -4,14 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    ValidationError,
-    ValidationInfo,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ValidationError, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
 from submanifold.common.errors import UserError, did_you_mean
@@ -20,7 +13,7 @@ from submanifold.common.errors import UserError, did_you_mean
 class Settings(BaseModel):
     """Base class of settings: frozen, without unknown names or infinities."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = {"extra": "forbid", "frozen": True, "allow_inf_nan": False}
 
     @model_validator(mode="before")
     @classmethod
@@ -59,10 +52,8 @@ def read_settings(
     try:
         return model.model_validate(dict(mapping), context=known)
     except ValidationError as error:
-        problems = [_explain(problem, mapping, where, known) for problem in error.errors()]
-        text = "; ".join(problems)
-        group = f"{where}." if where else ""
-        usual = f"Change it with --params={group}<name>=<value>."
+        text = "; ".join(_explain(problem, mapping, where, known) for problem in error.errors())
+        usual = f"Change it with --params={where and f'{where}.'}<name>=<value>."
         raise UserError(f"{text}{'' if text.endswith('?') else '.'} {fix or usual}") from None
 
 

@@ -91,13 +91,12 @@ class Ensemble(LinearEstimator):
         self, latents: Latents, operator: Operator, noise: float, like: Tensor,
         generator: torch.Generator | None,
     ) -> None:  # fmt: skip
-        gaussian, events, observations = latents.gaussian, [], []
+        gaussian, pairs = latents.gaussian, []
         for _ in range(0, ENSEMBLE, ENSEMBLE_BATCH):
             z = draw_normal((ENSEMBLE_BATCH, latents.dim), generator, like)
             x = latents.decode(z) if gaussian is None else gaussian.mean + gaussian.draw(z)
-            events.append(x)
-            observations.append(operator(x).flatten(1))
-        x, y = torch.cat(events), torch.cat(observations)
+            pairs.append((x, operator(x).flatten(1)))
+        x, y = map(torch.cat, zip(*pairs, strict=True))
         shape, x = x.shape[1:], x.flatten(1)
         norms = x.norm(dim=1)
         kept = (norms < FARTHEST * norms.nanmedian()) & y.isfinite().all(1)

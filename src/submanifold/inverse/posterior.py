@@ -57,11 +57,8 @@ def latents_of(model: Model, dim: int | None = None, context: Tensor | None = No
 
     if dim is not None:
         at = manifold.at_dim(dim)
-        return Latents(
-            dim,
-            lambda z: at.decode(z, context=rows(z)) + shift,
-            lambda x: at.encode(x - shift, context=rows(x))[0][:, :dim],
-        )
+        return Latents(dim, lambda z: at.decode(z, context=rows(z)) + shift,
+                       lambda x: at.encode(x - shift, context=rows(x))[0])  # fmt: skip
     if not model.has_density:
         expected = "the dimension of the manifold for a model without a density on all of space"
         raise unexpected("dim", expected, "None", f"Use dim={model.dim}")
@@ -69,18 +66,16 @@ def latents_of(model: Model, dim: int | None = None, context: Tensor | None = No
     if model.gaussian:
         gaussian = Gaussian.from_tensors(model.gaussian)
         gaussian = replace(gaussian, mean=gaussian.mean + shift).to(next(model.parameters()))
-    d, stages = manifold.dim, reversed(manifold.stages)
-    scale = torch.cat([torch.ones(d), *(
-        torch.full((stage.latent_dim - stage.dim,), stage.off_manifold_scale) for stage in stages
-    )])  # fmt: skip
+    scales = manifold.off_manifold_scales
+    scale = torch.cat([scales.new_ones(manifold.dim), scales])
 
     def decode(z: Tensor) -> Tensor:
-        u, v = (z * scale.to(z)).tensor_split([d], 1)
+        u, v = (z * scale).tensor_split([manifold.dim], 1)
         return manifold.decode(u, v, rows(z)) + shift
 
     return Latents(
         len(scale), decode,
-        lambda x: torch.cat(manifold.encode(x - shift, context=rows(x)), 1) / scale.to(x),
+        lambda x: torch.cat(manifold.encode(x - shift, context=rows(x)), 1) / scale,
         lambda x: manifold.log_prob(x - shift, rows(x)),
         gaussian,
     )  # fmt: skip

@@ -45,16 +45,10 @@ class Restoration(NamedTuple):
 
 @torch.no_grad()
 def restore(
-    model: Model,
-    y: Tensor,
-    operator: Operator | Any,
-    noise: float | None = None,
-    *,
-    dim: int | None = None,
-    iterations: int = ITERATIONS,
-    generator: torch.Generator | None = None,
-    context: Tensor | None = None,
-) -> Restoration:
+    model: Model, y: Tensor, operator: Operator | Any, noise: float | None = None, *,
+    dim: int | None = None, iterations: int = ITERATIONS,
+    generator: torch.Generator | None = None, context: Tensor | None = None,
+) -> Restoration:  # fmt: skip
     r"""Sample the posterior of images x, given observations :math:`y = A(x) + \sigma \epsilon`.
 
     The prior is the density of a trained model without a flow on its coordinates, and

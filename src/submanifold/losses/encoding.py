@@ -31,7 +31,8 @@ class Encoding:
         outer: The frozen stages before the model, if any.
         context: Context of each event, without the noise scale.
         noise_scale: Scale of the noise of each event, (batch,) in [0, 1], if the model receives it.
-        decoded_scale: The scale at which u is decoded; None is the smallest.
+        decoder_context: What the model's decoder receives as its context, with a noise scale if u
+            is not that of the smallest one.
         charts: Encodings of a mixture's charts.
     """
 
@@ -44,7 +45,7 @@ class Encoding:
     outer: Hierarchy | None = None
     context: Tensor | None = None
     noise_scale: Tensor | None = None
-    decoded_scale: Tensor | None = None
+    decoder_context: Tensor | None = None
     charts: ChartEncoding | None = None
 
     @property
@@ -56,11 +57,6 @@ class Encoding:
     def v(self) -> Tensor:
         """Off-manifold coordinates of all stages, (batch, D - d)."""
         return torch.cat(self.vs, 1)
-
-    @property
-    def decoder_context(self) -> Tensor | None:
-        """What the model's decoder receives as its context."""
-        return with_noise_scale(self.context, self.decoded_scale)
 
     def decode(self, u: Tensor) -> Tensor:
         """Decode u (k batch, d), k codes of the events, one batch after the other.
@@ -121,14 +117,9 @@ def draws(h: Tensor, generator: torch.Generator | None = None, shard: Shard = WH
 
 
 def encode(
-    model: Any,
-    h: Tensor,
-    draw: Draw | None = None,
-    noise: InputNoise = InputNoise(),
-    outer: Hierarchy | None = None,
-    context: Tensor | None = None,
-    density_alone: bool = False,
-) -> Encoding:
+    model: Any, h: Tensor, draw: Draw | None = None, noise: InputNoise = InputNoise(),
+    outer: Hierarchy | None = None, context: Tensor | None = None, density_alone: bool = False,
+) -> Encoding:  # fmt: skip
     """Encode events h by the model in training, behind frozen outer stages.
 
     Coordinates and log-density are those of h with noise, as in DNF, and targets of projections are
@@ -137,12 +128,11 @@ def encode(
     """
     draw = draw or draws(h)
     noisy, scale = noise.add(model, h, draw)
-    us, vs, log_prob, charts = _trace(model, noisy, draw, with_noise_scale(context, scale))
-    decoded_scale = scale
+    used = with_noise_scale(context, scale)
+    us, vs, log_prob, charts = _trace(model, noisy, draw, used)
     if noise.smallest is not None and not density_alone:
-        us, vs, _, charts = _trace(model, h, draw, context)
-        decoded_scale = None
-    return Encoding(model, h, us, vs, log_prob, draw, outer, context, scale, decoded_scale, charts)
+        (us, vs, _, charts), used = _trace(model, h, draw, context), context
+    return Encoding(model, h, us, vs, log_prob, draw, outer, context, scale, used, charts)
 
 
 def _trace(model: Any, h: Tensor, draw: Draw, context: Tensor | None) -> Any:

@@ -46,13 +46,10 @@ class Loss(Settings):
         """
         model, penalty, terms = encoding.model, self.reconstruction, {}
         validates = not torch.is_grad_enabled()
-        residuals: Any = None
+        residuals = penalty.residuals(encoding) if penalty.weight else None
         for name, term in self.terms.items():
-            if term is penalty:
-                residuals = penalty.residuals(encoding)
-                terms[name] = term.weight * penalty.of_residuals(*residuals)
-            else:
-                terms[name] = term.weight * term(encoding)
+            value = penalty(encoding, residuals) if term is penalty else term(encoding)
+            terms[name] = term.weight * value
         values: dict[str, Any] = {"loss": sum(terms.values()), **terms}
         if model.has_density:
             values["bits_per_dim"] = model.to_bits_per_dim(encoding.log_prob).mean()

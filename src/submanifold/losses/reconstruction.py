@@ -14,8 +14,7 @@ from submanifold.losses.terms import Term
 from submanifold.models.hierarchy import Hierarchy
 
 LEAST_RESPONSIBILITY = 1e-3
-LARGEST_WEIGHT = 10.0
-"""Largest weight of an event that is projected onto a manifold of random dimension."""
+LARGEST_WEIGHT = 10.0  #: Of an event that is projected onto a manifold of random dimension.
 
 Residuals = tuple[Tensor, Tensor | None]
 """Differences (batch, ...), and the weight of each event, (batch,); None if all are equal."""
@@ -54,12 +53,9 @@ class Reconstruction(Term):
             raise unexpected("weight", f"{expected} with penalty={self.penalty}", self.weight)
         return self
 
-    def __call__(self, encoding: Encoding) -> Tensor:
-        """Mean over the batch and its coordinates, weighted if dimensions are random."""
-        return self.of_residuals(*self.residuals(encoding))
-
-    def of_residuals(self, residuals: Tensor, weights: Tensor | None) -> Tensor:
-        """Compute the value from the results of :meth:`residuals`."""
+    def __call__(self, encoding: Encoding, known: Residuals | None = None) -> Tensor:
+        """Mean over the batch and its coordinates; ``known`` are the :meth:`residuals`, if any."""
+        residuals, weights = known or self.residuals(encoding)
         return weighted_mean(self.elementwise(self.pixel_range * residuals), weights)
 
     def elementwise(self, residual: Tensor) -> Tensor:
@@ -99,7 +95,7 @@ class Reconstruction(Term):
 def _of_charts(encoding: Encoding) -> Residuals:
     charts: Any = encoding.charts
     # detached: the penalty moves the charts but not their responsibilities
-    weights = charts.responsibilities.detach()
+    weights = charts.joint.softmax(0).detach()
     # a chart can overflow at events of other charts, and 0 * inf is not finite
     near = weights > LEAST_RESPONSIBILITY
     u = torch.where(near[:, :, None], charts.u, 0.0)
@@ -110,9 +106,7 @@ def _of_charts(encoding: Encoding) -> Residuals:
     return torch.where(near, residuals, 0.0).flatten(0, 1), len(u) * weights.flatten()
 
 
-def _nested_projection(
-    encoding: Encoding, model: Hierarchy, random_dim: float
-) -> tuple[Tensor, Tensor]:
+def _nested_projection(encoding: Encoding, model: Any, random_dim: float) -> tuple[Tensor, Tensor]:
     """Project each event onto a manifold of a random dimension, drawn log-uniformly.
 
     This is nested dropout (Rippel et al. 2014; for flows: Bekasov & Murray 2020): the projection
@@ -121,8 +115,7 @@ def _nested_projection(
     weight of an event is the first-order error at d (at most one less than the number of latents)
     divided by that at its dimension, at most :data:`LARGEST_WEIGHT`; 1 without a rotation.
     """
-    *outside, last = model.stages
-    context = encoding.decoder_context
+    (*outside, last), context = model.stages, encoding.decoder_context
     low = max(1, round(last.dim / random_dim))
     ordered = last.latent_dim if last.rotation is None else last.rotation.directions
     high = min(ordered, round(last.dim * random_dim))

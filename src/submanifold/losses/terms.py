@@ -50,9 +50,8 @@ class Likelihood(Term):
         log_prob = encoding.log_prob
         if self.trim:
             kept = len(log_prob) - int(self.trim * len(log_prob))
-            log_prob = log_prob[
-                _residuals(log_prob.detach(), encoding.noise_scale).topk(kept).indices
-            ]
+            residuals = _residuals(log_prob.detach(), encoding.noise_scale)
+            log_prob = log_prob[residuals.topk(kept).indices]
         if self.unit == "nats":
             return -log_prob.mean()
         return encoding.model.to_bits_per_dim(log_prob).mean()

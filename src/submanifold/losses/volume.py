@@ -8,18 +8,13 @@ from pydantic import Field
 from torch import Tensor
 
 from submanifold.flows.bijection import full_precision
+from submanifold.geometry import volume
 from submanifold.geometry.linearization import Linearization
 from submanifold.geometry.solvers import conjugate_gradients
-from submanifold.geometry.volume import (
-    estimate_log_volume,
-    jacobian_log_volume,
-    non_orthogonality,
-)
 from submanifold.losses.encoding import Encoding
 from submanifold.losses.terms import Term
 from submanifold.models.stage import standard_normal_log_prob
 
-CG_TOLERANCE = 1e-3
 PROBES = 2  #: Probes of each event's volume in a validation, which averages over events.
 
 
@@ -41,15 +36,15 @@ class VolumeTerm(Term):
         chosen = encoding.draw(torch.rand, dim).argsort(1)[:, : self.exact_up_to]
         return encoding.jacobian(F.one_hot(chosen, dim))
 
-    def _log_volume(self, encoding: Encoding, jacobians: Tensor | None = None) -> Tensor:
+    def _log_volume(self, encoding: Encoding, columns: Tensor | None = None) -> Tensor:
         """Log-volume in nats, (batch,), or an estimate; in training zeros with its gradient."""
         if encoding.u.shape[1] <= self.exact_up_to:
-            return jacobian_log_volume(self._columns(encoding) if jacobians is None else jacobians)
+            return volume.jacobian_log_volume(encoding.jacobian() if columns is None else columns)
         if torch.is_grad_enabled():
             return log_volume_gradient(encoding)
-        probes = torch.Generator().manual_seed(0)  # the same in all validations
-        with full_precision(encoding.u):
-            return estimate_log_volume(encoding.decode, encoding.u, PROBES, generator=probes)[0]
+        probes, u = torch.Generator().manual_seed(0), encoding.u  # the same in all validations
+        with full_precision(u):
+            return volume.estimate_log_volume(encoding.decode, u, PROBES, generator=probes)[0]
 
 
 class ManifoldLikelihood(VolumeTerm):
@@ -75,8 +70,8 @@ class NonOrthogonality(VolumeTerm):
 
     def __call__(self, encoding: Encoding) -> Tensor:
         jacobians = self._columns(encoding)
-        volume = self._log_volume(encoding, jacobians)
-        return non_orthogonality(jacobians, volume, encoding.u.shape[1]).mean()
+        nats = self._log_volume(encoding, jacobians)
+        return volume.non_orthogonality(jacobians, nats, encoding.u.shape[1]).mean()
 
 
 class OffDiagonal(VolumeTerm):
@@ -89,8 +84,7 @@ class OffDiagonal(VolumeTerm):
 
     def __call__(self, encoding: Encoding) -> Tensor:
         jacobians = self._columns(encoding)
-        metric = jacobians.mT @ jacobians
-        count = metric.shape[1]
+        metric, count = jacobians.mT @ jacobians, jacobians.shape[2]
         off = metric.abs().sum((1, 2)) - metric.diagonal(dim1=1, dim2=2).abs().sum(1)
         return off.mean() / max(1, count * (count - 1))
 
@@ -108,7 +102,7 @@ def log_volume_gradient(encoding: Encoding) -> Tensor:
     noise = encoding.draw(torch.randn, u.shape[1], dtype=u.dtype)
     with full_precision(u):
         at = Linearization(encoding.decode, u)
-        solved = conjugate_gradients(lambda p: at.vjp(at.jvp(p)), noise, tolerance=CG_TOLERANCE)
+        solved = conjugate_gradients(lambda p: at.vjp(at.jvp(p)), noise, tolerance=1e-3)
     products = encoding.jacobian(torch.stack([solved, noise], 1))
     product = 0.5 * (products[:, :, 0] * products[:, :, 1]).sum(1)
     return product - product.detach()

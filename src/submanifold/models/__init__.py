@@ -8,13 +8,5 @@ from submanifold.models.model import Model
 from submanifold.models.settings import ModelSettings, StageSettings
 from submanifold.models.stage import Stage
 
-__all__ = [
-    "Hierarchy",
-    "Mixture",
-    "Model",
-    "ModelSettings",
-    "Stage",
-    "StageSettings",
-    "classify",
-    "manifold_density",
-]
+__all__ = ["Hierarchy", "Mixture", "Model", "ModelSettings", "Stage", "StageSettings", "classify",
+           "manifold_density"]  # fmt: skip

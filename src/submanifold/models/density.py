@@ -5,13 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from submanifold.geometry import volume as volumes
 from submanifold.geometry.linearization import jacobian, select
-from submanifold.geometry.volume import (
-    POINTS_PER_DECODING,
-    estimate_log_volume,
-    jacobian_log_volume,
-    non_orthogonality,
-)
 from submanifold.models.mixture import Mixture
 from submanifold.models.model import Model
 
@@ -33,12 +28,9 @@ class ManifoldDensity(NamedTuple):
 
 @torch.no_grad()
 def manifold_density(
-    model: Model,
-    x: Tensor,
-    exact_up_to: int = 600,
-    generator: torch.Generator | None = None,
+    model: Model, x: Tensor, exact_up_to: int = 600, generator: torch.Generator | None = None,
     context: Tensor | None = None,
-) -> ManifoldDensity:
+) -> ManifoldDensity:  # fmt: skip
     r"""Compute the log-density of the projection of x with respect to the manifold's volume.
 
     .. math:: \log p_M(g(u)) = \log p(u) - \tfrac12 \log\det J^T J, \qquad J = \partial g(u)
@@ -67,9 +59,9 @@ def manifold_density(
     log_prob = model.code_log_prob(u, context)
     if model.dim > exact_up_to:
         decode = select(model.decode, context)
-        volume, error = estimate_log_volume(decode, u, generator=generator)
+        volume, error = volumes.estimate_log_volume(decode, u, generator=generator)
         return ManifoldDensity(log_prob - volume, error, unknown)
-    columns = jacobian(model.decode, u, None, POINTS_PER_DECODING, context).double()
-    volume = jacobian_log_volume(columns)
-    excess = non_orthogonality(columns, volume, model.dim)
+    columns = jacobian(model.decode, u, None, volumes.POINTS_PER_DECODING, context).double()
+    volume = volumes.jacobian_log_volume(columns)
+    excess = volumes.non_orthogonality(columns, volume, model.dim)
     return ManifoldDensity(log_prob - volume.to(u.dtype), error, excess.to(u.dtype))

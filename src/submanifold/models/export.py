@@ -10,16 +10,13 @@ from torch.export import Dim, ExportedProgram
 
 from submanifold.models.model import Model
 
-EXAMPLES = 97
-"""Events of the example: a size that no other axis has, because torch takes equal sizes for one."""
+EXAMPLES = 97  #: Events of an example, a size of no other axis: torch takes equal ones for one.
 
 
 def export_method(model: Model, method: str) -> ExportedProgram:
-    """Export a method of events x (batch, *event_shape) for any batch size.
+    """Export a method of events x (batch, *event_shape) of a model that needs no context.
 
-    The graph holds the weights and the gradients that ``project`` computes, and no Python. The
-    method is ``log_prob``, ``encode``, ``encoder_projection``, or ``project`` of a model that needs
-    no context.
+    The method is ``log_prob``, ``encode``, ``encoder_projection``, or ``project``.
 
     Example:
         >>> from submanifold.flows import RealNVP
@@ -35,21 +32,23 @@ def export_method(model: Model, method: str) -> ExportedProgram:
 def export_function(function: Callable[..., Any], *examples: Tensor) -> ExportedProgram:
     """Export a function of tensors, (EXAMPLES, ...) or numbers, for any batch size.
 
-    The graph has operators only that ONNX has, too. What does not depend on the arguments, such as
-    inverses of matrices, is computed once.
+    The graph has the weights and the gradients that the function computes, no Python, and only
+    operators that ONNX has, too. What does not depend on the arguments, such as inverses of
+    matrices, is computed once.
     """
     from torch._decomp import decomposition_table
     from torch.fx.experimental.const_fold import split_const_subgraphs
     from torch.fx.experimental.proxy_tensor import make_fx  # imports sympy
 
     aten = torch.ops.aten
-    backward = {op: f for op, f in decomposition_table.items() if "backward" in str(op)}
     table: dict[Any, Any] = {
-        **backward,
-        aten.convolution_backward.default: _convolution_backward,
-        aten._linalg_solve_ex.default: _solve,
-        aten.searchsorted.Tensor: _searchsorted,
+        op: f for op, f in decomposition_table.items() if "backward" in str(op)
     }
+    table[aten.convolution_backward.default] = _convolution_backward
+    table[aten._linalg_solve_ex.default] = _solve
+    table[aten.searchsorted.Tensor] = lambda ordered, values, **_: (
+        ordered[..., None, :] <= values[..., None]
+    ).sum(-1)
     with torch.no_grad(), warnings.catch_warnings(action="ignore"):  # of the constants
         # torch.export itself does not trace gradients (pytorch issue 146719)
         graph = make_fx(function, table, "symbolic", _allow_non_fake_inputs=True)(*examples)
@@ -75,7 +74,3 @@ def _solve(a: Tensor, b: Tensor, **_: Any) -> tuple[Tensor, ...]:
         pivot = rows[i] / rows[i][:, i : i + 1]
         rows = [pivot if j == i else row - row[:, i : i + 1] * pivot for j, row in enumerate(rows)]
     return torch.stack(rows, 1)[:, :, a.shape[2] :], a, a, a
-
-
-def _searchsorted(ordered: Tensor, values: Tensor, **_: Any) -> Tensor:
-    return (ordered[..., None, :] <= values[..., None]).sum(-1)

@@ -57,14 +57,13 @@ class Hierarchy(Model):
                 shape = f"({outer.dim},), the coordinates of stage {number - 1}"
                 expected = f"stage {number} to act on events of shape {shape}"
                 raise unexpected("stages", expected, inner.event_shape)
-        number = len(stages) if view_dim is None else _manifold_stage(stages)
-        last = stages[number - 1]
-        dim = last.dim if view_dim is None else view_dim
-        check_dim(dim, last.latent_dim)
         has_density = all(stage.has_density for stage in stages)
-        super().__init__(stages[0].event_shape, dim, has_density)
+        super().__init__(stages[0].event_shape, stages[-1].dim, has_density)
         self.stages: Sequence[Stage] = nn.ModuleList(stages)  # type: ignore[assignment]
-        self.view_dim = view_dim
+        self.view_dim, number = view_dim, len(stages)
+        if view_dim is not None:
+            self.dim, number = view_dim, self.manifold_stage
+            check_dim(view_dim, self.max_dim)
         # the latents of the last of the first are the coordinates; the second act on the code
         self._cut = [*stages[:number]], [*stages[number:]]
 
@@ -106,10 +105,9 @@ class Hierarchy(Model):
 
     def _decode(self, u: Tensor, v: Tensor | None = None, context: Context = None) -> Tensor:
         self._check(u=u, v=v)
-        *outer, last = self._cut[0]
-        sizes = [last.latent_dim - self.dim, *(s.latent_dim - s.dim for s in reversed(outer))]
+        sizes = self._off_dims
         rests = [None] * len(sizes) if v is None else v.split(sizes, 1)
-        for stage, rest in zip([last, *reversed(outer)], rests, strict=True):
+        for stage, rest in zip(reversed(self._cut[0]), rests, strict=True):
             u = stage.decode(u, rest, context)
         return u
 
@@ -131,15 +129,18 @@ class Hierarchy(Model):
     @property
     def dims(self) -> list[int]:
         """Dimensions from the data space to the manifold, D to d."""
-        *outer, _ = self._cut[0]
-        return [self.event_dim, *(stage.dim for stage in outer), self.dim]
+        return [self.event_dim, *(stage.dim for stage in self._cut[0][:-1]), self.dim]
 
     @property
     def code_dims(self) -> tuple[int, int]:
         """Number of columns of u and of v."""
+        return self.dim, sum(self._off_dims)
+
+    @property
+    def _off_dims(self) -> list[int]:
+        """Number of columns of v by stage, the last one first."""
         *outer, last = self._cut[0]
-        off = last.latent_dim + sum(stage.latent_dim - stage.dim for stage in outer)
-        return self.dim, off - self.dim
+        return [last.latent_dim - self.dim, *(s.latent_dim - s.dim for s in reversed(outer))]
 
     @property
     def eigenvalues(self) -> Tensor | None:
@@ -180,7 +181,10 @@ class Hierarchy(Model):
     @property
     def manifold_stage(self) -> int:
         """Number of stages up to the last one that is not a reparametrization of the manifold."""
-        return _manifold_stage(self.stages)
+        number = len(self.stages)
+        while number > 1 and self.stages[number - 1].is_reparametrization:
+            number -= 1
+        return number
 
     @property
     def max_dim(self) -> int:
@@ -210,10 +214,3 @@ class Hierarchy(Model):
             "device) on validation images."
         )}  # fmt: skip
         return view.train(self.training)
-
-
-def _manifold_stage(stages: Sequence[Stage]) -> int:
-    number = len(stages)
-    while number > 1 and stages[number - 1].is_reparametrization:
-        number -= 1
-    return number

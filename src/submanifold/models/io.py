@@ -74,9 +74,8 @@ def build(kind: Any, arguments: dict[str, Any]) -> Any:
     """Build an untrained model, stage or flow from what :func:`describe` returned."""
     if kind is Flow:
         return build_flow(arguments)
-    parts = {}
-    for name, part in kind.parts.items():
-        parts[name] = [build(part, value) for value in arguments[name]]
+    parts = {name: [build(part, value) for value in arguments[name]]
+             for name, part in kind.parts.items()}  # fmt: skip
     return kind(**{**arguments, **parts})
 
 

@@ -15,16 +15,14 @@ from submanifold.models.stage import standard_normal_log_prob
 
 
 class ChartEncoding(NamedTuple):
-    """Events that are encoded by each of K charts; ``joint`` is log pi_k p_k(x), (K, batch)."""
+    """Events that are encoded by each of K charts; ``joint`` is log pi_k p_k(x), (K, batch).
+
+    Its softmax over k are the responsibilities, the posterior probabilities of the charts.
+    """
 
     u: Tensor
     v: Tensor
     joint: Tensor
-
-    @property
-    def responsibilities(self) -> Tensor:
-        """Posterior probability of each chart, (K, batch)."""
-        return self.joint.softmax(0)
 
 
 class Mixture(DataInitialized, Model):

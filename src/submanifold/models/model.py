@@ -22,8 +22,10 @@ GAUSSIAN = "gaussian."  #: Prefix of the names of tensors of :attr:`Model.gaussi
 FACTS = ("notes", "data", "calibration")  #: Attributes of models in the header.
 
 GRADIENTS, NEAREST_GRADIENTS = 4, 16  #: Gradients of the default and of the nearest projection.
-FEW, GAUSS_NEWTON_STEPS = 8, 12
-"""Largest dimension of nearest projections by Gauss-Newton steps, and number of these steps."""
+FEW, GAUSS_NEWTON_STEPS = (
+    8,
+    12,
+)  #: Largest dimension of nearest projections by such steps, and number.
 
 ProjectionKind = Literal["encoder", "default", "nearest"]
 Values = TypeVar("Values")
@@ -186,12 +188,9 @@ class Model(nn.Module, ABC):
         return self._project(x, nearest, context).image
 
     def sample(
-        self,
-        n: int,
-        temperature: float = 1.0,
-        generator: torch.Generator | None = None,
+        self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None,
         context: Context = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """Draw n events on the manifold: u ~ N(0, temperature^2 I), v = 0 (Alg. 1 and 2).
 
         The generator is on the CPU, so that all devices draw the same.
@@ -240,11 +239,8 @@ class Model(nn.Module, ABC):
                     f"format {header.get('format', 1)} instead of {FORMAT}: train the model again, "
                     "or use the version that wrote it"
                 )
-            if not all(isinstance(header.get(name), dict) for name in ("config", *FACTS)):
-                raise ValueError(f"a header without config, {', '.join(FACTS)}")
+            facts = {name: dict(header[name]) for name in FACTS}
             kinds = {kind.kind: kind for kind in Model.__subclasses__()}
-            if header.get("model") not in kinds:
-                raise ValueError(f"the kind {header.get('model')} instead of {', '.join(kinds)}")
             names = [name for name in tensors if name.startswith(GAUSSIAN)]
             gaussian = {name.removeprefix(GAUSSIAN): tensors.pop(name) for name in names}
             shapes = {name: t.shape for name, t in tensors.items()}
@@ -263,8 +259,8 @@ class Model(nn.Module, ABC):
         model.to(next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32))
         model.load_state_dict(tensors)
         model.gaussian = gaussian
-        for name in FACTS:
-            setattr(model, name, header[name])
+        for name, value in facts.items():
+            setattr(model, name, value)
         return model.to(target).eval()
 
     @torch.no_grad()

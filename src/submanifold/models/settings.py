@@ -18,7 +18,6 @@ from submanifold.models.stage import Stage, check_dim
 ContextSizes = Mapping[str, int] | None
 """The number of ``classes`` or ``columns`` that a model is conditional on; None without any."""
 
-
 AsList = BeforeValidator(lambda flow: flow if isinstance(flow, list | tuple) else [flow])
 
 
@@ -41,7 +40,7 @@ class StageSettings(Settings):
 
     def manifold_dim(self, event_shape: Sequence[int]) -> int:
         """Dimension of the manifold for events of a shape."""
-        return math.prod(event_shape) if self.dim is None else self.dim
+        return self.dim or math.prod(event_shape)
 
     def build(self, event_shape: Sequence[int], context: ContextSizes = None) -> Stage:
         """Build the untrained stage for events of a shape."""
@@ -50,9 +49,9 @@ class StageSettings(Settings):
         flows: list[Flow] = []
         with error_prefix("flow"):
             for settings in self.flow:
-                shape = (flows[-1].latent_dim,) if flows else event_shape
                 described = {**settings.model_dump(), "context": context or None}
-                flows.append(build_flow(described, shape, dim))
+                flows.append(build_flow(described, event_shape, dim))
+                event_shape = (flows[-1].latent_dim,)
         return Stage(flows, dim, self.off_manifold_scale, self.noise)
 
 
@@ -69,19 +68,16 @@ class ModelSettings(Settings):
 
     def limited(self, count: int) -> "ModelSettings":
         """Return it with dimensions that ``count`` training events can determine: at most half."""
-        limit = max(1, count // 2)
-        dims = [stage.dim and min(stage.dim, limit) for stage in self.stages]
-        pairs = zip(self.stages, dims, strict=True)
-        stages = tuple(stage.model_copy(update={"dim": dim}) for stage, dim in pairs)
-        return self.model_copy(update={"stages": stages})
+        limit, stages = max(1, count // 2), list[StageSettings]()
+        for stage in self.stages:
+            dim = stage.dim and min(stage.dim, limit)
+            stages.append(stage.model_copy(update={"dim": dim}))
+        return self.model_copy(update={"stages": tuple(stages)})
 
     def build(
-        self,
-        event_shape: Sequence[int],
-        first: int = 1,
-        last: int | None = None,
+        self, event_shape: Sequence[int], first: int = 1, last: int | None = None,
         context: ContextSizes = None,
-    ) -> list[Stage]:
+    ) -> list[Stage]:  # fmt: skip
         """Build the untrained stages ``first`` to ``last``, counted from 1; all by default."""
         stages = []
         for number, settings in enumerate(self.stages[:last], start=1):
@@ -92,12 +88,9 @@ class ModelSettings(Settings):
         return stages
 
     def extend(
-        self,
-        model: Model | None,
-        event_shape: Sequence[int],
-        last: int | None = None,
+        self, model: Model | None, event_shape: Sequence[int], last: int | None = None,
         context: ContextSizes = None,
-    ) -> tuple[Model, list[nn.Module]]:
+    ) -> tuple[Model, list[nn.Module]]:  # fmt: skip
         """Append untrained stages, up to number ``last``, to a model of the first stages, if any.
 
         A mixture is built at once, and is not conditional. Returns the extended model, and its
@@ -108,8 +101,7 @@ class ModelSettings(Settings):
                 return model, []
             mixture = Mixture([Hierarchy(self.build(event_shape)) for _ in range(self.charts)])
             return mixture, [mixture]
-        stages: list[Stage] = []
-        if isinstance(model, Hierarchy):
-            stages, event_shape = list(model.stages), model.event_shape
+        stages = list(model.stages) if isinstance(model, Hierarchy) else []
+        event_shape = event_shape if model is None else model.event_shape
         new = self.build(event_shape, len(stages) + 1, last, context)
         return Hierarchy([*stages, *new]), list(new)

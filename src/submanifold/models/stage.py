@@ -46,12 +46,9 @@ class Stage(nn.Module):
     """Classes of the members of arguments that are lists, for files."""
 
     def __init__(
-        self,
-        flows: Flow | Sequence[Flow],
-        dim: int,
-        off_manifold_scale: float = 1.0,
+        self, flows: Flow | Sequence[Flow], dim: int, off_manifold_scale: float = 1.0,
         noise: float = 0.0,
-    ):
+    ):  # fmt: skip
         super().__init__()
         flows = [flows] if isinstance(flows, nn.Module) else list(flows)
         for flow in flows:
@@ -82,10 +79,8 @@ class Stage(nn.Module):
         """Append a rotation, first the identity, of all latents, or to 2 d axes if D is large."""
         leading = LEADING * self.dim
         is_dense = self.latent_dim <= max(LARGEST_MATRIX, 2 * leading)
-        weight = next(self.parameters())
         rotation = Rotation(self.latent_dim, None if is_dense else leading)
-        rotation = rotation.to(weight.device, weight.dtype)
-        self.flows.append(rotation)  # type: ignore[attr-defined]
+        self.flows.append(rotation.to(next(self.parameters())))  # type: ignore[attr-defined]
         return rotation
 
     def forward(self, h: Tensor, context: Context = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,11 +112,9 @@ class Stage(nn.Module):
 
     def decode(self, u: Tensor, v: Tensor | None = None, context: Context = None) -> Tensor:
         """Map latents (u, v) to events; v = 0, a point on the manifold, by default."""
-        if v is None and self.rotation is not None:
-            return self.inverse(u, context)  # saves the products with zeros
-        if v is None:
+        if v is None and self.rotation is None:  # a rotation saves the products with zeros
             v = u.new_zeros(u.shape[0], self.latent_dim - u.shape[1])
-        return self.inverse(torch.cat([u, v], 1), context)
+        return self.inverse(u if v is None else torch.cat([u, v], 1), context)
 
     def off_manifold_log_prob(self, v: Tensor) -> Tensor:
         """Compute the log-density of v under N(0, sigma_v^2 I) in nats, (batch,)."""

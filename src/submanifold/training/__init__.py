@@ -3,7 +3,6 @@
 from submanifold.training.loop import fit
 from submanifold.training.phase import Phase, TrainingSettings
 from submanifold.training.phases import (
-    AnyPhaseSettings,
     PhaseSettings,
     encode_rows,
     rotate_phase,
@@ -13,6 +12,6 @@ from submanifold.training.phases import (
 from submanifold.training.rotation import RotationSettings, fit_rotation
 from submanifold.training.trainer import Trainer
 
-__all__ = ["AnyPhaseSettings", "Phase", "PhaseSettings", "RotationSettings", "Trainer",
-           "TrainingSettings", "encode_rows", "fit", "fit_rotation", "rotate_phase", "train_phase",
+__all__ = ["Phase", "PhaseSettings", "RotationSettings", "Trainer", "TrainingSettings",
+           "encode_rows", "fit", "fit_rotation", "rotate_phase", "train_phase",
            "train_phases"]  # fmt: skip

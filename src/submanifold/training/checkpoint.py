@@ -18,10 +18,8 @@ from submanifold.models.io import load_tensors, save_tensors
 log = logging.getLogger(__name__)
 
 WEIGHTS = "architecture or initial weights"  #: Key of :func:`hash_weights` in an identity.
-RESTART = "Delete its folder to train from the beginning, or restore what differs"
 
-Identity = Mapping[str, Any]
-"""What a result depends on, JSON-able: initial weights, data and settings."""
+Identity = Mapping[str, Any]  #: What a result depends on, JSON-able.
 
 
 def hash_weights(parts: Sequence[nn.Module | None], fresh: Sequence[nn.Module] = ()) -> str:
@@ -54,25 +52,22 @@ def read(identity: Identity, *paths: Path) -> tuple[dict[str, Tensor], dict[str,
 
     A checkpoint of another identity raises a :class:`.UserError`; numbers may differ by 1%.
     """
-    for path in paths:
-        if path.exists():
-            try:
-                tensors, header = load_tensors(path)
-            except (SafetensorError, OSError, ValueError) as error:
-                log.warning("%s is damaged (%s)", path, error)
-                continue
-            _check(header.pop("identity", {}), identity, path)
-            return tensors, header
+    for path in filter(Path.exists, paths):
+        try:
+            tensors, header = load_tensors(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            log.warning("%s is damaged (%s)", path, error)
+            continue
+        stored = header.pop("identity", {})
+        others = [name for name in identity if not _is_close(stored.get(name), identity[name])]
+        if others:
+            expected, got = "a checkpoint of this training", f"one with other {', '.join(others)}"
+            fix = "Delete its folder to train from the beginning, or restore what differs"
+            raise unexpected(path, expected, got, fix)
+        return tensors, header
     return None
 
 
-def _check(stored: Identity, identity: Identity, path: Path) -> None:
-    others = []
-    for name, value in identity.items():
-        known: Any = stored.get(name)
-        is_list = isinstance(value, list) and isinstance(known, list) and len(value) == len(known)
-        if known != value and not (is_list and np.allclose(known, value, 0.01, 0.001)):
-            others.append(name)
-    if others:
-        expected, got = "a checkpoint of this training", f"one with other {', '.join(others)}"
-        raise unexpected(path, expected, got, RESTART)
+def _is_close(stored: Any, value: Any) -> bool:
+    are_lists = isinstance(value, list) and isinstance(stored, list) and len(value) == len(stored)
+    return stored == value or (are_lists and np.allclose(stored, value, 0.01, 0.001))

@@ -13,16 +13,11 @@ import torch
 from submanifold.common.threads import choose_one_or_all
 from submanifold.data.batches import Batches
 from submanifold.models import Hierarchy, ModelSettings
+from submanifold.training import rotation
 from submanifold.training.phases import AnyPhaseSettings, assemble
-from submanifold.training.rotation import (
-    PROBES_PER_AXIS,
-    RotationSettings,
-    draw_probes,
-    principal_axes,
-)
+from submanifold.training.rotation import RotationSettings
 from submanifold.training.trainer import Trainer
 
-STEPS = 3
 BATCH_SIZE = 32  # of a measured round of probes
 PART = 2  # of which one of the latents of a measured decomposition are; its time is cubic in them
 STEPS_SHARE = 0.85  #: Of the time of a training; the rest is for validations and checkpoints.
@@ -45,18 +40,19 @@ def phase_cost(
     outer = Hierarchy(model.build(shape, last=first - 1)).to(device) if first > 1 else None
     if isinstance(phase, RotationSettings):
         rotated = Hierarchy(model.build(shape, first, first)).to(device)
-        rotation: Any = rotated.stages[0].add_rotation()
+        added: Any = rotated.stages[0].add_rotation()
         rows = np.random.default_rng(0).normal(size=(BATCH_SIZE, *rotated.event_shape))
         batches = Batches(rows.astype(np.float32), BATCH_SIZE, device=device)
-        draw = partial(draw_probes, rotated, batches, outer, 0)
+        draw = partial(rotation.draw_probes, rotated, batches, outer, 0)
         choose_one_or_all(draw)
         started = time.perf_counter()
         drawn = draw().float()
         per_probe, started = (time.perf_counter() - started) / len(drawn), time.perf_counter()
-        count = None if rotation.is_dense else max(1, rotation.directions // PART)
-        principal_axes(drawn[:, : max(1, drawn.shape[1] // PART)], count).sum().item()
+        count = None if added.is_dense else max(1, added.directions // PART)
+        rotation.principal_axes(drawn[:, : max(1, drawn.shape[1] // PART)], count).sum().item()
         fixed = PART**3 * (time.perf_counter() - started)
-        return PhaseCost(fixed, per_probe, phase.probes or PROBES_PER_AXIS * rotation.directions)
+        probes = phase.probes or rotation.PROBES_PER_AXIS * added.directions
+        return PhaseCost(fixed, per_probe, probes)
     for stage in outer.stages if outer else ():
         stage.add_rotation()  # a penalty may use its eigenvalues
     trainer = Trainer(assemble(phase, model, outer, shape, device)[1])
@@ -69,17 +65,14 @@ def phase_cost(
 
     seconds()  # the first step is slower
     choose_one_or_all(seconds)
-    per_step = statistics.median(seconds() for _ in range(STEPS))
-    return PhaseCost(0.0, per_step, phase.training.steps)
+    return PhaseCost(0.0, statistics.median(seconds() for _ in range(3)), phase.training.steps)
 
 
 @torch.random.fork_rng(devices=())
 def phase_costs(
-    model: ModelSettings,
-    phases: Mapping[str, AnyPhaseSettings],
-    shape: tuple[int, ...],
+    model: ModelSettings, phases: Mapping[str, AnyPhaseSettings], shape: tuple[int, ...],
     device: torch.device,
-) -> dict[str, PhaseCost]:
+) -> dict[str, PhaseCost]:  # fmt: skip
     """Time a few steps, or probes, of all phases for events of a shape."""
     threads, costs = torch.get_num_threads(), dict[str, PhaseCost]()
     measure = cache(lambda phase: phase_cost(model, phase, shape, device))

@@ -29,13 +29,9 @@ Log = Callable[[int, Row], None]
 
 
 def fit(
-    phase: Phase,
-    train: Batches,
-    valid: Batches,
-    folder: str | Path,
-    name: str = "training",
+    phase: Phase, train: Batches, valid: Batches, folder: str | Path, name: str = "training",
     on_log: Log | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Train the model of a phase in place, to the averaged weights of its best validation.
 
     The result is a function of the initial weights, the seed of ``train`` and the settings. A
@@ -121,7 +117,7 @@ def _restore_or_initialize(trainer: Trainer, train: Batches, folder: Path, name:
         log.info("%s: resuming at step %d of %d", name, step, steps)
     elif is_restored:
         log.info("%s: trained before; delete %s to train again", name, folder)
-    if not is_restored:
+    else:
         if (folder / LAST).exists():
             log.warning("%s: training restarts from the beginning", name)
         _initialize(trainer.phase, train)

@@ -6,19 +6,13 @@ from collections.abc import Sequence
 import torch
 
 from submanifold.data.batches import Batches
-from submanifold.models import Model
-from submanifold.models.diagnostics import (
-    LARGEST_INVERSE_ERROR,
-    inverse_error,
-    is_overfitted,
-    manifold_overfitting,
-)
+from submanifold.models import Model, diagnostics
+from submanifold.models.diagnostics import LARGEST_INVERSE_ERROR, is_overfitted
 
 Row = dict[str, float]  #: Values by name, with their ``step``.
 
 LOG_EVERY = 10  #: Steps between rows.
-LARGEST_GAP = 10.0
-"""Bits per dimension between validation and training data above which the training warns."""
+LARGEST_GAP = 10.0  #: Bits per dimension, of validation data above those of training data.
 
 
 def divergence(row: Row, earlier: Sequence[Row]) -> str | None:
@@ -52,10 +46,10 @@ def diagnose(model: Model, valid: Batches) -> Row:
 
     For continuous data, which can lack noise, also :func:`.manifold_overfitting` is measured.
     """
-    row = {"inverse_error": inverse_error(model, *next(iter(valid)))}
+    row = {"inverse_error": diagnostics.inverse_error(model, *next(iter(valid)))}
     if valid.is_continuous:
         events = torch.cat([x for x, _ in valid])
-        thickness, correlation = manifold_overfitting(model, events, valid.contexts)
+        thickness, correlation = diagnostics.manifold_overfitting(model, events, valid.contexts)
         row |= {"thickness": thickness, "neighbour_correlation": correlation}
     return row
 

@@ -10,11 +10,9 @@ from torch.optim import Adam, Optimizer
 
 from submanifold.flows import Coupling, MaskedAffineCoupling
 
-MOMENTUM = 0.95
-ITERATIONS = 3
-WEIGHT_DECAY = 0.3
+MOMENTUM, WEIGHT_DECAY = 0.95, 0.3
 LARGEST_VECTOR_MATRIX = 128
-QUINTIC = 3.4445, -4.7750, 2.0315
+ITERATIONS, QUINTIC = 3, (3.4445, -4.7750, 2.0315)
 
 
 def optimizers_for(model: nn.Module, lr: float, muon_lr: float | None) -> list[Optimizer]:
@@ -39,13 +37,11 @@ def matrices_of(model: nn.Module) -> list[Tensor]:
     Orthogonalizing large matrices of couplings of vectors would dominate the time of a step.
     """
     matrices: list[Tensor] = []
-    for coupling in model.modules():
-        if isinstance(coupling, Coupling):
-            is_of_vectors = isinstance(coupling, MaskedAffineCoupling)
-            largest = LARGEST_VECTOR_MATRIX if is_of_vectors else math.inf
-            modules = coupling.net.modules()
-            weights = [each.weight for each in modules if isinstance(each, nn.Linear | nn.Conv2d)]
-            matrices += [weight for weight in weights if min(weight.shape) <= largest]
+    for coupling in (module for module in model.modules() if isinstance(module, Coupling)):
+        is_of_vectors = isinstance(coupling, MaskedAffineCoupling)
+        largest = LARGEST_VECTOR_MATRIX if is_of_vectors else math.inf
+        layers = [m for m in coupling.net.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+        matrices += [layer.weight for layer in layers if min(layer.weight.shape) <= largest]
     return matrices
 
 
@@ -80,10 +76,10 @@ class Muon(Optimizer):
             weights = [weight for weight in group["params"] if weight.grad is not None]
             if not weights:
                 continue
-            gradients = [weight.grad for weight in weights]
             for weight in weights:
                 if not self.state[weight]:
                     self.state[weight]["momentum"] = torch.zeros_like(weight)
+            gradients = [weight.grad for weight in weights]
             momenta = [self.state[weight]["momentum"] for weight in weights]
             torch._foreach_mul_(momenta, MOMENTUM)
             torch._foreach_add_(momenta, gradients)

@@ -92,8 +92,8 @@ class Phase:
         shard: Shard = WHOLE_BATCH,
     ) -> dict[str, Tensor]:  # fmt: skip
         """Encode events x, a shard of a batch, and compute the loss (Alg. 1, lines 4 to 6)."""
-        is_density_alone = isinstance(self.loss, Loss) and self.loss.is_density_alone
-        alone = is_density_alone and torch.is_grad_enabled()  # validations report the projection
+        # validations report the projection
+        alone = torch.is_grad_enabled() and getattr(self.loss, "is_density_alone", False)
         draw = draws(x, generator, shard)
         return self.loss(encode(self.model, x, draw, self.noise, self.outer, context, alone))
 

@@ -57,17 +57,10 @@ AnyPhaseSettings: TypeAlias = PhaseSettings | RotationSettings
 
 
 def train_phase(
-    phase: PhaseSettings,
-    model: ModelSettings,
-    before: Model | None,
-    train: np.ndarray,
-    valid: np.ndarray,
-    seed: int,
-    device: torch.device,
-    folder: str | Path,
-    name: str,
+    phase: PhaseSettings, model: ModelSettings, before: Model | None, train: np.ndarray,
+    valid: np.ndarray, seed: int, device: torch.device, folder: str | Path, name: str,
     on_log: Log | None = None,
-) -> tuple[Model, dict[str, Any]]:
+) -> tuple[Model, dict[str, Any]]:  # fmt: skip
     """Train the stages of one phase, or resume the training in the same folder (:func:`.fit`).
 
     ``before`` is the model that the previous phase returned, if any; the stages before the phase's
@@ -79,13 +72,15 @@ def train_phase(
     Returns the model with all stages trained so far, on the CPU, with a summary of each phase in
     its notes; and the history of :func:`.fit` with ``stages`` and the names of ``terms``.
     """
-    settings = phase.training
+    settings, context, sizes = phase.training, context_of_array(train), None
+    if context is not None:
+        labelled = context.ndim == 1
+        sizes = {"classes": int(context.max()) + 1} if labelled else {"columns": context.shape[1]}
     done = [] if before is None else before.notes["phases"]
-    context = describe_context(context_of_array(train))
     limited = model.limited(len(train))
     warned = _warn_of_few(phase, model, limited, before, len(train))
-    shape, copied = train.shape[1:], copy.deepcopy(before)
-    batches = Batches(train, settings.batch_size, _phase_seed(seed, len(done)), device)
+    # stages that are trained again see other noise
+    batches = Batches(train, settings.batch_size, seed + 2**32 * len(done), device)
     validation = Batches(valid[: settings.validation_rows], settings.batch_size, seed, device)
     count = distributed.shards(settings.grad_accumulation_steps)[0].count
     if phase.likelihood.trim and count > 1:
@@ -93,53 +88,34 @@ def train_phase(
         fix = "Use one process, and training.grad_accumulation_steps=1"
         raise unexpected(f"{name}.likelihood.trim", expected, got, fix)
     with seeded(seed, device), _locked(folder, name):
-        full, training = assemble(phase, limited, copied, shape, device, context)
+        copied = copy.deepcopy(before)
+        full, training = assemble(phase, limited, copied, train.shape[1:], device, sizes)
         history = fit(training, batches, validation, folder, name, on_log and partial(on_log, name))
-    full.notes = {"phases": [*done, {"stages": list(phase.stages), **training.model.notes}]}
+    history |= {"stages": list(phase.stages), "terms": list(phase.terms)}
     history["warnings"] |= warned
-    full = full.requires_grad_(True).eval().cpu()
-    return full, {**history, "stages": list(phase.stages), "terms": list(phase.terms)}
+    full.notes = {"phases": [*done, {"stages": history["stages"], **training.model.notes}]}
+    return full.requires_grad_(True).eval().cpu(), history
 
 
 def assemble(
-    phase: PhaseSettings,
-    model: ModelSettings,
-    before: Model | None,
-    event_shape: tuple[int, ...],
-    device: torch.device,
-    context: ContextSizes = None,
-) -> tuple[Model, Phase]:
+    phase: PhaseSettings, model: ModelSettings, before: Model | None, event_shape: tuple[int, ...],
+    device: torch.device, context: ContextSizes = None,
+) -> tuple[Model, Phase]:  # fmt: skip
     """Return the model that a phase ends with, and the training of its stages."""
     first, last = phase.stages[0], phase.stages[-1]
-    full: Any
     full, fresh = model.extend(before, event_shape, last, context)
-    full = full.to(device)
-    outer = Hierarchy(full.stages[: first - 1]).requires_grad_(False) if first > 1 else None
-    trained = full
-    if model.charts == 1:
-        trained = Hierarchy(full.stages[first - 1 : last]).requires_grad_(True)
+    trained, outer = full.to(device), None
+    if isinstance(full, Hierarchy):
+        trained = Hierarchy(full.stages[first - 1 : last])
+        outer = Hierarchy(full.stages[: first - 1]).requires_grad_(False) if first > 1 else None
     noise = InputNoise(phase.input_noise, phase.input_noise_min)
-    return full, Phase(trained, phase, phase.training, outer, noise, fresh)
-
-
-def describe_context(context: np.ndarray | None) -> ContextSizes:
-    """Return the number of classes of integers (N,), or of columns of floats (N, columns)."""
-    if context is None:
-        return None
-    if context.ndim == 1:
-        return {"classes": int(context.max()) + 1}
-    return {"columns": context.shape[1]}
+    return full, Phase(trained.requires_grad_(True), phase, phase.training, outer, noise, fresh)
 
 
 def rotate_phase(
-    phase: RotationSettings,
-    before: Hierarchy,
-    train: np.ndarray,
-    seed: int,
-    device: torch.device,
-    folder: str | Path,
-    name: str,
-) -> tuple[Hierarchy, dict[str, Any]]:
+    phase: RotationSettings, before: Hierarchy, train: np.ndarray, seed: int,
+    device: torch.device, folder: str | Path, name: str,
+) -> tuple[Hierarchy, dict[str, Any]]:  # fmt: skip
     """Rotate the latents of the stage that was trained last (:func:`.fit_rotation`).
 
     Arguments and results are those of :func:`train_phase`. The history has no steps, and the result
@@ -148,46 +124,36 @@ def rotate_phase(
     done = before.notes["phases"]
     full = copy.deepcopy(before).to(device).eval()
     outer = Hierarchy(full.stages[: phase.rotate - 1]) if phase.rotate > 1 else None
-    batches = Batches(train, ROTATION_BATCH_SIZE, _phase_seed(seed, len(done)), device)
+    batches = Batches(train, ROTATION_BATCH_SIZE, seed + 2**32 * len(done), device)
     rotated = Hierarchy([full.stages[phase.rotate - 1]])
     with _locked(folder, name):
         fitted = fit_rotation(rotated, batches, phase.probes, outer, folder, f"{name}, rotation")
-    last = done[-1] if done else {}
-    full.notes = {"phases": [*done, {**last, "stages": [phase.rotate], "rotated": True}]}
-    history = {
-        "name": name, **TrainState(seconds=fitted["seconds"]).history(), "steps": 0,
-        "steps_trained": 0, "stages": [phase.rotate], "terms": [], "rotation": fitted,
-    }  # fmt: skip
-    return full.cpu(), history
+    note = {**(done[-1] if done else {}), "stages": [phase.rotate], "rotated": True}
+    full.notes = {"phases": [*done, note]}
+    history = TrainState(seconds=fitted["seconds"]).history()
+    return full.cpu(), {"name": name, **history, "steps": 0, "steps_trained": 0,
+                        "stages": [phase.rotate], "terms": [], "rotation": fitted}  # fmt: skip
 
 
 def train_phases(
-    phases: Mapping[str, AnyPhaseSettings],
-    model: ModelSettings,
-    train: np.ndarray,
-    valid: np.ndarray,
-    seed: int,
-    device: torch.device,
-    folder: str | Path,
-) -> Model:
+    phases: Mapping[str, AnyPhaseSettings], model: ModelSettings, train: np.ndarray,
+    valid: np.ndarray, seed: int, device: torch.device, folder: str | Path,
+) -> Model:  # fmt: skip
     """Train a model in phases, as the pipelines do, in one process (Alg. 2).
 
     ``phases`` are the settings by name, in order; the other arguments are those of
     :func:`train_phase`.
     """
     trained: Any = None
-    folder = Path(folder)
     for name, phase in phases.items():
-        rows, held_out = train, valid
+        rows, held_out, place = train, valid, (seed, device, Path(folder, name), name)
         if phase.stages[0] > 1:
             outer = Hierarchy(trained.stages[: phase.stages[0] - 1])
             rows, held_out = (encode_rows(outer, x, seed, device) for x in (train, valid))
         if isinstance(phase, RotationSettings):
-            trained, _ = rotate_phase(phase, trained, rows, seed, device, folder / name, name)
+            trained, _ = rotate_phase(phase, trained, rows, *place)
         else:
-            trained, _ = train_phase(
-                phase, model, trained, rows, held_out, seed, device, folder / name, name
-            )
+            trained, _ = train_phase(phase, model, trained, rows, held_out, *place)
     return trained
 
 
@@ -200,11 +166,9 @@ def encode_rows(model: Model, array: np.ndarray, seed: int, device: torch.device
     """
     model = copy.deepcopy(model).to(device).eval()
     batches = track(Batches(array, 256, seed, device), "encoding", len(array))
-    encoded = [
-        distributed.map_shards(lambda x, context: model(x, context)[0], *batch).cpu().numpy()
-        for batch in batches
-    ]
-    return with_context(np.concatenate(encoded), context_of_array(array))
+    on_rank = partial(distributed.map_shards, lambda x, context: model(x, context)[0])
+    encoded = np.concatenate([on_rank(*batch).cpu().numpy() for batch in batches])
+    return with_context(encoded, context_of_array(array))
 
 
 def _locked(folder: str | Path, name: str) -> AbstractContextManager[None]:
@@ -212,22 +176,17 @@ def _locked(folder: str | Path, name: str) -> AbstractContextManager[None]:
     return locked(folder, name) if distributed.rank() == 0 else nullcontext()
 
 
-def _phase_seed(seed: int, number: int) -> int:
-    """Return a seed for each phase, so that stages that are trained again see other noise."""
-    return seed + 2**32 * number
-
-
 def _warn_of_few(
     phase: PhaseSettings, model: ModelSettings, limited: ModelSettings, before: Any, count: int
 ) -> dict[str, str]:
     """Log which new stages have a smaller dimension than in the settings; return the warning."""
-    first = len(before.stages) + 1 if isinstance(before, Hierarchy) else 1
-    texts = [
+    built = len(before.stages) if isinstance(before, Hierarchy) else 0
+    text = ". ".join(
         f"stage_{n}.dim: expected at most {new.dim} with {count} training events, got {old.dim}; "
         f"trained with {new.dim}. Add training events, or set a smaller stage_{n}.dim"
         for n, (old, new) in enumerate(zip(model.stages, limited.stages, strict=True), 1)
-        if n >= first and n in phase.stages and new.dim != old.dim
-    ]
-    if texts and distributed.rank() == 0:
-        log.warning("%s", ". ".join(texts))
-    return {"dim": ". ".join(texts)} if texts else {}
+        if n > built and n in phase.stages and new.dim != old.dim
+    )
+    if text and distributed.rank() == 0:
+        log.warning("%s", text)
+    return {"dim": text} if text else {}

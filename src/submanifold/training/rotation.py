@@ -2,7 +2,7 @@ r"""The rotation that orders latents by their contribution to the data (:ref:`th
 
 import math
 import time
-from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,21 +17,17 @@ from submanifold.common.progress import ProgressBar
 from submanifold.common.settings import Settings
 from submanifold.common.threads import ThreadTuner
 from submanifold.data.batches import Batches
-from submanifold.flows import Rotation
 from submanifold.flows.orthogonal import tail_sums
 from submanifold.geometry.linearization import Linearization
 from submanifold.models import Hierarchy
 from submanifold.training import checkpoint
 from submanifold.training.checkpoint import WEIGHTS, hash_weights
 
-PROBES_PER_AXIS = 8
-PROBES_PER_EVENT = 4
-HELD_OUT_EVERY = 8
+PROBES_PER_AXIS, PROBES_PER_EVENT, HELD_OUT_EVERY = 8, 4, 8
 LARGEST_RATIO = 16.0  # of a probe's squared norm to the median
 ENOUGH_PROBES = 4  # for each latent, not to shrink their covariance
 BAND_SAMPLE = 256
-SUBSPACE_ITERATIONS = 2
-OVERSAMPLING = 64
+SUBSPACE_ITERATIONS, OVERSAMPLING = 2, 64
 CHUNK = 256  # probes that are converted to float32 at once
 SAVE_EVERY = 30.0  # seconds
 CURVE_POINTS = 40
@@ -57,13 +53,9 @@ class RotationSettings(Settings):
 
 @torch.no_grad()
 def fit_rotation(
-    model: Hierarchy,
-    batches: Batches,
-    probes: int | None = None,
-    outer: Hierarchy | None = None,
-    folder: str | Path | None = None,
-    name: str = "rotation",
-) -> dict[str, Any]:
+    model: Hierarchy, batches: Batches, probes: int | None = None, outer: Hierarchy | None = None,
+    folder: str | Path | None = None, name: str = "rotation",
+) -> dict[str, Any]:  # fmt: skip
     r"""Rotate the latents of a model's last stage so that the leading ones contribute most.
 
     To first order, omitting the latents after d costs :math:`\sum_{i>d} q_i^T C q_i / D` for axes q
@@ -125,21 +117,14 @@ def fit_rotation(
     decomposed, kept = time.monotonic(), sum(map(len, drawn))
     held_out = drawn[every - 1 :: every]
     others = [rows for number, rows in enumerate(drawn) if number % every < every - 1]
-    blocks = [slice(0, stage.latent_dim)]
-    if stage.off_manifold_scale != 1:
-        blocks = [slice(0, stage.dim), slice(stage.dim, stage.latent_dim)]
-    mse = _set_rotation(rotation, blocks, torch.cat(others or held_out), torch.cat(held_out))
+    mse = _set_rotation(stage, torch.cat(others or held_out), torch.cat(held_out))
     spaced = {round(stage.latent_dim ** (n / CURVE_POINTS)) for n in range(CURVE_POINTS + 1)}
     dims = sorted(d for d in spaced if d < len(mse))
     event_dim = (outer or model).event_dim
-    fitted = {
-        "probes": kept,
-        "left_out": total - kept,
-        "dims": dims,
-        "mse": [float(mse[d]) / event_dim for d in dims],
-        "seconds": time.monotonic() - started,
-        "decomposition_seconds": time.monotonic() - decomposed,
-    }
+    ended = time.monotonic()
+    fitted = {"probes": kept, "left_out": total - kept, "dims": dims,
+              "mse": [float(mse[d]) / event_dim for d in dims], "seconds": ended - started,
+              "decomposition_seconds": ended - decomposed}  # fmt: skip
     if path:
         checkpoint.write(path, identity, rotation.state_dict(), fitted=fitted)
     return fitted
@@ -148,12 +133,11 @@ def fit_rotation(
 def draw_probes(model: Hierarchy, batches: Batches, outer: Hierarchy | None, number: int) -> Tensor:
     """Compute the probes of a round, (probes, latent_dim)."""
     *inner, stage = model.stages
-    weight = next(model.parameters())
-    generator = torch.Generator(batches.device)
+    weight, generator = next(model.parameters()), torch.Generator(batches.device)
     h, context = batches.at(number, generator)
     shape = (len(h), *(outer or model).event_shape)
-    signs = [torch.randint(2, shape, generator=generator, device=h.device)
-             for _ in range(PROBES_PER_EVENT)]  # fmt: skip
+    draw = partial(torch.randint, 2, shape, generator=generator, device=h.device)
+    signs = [draw() for _ in range(PROBES_PER_EVENT)]
     context = None if context is None else distributed.shard(context)
 
     def decode(z: Tensor) -> Tensor:
@@ -171,20 +155,19 @@ def draw_probes(model: Hierarchy, batches: Batches, outer: Hierarchy | None, num
     return distributed.all_gather(torch.cat(probes))
 
 
-def _set_rotation(
-    rotation: Rotation, blocks: Sequence[slice], fitted: Tensor, held_out: Tensor
-) -> Tensor:
+def _set_rotation(stage: Any, fitted: Tensor, held_out: Tensor) -> Tensor:
     """Set a rotation from probes (n, D); returns the errors after the first d latents, (k + 1,)."""
-    count = rotation.directions
+    rotation, count = stage.rotation, stage.rotation.directions
+    size = stage.dim if stage.off_manifold_scale != 1 else stage.latent_dim  # of the first block
     if rotation.is_dense:
-        axes = torch.block_diag(*(principal_axes(fitted[:, block]) for block in blocks))
+        blocks = fitted.tensor_split([size], 1)
+        axes = torch.block_diag(*(principal_axes(block) for block in blocks if block.shape[1]))
     else:
         axes = torch.zeros(fitted.shape[1], count, device=fitted.device)
-        axes[blocks[0]] = principal_axes(fitted[:, blocks[0]], count)
+        axes[:size] = principal_axes(fitted[:, :size], count)
     coordinates = torch.cat([chunk.float() @ axes for chunk in held_out.split(CHUNK)])
     eigenvalues = coordinates.square().mean(0)
-    others = len(axes) - count
-    if others:
+    if others := len(axes) - count:
         rest = _mean_square(held_out).sum() - eigenvalues.sum()
         eigenvalues = torch.cat([eigenvalues, (rest.clamp_min(0) / others).expand(others)])
     rotation.fit(rotation.inverse(axes.T).T, eigenvalues)
@@ -211,8 +194,7 @@ def principal_axes(probes: Tensor, count: int | None = None) -> Tensor:
     rest = (1 - roots.square()) * diagonal
     if count is None:
         covariance = torch.zeros(dim, dim, device=probes.device)
-        for part in probes.split(CHUNK):
-            chunk = part.float()
+        for chunk in map(Tensor.float, probes.split(CHUNK)):
             covariance.addmm_(chunk.T, chunk)
         covariance *= roots[:, None] * roots / len(probes)
         covariance.diagonal().add_(rest)
@@ -220,8 +202,7 @@ def principal_axes(probes: Tensor, count: int | None = None) -> Tensor:
 
     def multiply(columns: Tensor) -> Tensor:
         scaled, product = roots[:, None] * columns, torch.zeros_like(columns)
-        for part in probes.split(CHUNK):
-            chunk = part.float()
+        for chunk in map(Tensor.float, probes.split(CHUNK)):
             product.addmm_(chunk.T, chunk @ scaled)
         product.mul_((roots / len(probes))[:, None])
         return product.addcmul_(rest[:, None], columns)

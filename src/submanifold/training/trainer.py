@@ -66,14 +66,12 @@ class Trainer:
 
     def __init__(self, phase: Phase, identity: Identity | None = None):
         self.phase, self.model, self.settings = phase, phase.model, phase.settings
-        self.identity = identity or {}
+        self.identity, self.state, self.best = identity or {}, TrainState(), dict[str, Tensor]()
         self.shards = distributed.shards(self.settings.grad_accumulation_steps)
         self.weights: list[Tensor] = list(self.model.parameters())
         rates = self.settings.learning_rate, self.settings.muon_lr
         self.optimizers = optimizers_for(self.model, *rates)
         self.precision = choose_precision(self.settings.precision, self.weights[0])
-        self.best: dict[str, Tensor] = {}
-        self.state = TrainState()
         self.reset_average()
 
     def reset_average(self) -> None:
@@ -96,8 +94,7 @@ class Trainer:
         values = self._backward(batch, generator, context)
         gradients = [weight.grad for weight in self.weights if weight.grad is not None]
         distributed.average(gradients)
-        largest = self.settings.clip or math.inf
-        norm = nn.utils.clip_grad_norm_(self.weights, largest, foreach=True)
+        norm = nn.utils.clip_grad_norm_(self.weights, self.settings.clip or math.inf, foreach=True)
         # an event that overflows must not end the training; the CPU need not wait to know of it
         if norm.device.type != "cpu" or not norm.isfinite():
             for gradient in gradients:
@@ -162,19 +159,15 @@ class Trainer:
         checkpoint.write(last, self.identity, tensors, earlier, state=asdict(self.state))
         distributed.barrier()
 
+    @torch.no_grad()
     def restore(self, folder: str | Path) -> bool:
         """Restore the last intact checkpoint of a folder; returns whether there is one."""
         stored = checkpoint.read(self.identity, Path(folder, LAST), Path(folder, EARLIER))
-        if stored is not None:
-            tensors, header = stored
-            self.state = TrainState(**header["state"])
-            self._load(tensors)
-        return stored is not None
-
-    @torch.no_grad()
-    def _load(self, tensors: dict[str, Tensor]) -> None:
+        if stored is None:
+            return False
+        self.state = TrainState(**stored[1]["state"])
         groups: dict[str, dict[str, Tensor]] = defaultdict(dict)
-        for label, tensor in tensors.items():
+        for label, tensor in stored[0].items():
             group, _, name = label.partition("/")
             groups[group][name] = tensor
         self.model.load_state_dict(groups.pop("model"))
@@ -192,6 +185,7 @@ class Trainer:
                 if value.ndim:  # fused Adam walks through weights and moments in memory order
                     value = torch.empty_like(weight, dtype=value.dtype).copy_(value)
                 owners[weight].state[weight][kind] = value.to(weight.device)
+        return True
 
     def roll_back(self, folder: str | Path, name: str, problem: str) -> None:
         """Go back to the last checkpoint and halve the learning rates, or raise a UserError."""
@@ -217,14 +211,12 @@ class Trainer:
 @torch.no_grad()
 def validate(phase: Phase, valid: Batches) -> Row:
     """Average the loss's values over all events, in the precision of the weights."""
-    sums: dict[str, Tensor] = {}
-    count = distributed.world_size()
+    sums, count = dict[str, Tensor](), distributed.world_size()
     count = count if len(valid) >= count * valid.batch_size else 1
     generator = torch.Generator(valid.device)
     for number, (x, context) in enumerate(valid.in_order(generator)):
         if number % count == distributed.rank() % count:
-            values = phase.evaluate(x, context, generator)
-            for key, value in values.items():
+            for key, value in phase.evaluate(x, context, generator).items():
                 sums[key] = sums.get(key, 0) + value * len(x)
     return {key: value * count / len(valid) for key, value in read(sums).items()}
 
