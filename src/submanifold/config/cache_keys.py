@@ -53,7 +53,7 @@ def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
             content = experiment.ood_data.fingerprint(project / RAW_FOLDER)
         name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(str(experiment.ood)).name)
         parts = [content, experiment.ood_data.content]
-        if experiment.kind == "table":  # standardized like the training data
+        if experiment.data.kind == "table":  # standardized like the training data
             parts.append(keys["data"])
         keys["ood_data"] = f"{name}-{_digest(*_sources(DATA), *parts)}"
         run_digest = _digest(*_reports("ood_run"), digest, keys["ood_data"])

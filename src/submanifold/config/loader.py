@@ -3,8 +3,7 @@
 import copy
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -41,12 +40,8 @@ LOADER_ARGS: dict[str, Any] = {
 }
 
 
-@contextmanager
-def _without_deprecations() -> Iterator[None]:
-    """Hide the warnings of omegaconf 2.4 about a function that Kedro calls."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "register_new_resolver", UserWarning)
-        yield
+# omegaconf 2.4 warns about a function that Kedro calls
+warnings.filterwarnings("ignore", "register_new_resolver", UserWarning)
 
 
 class ExperimentConfigLoader(OmegaConfigLoader):
@@ -69,8 +64,7 @@ class ExperimentConfigLoader(OmegaConfigLoader):
     def __init__(self, conf_source: str, *args: Any, **options: Any) -> None:
         if Path(conf_source) == PACKAGED_CONF:  # may be a checkout, whose conf/local is its own
             options["default_run_env"] = options["base_env"]
-        with _without_deprecations():
-            super().__init__(conf_source, *args, **options)
+        super().__init__(conf_source, *args, **options)
         ExperimentConfigLoader.latest = self
 
     def __getitem__(self, key: str) -> dict[str, Any]:
@@ -81,11 +75,10 @@ class ExperimentConfigLoader(OmegaConfigLoader):
             settings = dict(experiment) | {"untrained": None}  # before the first phase
             settings |= {name: getattr(experiment, name) for name in ("input_noise", "data_name")}
             settings["model_file"] = str(self.path("hierarchy"))
-            for name, phase in experiment.phases.items():
-                source = experiment.sources[name]
-                folder = str(self.path(f"{name}.model").parent)
-                settings[name] = {"name": name, "settings": phase, "folder": folder}
-                settings[name]["encoding_stages"] = source and source.through
+            for name, source in experiment.sources.items():
+                folder, stages = str(self.path(f"{name}.model").parent), source and source.through
+                settings[name] = {"name": name, "settings": experiment.phases[name],
+                                  "folder": folder, "encoding_stages": stages}  # fmt: skip
             return settings
         config, phases = self._read(key), self.experiment.phases
         return expand(config, phases, self.artifact_keys) if key == "catalog" else config
@@ -133,19 +126,13 @@ class ExperimentConfigLoader(OmegaConfigLoader):
     def record(self) -> RunRecord:
         """Describe the run of this configuration, which starts now."""
         experiment, catalog = self.experiment, self["catalog"]
-        entries = (file_entry(catalog[name]) for name in ("hierarchy", "metrics", "report"))
-        model, metrics, report = (entry["filepath"] for entry in entries)
+        entries = {"model": "hierarchy", "metrics": "metrics", "report": "report"}
         return RunRecord(
-            name=self.run_name,
-            key=self.artifact_keys["model"],
-            dataset=experiment.data_name,
-            method=experiment.method,
-            started=datetime.now().isoformat(timespec="seconds"),
-            model=model,
-            metrics=metrics,
-            report=report,
+            name=self.run_name, key=self.artifact_keys["model"], dataset=experiment.data_name,
+            method=experiment.method, started=datetime.now().isoformat(timespec="seconds"),
             params=dict(self.runtime_params or {}),
-        )
+            **{kind: file_entry(catalog[name])["filepath"] for kind, name in entries.items()},
+        )  # fmt: skip
 
     @property
     def project(self) -> Path:
@@ -165,10 +152,9 @@ class ExperimentConfigLoader(OmegaConfigLoader):
             "artifact_location": lambda path: None if on_server else path,
         }
         try:
-            with _without_deprecations():
-                for name, resolver in resolvers.items():  # OmegaConf's are those of a process
-                    OmegaConf.register_new_resolver(name, resolver, replace=True)
-                return super().__getitem__(key)
+            for name, resolver in resolvers.items():  # OmegaConf's are those of a process
+                OmegaConf.register_new_resolver(name, resolver, replace=True)
+            return super().__getitem__(key)
         except MissingConfigException as error:
             conf = Path(self.conf_source)  # a folder, or an archive of `kedro package`
             if not conf.is_dir() or (conf / (self.env or self.default_run_env)).is_dir():

@@ -8,7 +8,7 @@ from pydantic import Field, PositiveInt
 
 from submanifold.common.errors import printable
 from submanifold.common.settings import Name, Settings
-from submanifold.data.settings import DataSettings, ImageSettings, Kind, TableSettings
+from submanifold.data.settings import DataSettings, ImageSettings, TableSettings
 from submanifold.losses import Loss
 from submanifold.models import ModelSettings
 from submanifold.training.phases import AnyPhaseSettings, PhaseSettings
@@ -90,11 +90,6 @@ class Experiment(Choices):
     minutes: float | None = None  # of training, to which the steps of all phases are scaled
 
     @property
-    def kind(self) -> Kind:
-        """Kind of the data: images, points with a known density, or rows of a table."""
-        return self.data.kind
-
-    @property
     def data_name(self) -> str:
         """Name of the data on pages: that of the user's files, or the dataset."""
         path = getattr(self.data, "path", None)
@@ -119,12 +114,10 @@ class Experiment(Choices):
     def sources(self) -> dict[str, Source | None]:
         """The input of each phase by name; None for the data themselves."""
         sources: dict[str, Source | None] = {}
-        done: dict[str, AnyPhaseSettings] = {}
-        for name, phase in self.phases.items():
-            first = phase.stages[0]
-            before = [earlier for earlier in done if done[earlier].stages[0] < first]
-            sources[name] = Source(before[-1], first - 1) if before else None
-            done[name] = phase
+        first = {name: phase.stages[0] for name, phase in self.phases.items()}
+        for name in first:
+            before = [earlier for earlier in sources if first[earlier] < first[name]]
+            sources[name] = Source(before[-1], first[name] - 1) if before else None
         return sources
 
     @property

@@ -54,7 +54,7 @@ def check_experiment(experiment: "Experiment", names: list[str]) -> None:
     if experiment.is_conditional and ranks > 1:
         expected = "one process with data.condition"
         raise unexpected("torchrun", expected, ranks, "Use submanifold run")
-    if experiment.kind == "synthetic" and (wrong := {"ood", "dimension"} & {*names}):
+    if experiment.data.kind == "synthetic" and (wrong := {"ood", "dimension"} & {*names}):
         fix = "Choose another with --params=dataset=<name>"
         got = f"dataset={experiment.dataset}"
         raise unexpected(f"--pipeline={wrong.pop()}", "images or a table", got, fix)

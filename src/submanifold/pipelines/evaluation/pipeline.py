@@ -70,7 +70,7 @@ def create_pipeline(experiment: Experiment) -> Pipeline:
                 name="evaluate",
                 tags="distributed",
             ),
-            *BY_KIND[experiment.kind],
+            *BY_KIND[experiment.data.kind],
         ],
         namespace="evaluation",
         prefix_datasets_with_namespace=False,

@@ -24,7 +24,7 @@ def create_pipeline(experiment: Experiment) -> Pipeline:
     """Build the pipeline that follows the training of a model of images or of a table."""
     return Pipeline(
         [
-            GATHER_ROWS if experiment.kind == "table" else GATHER_IMAGES,
+            GATHER_ROWS if experiment.data.kind == "table" else GATHER_IMAGES,
             Node(
                 score_parts,
                 inputs={"model": "hierarchy", "train": "x_train", "valid": "x_valid",

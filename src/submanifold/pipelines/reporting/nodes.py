@@ -7,8 +7,7 @@ import numpy as np
 import pandas as pd
 
 from submanifold.common.device import choose_device
-from submanifold.config.schema import Kind
-from submanifold.data.settings import SyntheticSettings
+from submanifold.data.settings import Kind, SyntheticSettings
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.metrics import (
     COMPARED_WITH_TEST,

@@ -71,5 +71,5 @@ BY_KIND = {
 
 def create_pipeline(experiment: Experiment) -> Pipeline:
     """Build the report of an experiment."""
-    nodes_of_kind = BY_KIND[experiment.kind]
+    nodes_of_kind = BY_KIND[experiment.data.kind]
     return Pipeline(nodes_of_kind, namespace="report", prefix_datasets_with_namespace=False)
