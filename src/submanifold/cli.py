@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from submanifold.common.errors import UserError, did_you_mean, import_extra, printable
+from submanifold.common.errors import UserError, import_extra, printable
 from submanifold.config.project import conf_source, configure, project_folder, set_kedro_defaults
 from submanifold.inference.command import COMMANDS as MODEL_COMMANDS
 from submanifold.runs.command import COMMANDS as RUN_COMMANDS
@@ -43,13 +43,6 @@ class _Group(click.Group):
             raise click.UsageError(printable(error.format_message()), error.ctx) from error
         except OSError as error:
             raise UserError(str(error)) from error
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """Find the command; an unknown one is reported with the closest name."""
-        known = self.list_commands(ctx)
-        if args[0] not in known and (hint := did_you_mean(args[0], known)):
-            raise click.UsageError(f"No such command '{args[0]}'.{hint}", ctx)
-        return super().resolve_command(ctx, args)
 
 
 @click.group(cls=_Group, name="submanifold",

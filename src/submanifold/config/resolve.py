@@ -299,6 +299,4 @@ def _ood(datasets: Tree, user: Tree, data: DataSettings) -> ImageSettings | Tabl
     form = {"size": data.size, "channels": data.channels}
     if source["source"] != "photos":
         form["margin"] = data.margin
-    settings = read_data_settings({**source, **form}, f"datasets.{chosen}")
-    assert isinstance(settings, ImageSettings)
-    return settings
+    return read_settings(ImageSettings, {**source, **form}, f"datasets.{chosen}")

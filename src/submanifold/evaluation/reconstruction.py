@@ -1,5 +1,6 @@
 """Squared error of projections onto the manifold, and its dependence on the dimension."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
 from typing import Any
@@ -82,18 +83,12 @@ def error_curve(
         project = partial(view.project, nearest=True) if nearest else view.encoder_projection
         return reconstruction(squared_errors(project, batches), of_images)["mse"]["value"]
 
-    def reaches(dim: int, goal: float) -> bool:
-        return (error := mse(dim, False)) is not None and error <= goal
-
     def smallest_dim(goal: float) -> int | None:
-        """Find the smallest dimension with an error of at most `goal` by bisection, or None."""
-        low, high = dims[0] - 1, dims[-1]
-        if not reaches(high, goal):
-            return None
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if reaches(middle, goal) else (middle, high)
-        return high
+        def misses(dim: int) -> bool:
+            return (error := mse(dim, False)) is None or error > goal
+
+        below = range(dims[-1] - 1, dims[0] - 1, -1)
+        return None if misses(dims[-1]) else dims[-1] - bisect_left(below, True, key=misses)
 
     dims = nearest_dims = [model.dim]
     if isinstance(model, Hierarchy):

@@ -45,8 +45,7 @@ def manifold_picture(
     arrays = {"true_points": truth.project(test), "learned_points": projected, "samples": samples,
               "points": test, "projections": projected}  # fmt: skip
     picture: dict[str, Any] = {name: points @ truth.view for name, points in arrays.items()}
-    picture["true_density"] = truth.manifold_log_prob(test)
-    picture["learned_density"] = log_prob
+    picture |= {"true_density": truth.manifold_log_prob(test), "learned_density": log_prob}
     if test.shape[1] != 2 or not (truth.has_density and model.has_density):
         return picture, None
     center = test.mean(0)

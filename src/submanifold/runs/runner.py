@@ -87,12 +87,9 @@ def process_group() -> Iterator[None]:
 
 
 def run_pipeline(
-    project: Path,
-    pipeline: str,
-    params: Mapping[str, Any],
-    env: str | None = None,
+    project: Path, pipeline: str, params: Mapping[str, Any], env: str | None = None,
     to_outputs: Sequence[str] | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Compute the missing outputs of a pipeline in this process, at most up to some of them."""
     with session(project, env, params) as kedro:
         kedro.run(

@@ -49,17 +49,11 @@ def write_page(
     pca = [dimension.pca_dim_of(baselines, error) for error in curve["goals"].values()]
     page = render(
         "dimension.html",
-        dataset=dataset,
-        method=method,
-        advice=advice,
+        dataset=dataset, method=method, advice=advice, spectrum=spectrum, events=events,
+        curve=figure, count=curve["n"], run=run,
         intrinsic=format_interval(estimates[dimension.CORRECTED], ".1f"),
         estimates=[(name, format_interval(estimates[name], ".1f"), names[name]) for name in names],
         smallest=[*zip(curve["smallest"], curve["smallest"].values(), pca, strict=True)],
-        count=curve["n"],
-        events=events,
-        curve=figure,
-        spectrum=spectrum,
         project=model_command(run, "project", "PICTURES" if of_images else "TABLE"),
-        run=run,
     )  # fmt: skip
     return {"page": page, "curve": figure}

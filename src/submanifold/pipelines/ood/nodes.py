@@ -92,20 +92,14 @@ def write_page(
 
     page = render(
         "ood.html",
-        dataset=dataset,
-        ood=ood_name,
+        dataset=dataset, ood=ood_name, main=main, run=run, write=format_interval, pictures=figures,
+        calibration=model.calibration, counts=measured["counts"],
         auroc=format_interval(measured["scores"][main]["auroc"], ".3f"),
-        write=format_interval,
         events="images" if of_images else "rows",
         rows=sections.score_rows(measured),
-        main=main,
-        calibration=model.calibration,
-        counts=measured["counts"],
         groups=measured.get("groups"),
         confused=sections.confused_events(scored, measured, names, show),
-        pictures=figures,
-        run=run,
         score=model_command(run, "score", "PICTURES" if of_images else "TABLE"),
         alarms=measured.get("alarms", []),
-    )
+    )  # fmt: skip
     return {"page": page, **figures}
