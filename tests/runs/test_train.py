@@ -156,7 +156,7 @@ def mistakes(folder):
         ),
         "set": ((*train, "--set", "seed"), "expected <setting>=<value>, got seed"),
         "text": (("train", "text.csv"), "or run: submanifold train text.csv --set data.categ"),
-        "command": (("trian", "pictures"), "Did you mean train?"),
+        "command": (("trian", "pictures"), "Did you mean 'train'?"),
     }
 
 
