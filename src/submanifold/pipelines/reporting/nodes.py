@@ -177,8 +177,8 @@ def _first_order(histories: dict[str, Any]) -> Metrics | None:
 
 def _report(
     kind: Kind, figures: dict[str, Any], content: dict[str, Any], metrics: Metrics,
-    table: pd.DataFrame, hierarchy: Model, model_file: str, histories: dict[str, Any], dataset: str,
-    method: str, device: str, **shown: Any,
+    table: pd.DataFrame, hierarchy: Model, model_file: str, manifest: dict[str, Any],
+    histories: dict[str, Any], dataset: str, method: str, seed: int, device: str,
 ) -> dict[str, Any]:  # fmt: skip
     from submanifold.pipelines.reporting.sections import written
     from submanifold.plots.curves import training_curves
@@ -193,20 +193,31 @@ def _report(
         f"report_{kind}.html",
         events={"table": "rows", "synthetic": "points"}.get(kind, kind),
         name=run["name"] or f"{method} on {dataset}",
+        dataset=dataset,
+        method=method,
+        metrics=metrics,
+        written=written,
+        table=table,
         help={labels[n]: METRICS[n].help for n in labels if labels[n] in table},
-        notes={label: ". ".join(filter(None, (METRICS[name].unit_of(kind), notes.get(name))))
-               for name, label in labels.items()},
+        notes={
+            labels[n]: ". ".join(filter(None, (METRICS[n].unit_of(kind), notes.get(n))))
+            for n in labels
+        },
+        manifest=manifest,
         stages=getattr(hierarchy, "charts", [hierarchy])[0].describe()["stages"],
         has_density=hierarchy.has_density,
+        run=run,
+        seed=seed,
         device=str(choose_device(device)),
         usage=usage_commands(hierarchy, run["name"] or str(Path(run["model"]).parent)),
         context=context_of(hierarchy),
         is_calibrated="groups" in hierarchy.calibration,
+        kind=kind,
         minutes=next(iter(minutes), None),
         phases=[*histories.values()],
-        dataset=dataset, method=method, kind=kind, run=run, metrics=metrics, table=table,
-        written=written, pictures=figures, **shown, **content,
-    )  # fmt: skip
+        pictures=figures,
+        **content,
+    )
     return {"report": page, **figures}
 
 
