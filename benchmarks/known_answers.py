@@ -172,13 +172,13 @@ def case_2() -> list[Answer]:
     error = 4 * drawn.std() / math.sqrt(len(drawn))
     above = "below: rounding; above: noise of the training steps"
     either = "noise of the training steps"
-    draws = f"four standard errors of {len(drawn)} draws; above: plus 1e-4 for training"
+    of_draws = f"four standard errors of {len(drawn)} draws; above: plus 1e-4 for training"
     return answers(
         2,
         ("NLL of noisy points, bit/dim", 0.71217, of_noisy, ROUNDING, 1e-3, above),
         ("NLL of clean points, bit/dim", 0.53864, of_clean, 1e-3, 1e-3, either),
         ("MSE of projected noisy points to clean ones", 0.024375, mse, 1e-9, 1e-4, above),
-        ("MSE of the loss", 0.024375, drawn.mean(), error, error + 1e-4, draws),
+        ("MSE of the loss", 0.024375, drawn.mean(), error, error + 1e-4, of_draws),
     )
 
 

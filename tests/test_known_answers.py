@@ -58,7 +58,7 @@ FORMULAS = {
     3: [bits(NLL), 0.5, (VARIANCES[:4].sum() / 2 + VARIANCES[4:].sum()) / 8,
         VARIANCES[4:].sum() / 8, VARIANCES[2:].sum() / 8],
     4: [1.0, 0.05 * huber(5), 0.05 * 5**2],
-    5: [standard_normal_bits(8), standard_normal_bits(5), 8.0, 5.0],
+    5: [standard_normal_bits(8), 8.0],
     7: [ring_entropy(0.1), ring_entropy(0.05), VON_MISES.manifold_entropy,
         math.exp(VON_MISES.manifold_log_prob(np.array([[3.0, 0.0]]))[0])],
     8: [synthetic.Sphere().manifold_entropy,
