@@ -3,7 +3,8 @@
 import copy
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -40,8 +41,12 @@ LOADER_ARGS: dict[str, Any] = {
 }
 
 
-# omegaconf 2.4 warns about a function that Kedro calls
-warnings.filterwarnings("ignore", "register_new_resolver", UserWarning)
+@contextmanager
+def _without_deprecations() -> Iterator[None]:
+    """Hide the warnings of omegaconf 2.4 about a function that Kedro calls."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "register_new_resolver", UserWarning)
+        yield
 
 
 class ExperimentConfigLoader(OmegaConfigLoader):
@@ -64,7 +69,8 @@ class ExperimentConfigLoader(OmegaConfigLoader):
     def __init__(self, conf_source: str, *args: Any, **options: Any) -> None:
         if Path(conf_source) == PACKAGED_CONF:  # may be a checkout, whose conf/local is its own
             options["default_run_env"] = options["base_env"]
-        super().__init__(conf_source, *args, **options)
+        with _without_deprecations():
+            super().__init__(conf_source, *args, **options)
         ExperimentConfigLoader.latest = self
 
     def __getitem__(self, key: str) -> dict[str, Any]:
@@ -152,9 +158,10 @@ class ExperimentConfigLoader(OmegaConfigLoader):
             "artifact_location": lambda path: None if on_server else path,
         }
         try:
-            for name, resolver in resolvers.items():  # OmegaConf's are those of a process
-                OmegaConf.register_new_resolver(name, resolver, replace=True)
-            return super().__getitem__(key)
+            with _without_deprecations():
+                for name, resolver in resolvers.items():  # OmegaConf's are those of a process
+                    OmegaConf.register_new_resolver(name, resolver, replace=True)
+                return super().__getitem__(key)
         except MissingConfigException as error:
             conf = Path(self.conf_source)  # a folder, or an archive of `kedro package`
             if not conf.is_dir() or (conf / (self.env or self.default_run_env)).is_dir():

@@ -50,7 +50,7 @@ def library() -> ctypes.CDLL | None:
                     subprocess.run(command, check=True, capture_output=True, text=True)
                 os.replace(built, path)
         # glibc hands freed memory back above a threshold, which grows when it frees a block, up to
-        # 32 MiB: below, hidden layers are mapped anew in every training step
+        # 32 MiB: below, hidden layers are mapped again in every training step
         torch.empty(2**25 - 2**16, dtype=torch.uint8)
         return ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
