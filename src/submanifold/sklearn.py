@@ -53,11 +53,12 @@ class ManifoldFlow(
     contribution to the data, as nonlinear principal components; and the projection of x onto the
     manifold, v = 0. Model and training are the default methods of the pipelines.
 
-    Rows are a table (n, columns) of numbers, an array or a DataFrame; or images
+    Rows are a table (n, columns), an array of numbers or a DataFrame; or images
     (n, channels, height, width), uint8, with one or three channels and equal sides, divisible by 8.
     Columns are standardized; integers and other quantized columns are dequantized by uniform noise
-    over their step, which the row determines; constant columns are ignored. Encode categories
-    before, for example by :class:`sklearn.preprocessing.OneHotEncoder`, and fill missing values.
+    over their step, which the row determines. Missing values (NaN) are modelled, not filled. A
+    DataFrame may also have text of few values, which becomes categories, and dates; identifiers,
+    constants, copies and other text are ignored (``preprocessor_.description``).
 
     A tenth of the rows, at least 20, validates the training and calibrates the p-values. Of fewer
     than 40 rows all do so and train the model, so that p-values of new rows are too small.
@@ -150,13 +151,11 @@ class ManifoldFlow(
             )
         preprocessor = None
         if rows.ndim == 2:
-            names = getattr(self, "feature_names_in_", [f"x{n}" for n in range(rows.shape[1])])
-            table = pd.DataFrame(rows, columns=list(names))
             is_training = np.isin(np.arange(len(rows)), train)
-            preprocessor = Preprocessor.fit(table, scale=self.scale, training=is_training)
+            preprocessor = Preprocessor.fit(rows, scale=self.scale, training=is_training)
             if not preprocessor.varying:
                 raise UserError("X: expected a column with several values, got constant columns.")
-            events = preprocessor.transform(table, salt=np.arange(len(rows)))
+            events = preprocessor.transform(rows, salt=np.arange(len(rows)))
         valid, shape = events[held_out], events.shape[1:]
         model_settings, phases = self._method(shape, len(train), device, preprocessor is not None)
         with hidden_progress(not self.verbose), TemporaryDirectory() as folder:
@@ -294,6 +293,7 @@ class ManifoldFlow(
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        tags.input_tags.allow_nan = True
         return tags
 
     def _validated(self, X: Any, reset: bool = False) -> Any:  # noqa: N803
@@ -313,11 +313,12 @@ class ManifoldFlow(
             if hasattr(self, "feature_names_in_"):
                 del self.feature_names_in_
             return images
-        if not reset:
-            known = self.preprocessor_
-            if known is None or (known.categories and isinstance(X, pd.DataFrame)):
-                return X  # images, or rows for a pipeline's model, which the predictor checks
-        return validate_data(self, X, reset=reset, ensure_min_samples=2 if reset else 1)
+        if not reset and self.preprocessor_ is None:
+            return X  # images, which the predictor checks
+        if isinstance(X, pd.DataFrame):  # whose columns the preprocessor checks
+            return validate_data(self, X, reset=reset, skip_check_array=True)
+        return validate_data(self, X, reset=reset, ensure_all_finite="allow-nan",
+                             ensure_min_samples=2 if reset else 1)  # fmt: skip
 
     @property
     def _predictor(self) -> Predictor:

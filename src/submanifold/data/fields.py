@@ -10,8 +10,7 @@ from submanifold.common.settings import Settings
 
 FOLDER = "folder"  #: Value of the setting `groups` that makes each folder a group.
 
-Categorical = Literal["refuse", "intervals"]
-Missing = Literal["refuse", "drop", "median"]
+Missing = Literal["model", "drop"]
 Scale = Literal["standard", "none"]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 ColumnKind = Literal["integer", "number", "category", "ignore"]
@@ -115,9 +114,9 @@ class TableFields(Fields):
         condition: Names or patterns of columns that the density of the others is given.
         columns: Kinds of columns by name or pattern, instead of those that are found: `integer`
             (noise over the step is added), `number`, `category`, or `ignore`, which is like `drop`.
-        categorical: `refuse` text, or map categories to numbers (`intervals`).
-        missing: `refuse` missing values, `drop` their rows, or replace them by the column's
-            `median`.
+        missing: `model` missing values, as flags and noise, or `drop` their rows.
+        strict: Refuse a table with other columns than finite numbers, instead of finding what can
+            be done with them.
         scale: `standard` (mean 0, standard deviation 1), or `none`.
         split: `random`, or the name of a column with the values train, valid and test.
         groups: Column of groups of rows that are not independent of each other. No group is in two
@@ -135,8 +134,8 @@ class TableFields(Fields):
     id: str | None = Field(None, min_length=1)
     condition: Patterns | None = None
     columns: dict[str, ColumnKind] = Field(default_factory=dict)
-    categorical: Categorical = "refuse"
-    missing: Missing = "refuse"
+    missing: Missing = "model"
+    strict: bool = False
     scale: Scale = "standard"
     split: str = Field("random", min_length=1)
     groups: str | None = Field(None, min_length=1)

@@ -167,7 +167,7 @@ class Predictor:
             if model.has_density:
                 columns["log_prob"] = -scores["density"]
                 if self.is_table:
-                    columns["log_prob"] += self._log_det(rows)
+                    columns["log_prob"] += self._log_det(x, rows)
                 else:
                     columns["bits_per_dim"] = to_bits_per_dim(-scores["density"], events)
                 constant = (model.event_dim - model.dim) / 2 * np.log(2 * np.pi)
@@ -215,16 +215,16 @@ class Predictor:
 
         def log_prob_of(x: Tensor, context: Tensor | None, _: np.ndarray, rows: Any) -> np.ndarray:
             nats = log_prob(self.model, x, context, self.preprocessor, noise_scale)
-            return nats.double().cpu().numpy() + self._log_det(rows)
+            return nats.double().cpu().numpy() + self._log_det(x, rows)
 
         return np.concatenate(self._apply(log_prob_of, x, label, "scoring"))
 
-    def _log_det(self, rows: Any) -> Any:
+    def _log_det(self, x: Tensor, rows: Any) -> Any:
         if self.preprocessor is None:
             return -self.model.event_dim * np.log(256) if self.is_image else 0.0
         known = _select(rows, self.preprocessor)
         is_unknown = self.preprocessor.unknown(known).any(axis=1)
-        return np.where(is_unknown, -np.inf, self.preprocessor.log_det)
+        return np.where(is_unknown, -np.inf, self.preprocessor.log_dets(x.cpu().numpy()))
 
     def encode(
         self, x: Any, projection: ProjectionKind = "encoder", *, label: Label = None

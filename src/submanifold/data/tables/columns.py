@@ -1,41 +1,24 @@
-"""Columns of a table: their kinds, what a model needs to know of each, and their conversion."""
+"""Columns of a table: what a model needs to know of each, and their conversion to numbers."""
 
 import fnmatch
 import math
-import re
-import warnings
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pandas as pd
 from pandas.api import types
-from pandas.tseries.api import guess_datetime_format
 
 from submanifold.common.errors import UserError, did_you_mean, printable, unexpected
-from submanifold.data.fields import Categorical, ColumnKind, Missing, Scale
 
-Kind = Literal["continuous", "quantized", "constant", "categorical", "indicator"]
+Kind = Literal["continuous", "quantized", "constant", "categorical", "indicator", "ignored"]
 
+MISSING = "missing"  #: Category of missing values.
 MAX_NAMED = 5  #: Number of columns that a message names.
 SNAP = 1e-3  #: Largest distance from the grid at which a value counts as on it, in steps.
 TAIL = 0.2  #: Part of the outer intervals of categories that becomes an exponential tail.
-MAX_STEPS, MAX_DECIMALS = 2**16, 9
-MAX_LEVELS, MIN_REPEATS = 256, 10
-MAX_CATEGORIES = 256
-PREFIX = 1000  #: First values of a column, which rule out most steps of long columns.
-TOLERANCE, MAX_TOLERANCE = 4.0, 0.01
-"""Rounding errors of a value that is a multiple of a step: units of the last place, steps."""
-PRECISIONS = {"float16": 2.0**-11, "float32": 2.0**-24}
-"""Relative rounding errors of types, others than that of float64."""
-MAX_ROUNDING = 8  #: Largest range of a constant column, in rounding errors of its values.
-MIN_RESOLUTION = 2.0**-22
-"""Smallest step, or hundredth of a deviation, of the largest value without standardization."""
-MAX_VALUE = 1e150
-IDENTIFIER = re.compile(r"(^|[^A-Za-z])[Ii][Dd]$|[a-z]I[Dd]$|(?i:uuid|^(row|index|nr|no))$")
-"""Names of columns of identifiers."""
+EPOCH = pd.Timestamp(0, tz="UTC")
 
 
 @dataclass(frozen=True)
@@ -45,12 +28,17 @@ class Column:
     A value v becomes :math:`x = (v - \text{origin} + \text{step} \cdot w - \text{offset}) /
     \text{scale}`, where w is uniform in [0, 1) for quantized columns, and absent for continuous
     ones. The origin is subtracted first, in float64, so that small differences of large values are
-    kept. Category k becomes a number of an interval (:func:`to_line`).
+    kept. Category k becomes a number of an interval (:func:`to_line`), and a date the seconds since
+    1970.
+
+    Missing values of numbers have a second column of the same name, the flag, with the categories
+    present and missing; a missing number becomes noise from N(0, 1) in place of x.
     """
 
     name: str
     #: ``continuous``; ``quantized``: values on a grid; ``constant``: no coordinate of the model;
-    #: ``categorical``: names; ``indicator``: of one category, in a condition.
+    #: ``ignored``: no column of the model; ``categorical``: names; ``indicator``: of one category,
+    #: in a condition.
     kind: Kind
     dtype: str  #: Type of the table's column.
     low: float = 0.0  #: Smallest training value.
@@ -64,11 +52,17 @@ class Column:
     levels: tuple[float, ...] | None = None
     #: Names of categories and their shares of the training rows, the largest first.
     categories: tuple[tuple[str, float], ...] | None = None
-    fill: float | str | None = None  #: Replaces missing values; None refuses them.
+    dates: str | None = None  #: Format of dates as text; empty for pandas' types of dates.
+    #: What becomes of missing values: an error; noise; in a condition the mean; a category.
+    missing: Literal["refused", "noise", "mean", "category"] = "refused"
+    is_flag: bool = False  #: Whether it says where the values of the other column are missing.
+    reason: str = ""  #: Why the column is ignored.
 
     @property
     def feature(self) -> str:
-        """Name of the model's coordinate: ``age``, or of an indicator ``city=Paris``."""
+        """Name of the coordinate: ``age``, ``age=missing``, or of an indicator ``city=Paris``."""
+        if self.is_flag:
+            return f"{self.name}={MISSING}"
         return f"{self.name}={self.names[0]}" if self.kind == "indicator" else self.name
 
     @property
@@ -87,10 +81,12 @@ class Column:
     def as_condition(self) -> "list[Column]":
         """The columns of a condition: without dequantization, an indicator for each category."""
         if self.kind != "categorical":
-            return [replace(self, step=None)]
+            missing = "mean" if self.missing == "noise" else self.missing
+            return [replace(self, step=None, missing=missing)]
         return [replace(self, kind="indicator", step=None, categories=((name, share),),
                         offset=share, scale=math.sqrt(share * (1 - share)))
-                for name, share in self.categories or ()]  # fmt: skip
+                for name, share in self.categories or ()
+                if name == MISSING or not self.is_flag]  # fmt: skip
 
     def snap(self, values: np.ndarray) -> np.ndarray:
         """Subtract the origin, and move values to the grid that they are close to."""
@@ -126,8 +122,38 @@ class Column:
         if self.step is None:
             return self.origin + shifted
         if self.kind == "categorical":
-            return np.array(self.names)[self.cell(np.nan_to_num(shifted))]
+            values = np.array(self.names)[self.cell(np.nan_to_num(shifted))]
+            if self.missing == "category":
+                values = values.astype(object)
+                values[values == MISSING] = None
+            return values
         return self.cell_start(self.cell(shifted))
+
+    @property
+    def cutoff(self) -> float:
+        """Smallest dequantized value of a flag that says missing; an indicator is 0 or 1."""
+        return 0.5 if self.kind == "indicator" else 1.0
+
+    def restore_dtype(self, values: np.ndarray) -> Any:
+        """Convert values to the type of the table's column, and seconds to dates."""
+        if self.dates is not None:
+            times = pd.Series(pd.to_datetime(values, unit="s", utc=True))
+            if self.dates:
+                return times.dt.strftime(self.dates)
+            is_zoned = self.dtype.startswith("datetime64") and "," in self.dtype
+            return times.astype(cast(Any, self.dtype)) if is_zoned else times.dt.tz_localize(None)
+        if self.dtype in ("bool", "boolean"):
+            return values == "True" if values.dtype.kind == "U" else values >= 0.5
+        if self.dtype.startswith("timedelta"):
+            return pd.to_timedelta(values, unit="s")
+        is_integer = self.dtype.startswith(("int", "uint")) and "[" not in self.dtype
+        if is_integer and values.dtype.kind == "f":
+            info = np.iinfo(self.dtype)
+            return np.rint(values).clip(info.min, info.max).astype(self.dtype)
+        try:
+            return pd.Series(values).astype(self.dtype).array  # type: ignore[call-overload]
+        except (TypeError, ValueError):
+            return values
 
     def restore(self, x: np.ndarray) -> np.ndarray:
         """Invert :meth:`standardize`."""
@@ -192,193 +218,41 @@ def _beyond(distance: np.ndarray) -> np.ndarray:
 
 
 class ColumnProblem(ValueError):  # noqa: N818
-    """What is wrong with the values of a column, and the settings that accept it, if any do."""
+    """What is wrong with the values of a column."""
 
-    def __init__(self, what: str, column: object, **fix: str) -> None:
+    def __init__(self, what: str, column: object) -> None:
         super().__init__(f"{what} in {column}")
-        self.what, self.column, self.fix = what, str(column), fix
+        self.what, self.column = what, str(column)
 
 
 class TableError(UserError):
-    """Columns cannot be used; ``settings`` of the data, if there are any, accept the table."""
+    """Columns cannot be used."""
 
-    def __init__(self, problems: list[ColumnProblem], fix: str = "", **settings: Any) -> None:
+    def __init__(self, problems: list[ColumnProblem], fix: str) -> None:
         columns: dict[str, list[str]] = {}
         for problem in problems:
             columns.setdefault(problem.what, []).append(problem.column)
         text = "; ".join(f"{what} in {named(names)}" for what, names in columns.items())
-        if settings:
-            shown = {k: v if isinstance(v, str) else "|".join(v) for k, v in settings.items()}
-            fix = ", or set " + ", ".join(f"data.{name}={value}" for name, value in shown.items())
-        error = unexpected("columns", "finite numbers", text, f"Correct these values{fix}")
-        super().__init__(error.message)
-        self.problems, self.settings = problems, settings
+        super().__init__(unexpected("columns", "finite numbers", text, fix).message)
 
 
-def parse(values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Convert a column to float64, with NaN for missing values and text, and a mask of text."""
-    kind = types.infer_dtype(values)
-    if kind.startswith(("complex", "date", "period", "time")):
-        what = "complex numbers" if kind == "complex" else "dates or times"
-        raise ColumnProblem(what, values.name)
+def to_numbers(values: pd.Series, dates: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Convert a column to float64, with NaN for missing values, text and infinities.
+
+    Dates become seconds since 1970. Also returns a mask of the text and infinities.
+    """
     is_value = values.notna().to_numpy()
-    if not types.is_numeric_dtype(values.dtype):
+    if dates is not None:
+        form = dates if types.infer_dtype(values) == "string" and dates else None
+        times = pd.to_datetime(values, format=form, errors="coerce", utc=True)
+        values = (times - EPOCH).dt.total_seconds()
+    elif types.is_timedelta64_dtype(values.dtype):
+        values = values.dt.total_seconds()
+    elif not types.is_numeric_dtype(values.dtype):
         values = pd.to_numeric(values.astype(object), errors="coerce")
     numbers = values.to_numpy(np.float64, na_value=np.nan)
+    numbers = np.where(np.isfinite(numbers), numbers, np.nan)
     return numbers, np.isnan(numbers) & is_value
-
-
-def to_numbers(values: pd.Series) -> np.ndarray:
-    """Convert a column of finite numbers to float64, with NaN for missing values."""
-    numbers, is_text = parse(values)
-    if is_text.any():
-        first, row = printable(str(values[is_text].iloc[0])), values.index[is_text][0]
-        example = f"({is_text.sum():,}, such as {first!r} in row {row})"
-        raise ColumnProblem("text among numbers", f"{values.name} {example}")
-    if infinite := int(np.isinf(numbers).sum()):
-        raise ColumnProblem("infinities", f"{values.name} ({infinite:,})")
-    return numbers
-
-
-def fit_column(
-    values: pd.Series,
-    training: np.ndarray,
-    kind: ColumnKind | None,
-    categorical: Categorical,
-    missing: Missing,
-    scale: Scale,
-) -> Column:
-    """Describe a column by its training rows, and check all rows; see :meth:`.Preprocessor.fit`.
-
-    1. Text, and pandas' categories, are categories.
-    2. A column of one value, up to rounding errors, is constant.
-    3. Numbers that are multiples of a step, at most 65,536 of them, are quantized (integers,
-       decimals).
-    4. At most 256 numbers, each of which ten rows have on average, are quantized: each is a level.
-    5. All other numbers are continuous.
-
-    Identifiers, dates, and text of which most values are different, are refused.
-    """
-    if values[training].isna().all():
-        raise ColumnProblem("no values", values.name)
-    if missing == "refuse" and (absent := int(values.isna().sum())):
-        fix = {} if 2 * absent > len(values) else {"missing": "median"}
-        raise ColumnProblem("missing values", f"{values.name} ({absent:,})", **fix)
-    is_named = IDENTIFIER.search(str(values.name)) and not types.is_float_dtype(values.dtype)
-    if kind is None and is_named and len(values) > MIN_REPEATS and values.is_unique:
-        raise ColumnProblem("identifiers", values.name)
-    column = Column(str(values.name), "constant", str(values.dtype))
-    if kind == "category" or (kind is None and _is_text(values)):
-        if kind is None and _are_dates(values.dropna().astype(str)):
-            raise ColumnProblem("dates or times", values.name)
-        if kind is None and 2 * values.nunique() > values.count() > 2 * MIN_REPEATS:
-            raise ColumnProblem("different text in most rows", values.name)
-        if kind is None and categorical == "refuse" and values.nunique() > 1:
-            raise ColumnProblem("text", values.name, categorical="intervals")
-        return _fit_categories(column, values[training], missing == "median")
-    numbers = to_numbers(values)
-    numbers = numbers[training & ~np.isnan(numbers)]
-    if missing == "median":
-        column = replace(column, fill=float(np.quantile(numbers, 0.5, method="lower")))
-    return _fit_numbers(column, numbers, kind, scale)
-
-
-def _is_text(values: pd.Series) -> bool:
-    """Whether a column has more text than numbers, or pandas' categories."""
-    numbers, is_text = parse(values)
-    is_category = isinstance(values.dtype, pd.CategoricalDtype)
-    return is_category or bool(is_text.sum() > np.isfinite(numbers).sum())
-
-
-def _are_dates(texts: pd.Series) -> bool:
-    """Whether text has one format of dates, the day before the month or after it."""
-    with warnings.catch_warnings(action="ignore"):  # of an order that the first text excludes
-        formats = {guess_datetime_format(texts.iloc[0], is_first) for is_first in (False, True)}
-    return any(form and "%d" in form and pd.to_datetime(texts, format=form, errors="coerce")
-               .notna().all() for form in formats)  # fmt: skip
-
-
-def _fit_categories(column: Column, values: pd.Series, fills: bool) -> Column:
-    counts = Counter(values.dropna().astype(str))
-    if len(counts) > MAX_CATEGORIES:
-        raise ColumnProblem(f"more than {MAX_CATEGORIES} categories", column.name)
-    names = sorted(counts, key=lambda name: (-counts[name], name))
-    shares = np.array([counts[name] for name in names]) / counts.total()
-    categories, fill = tuple(zip(names, shares.tolist(), strict=True)), names[0] if fills else None
-    column = replace(column, categories=categories, fill=fill)
-    if len(names) == 1:
-        return column
-    ranks = np.arange(len(names))
-    mean = float(shares @ ranks)
-    scale = math.sqrt(float(shares @ (ranks - mean) ** 2) + 1 / 12)
-    return replace(column, kind="categorical", high=float(ranks[-1]), offset=mean + 0.5,
-                   scale=scale, step=1.0)  # fmt: skip
-
-
-def _fit_numbers(
-    column: Column, values: np.ndarray, kind: ColumnKind | None, scale: Scale
-) -> Column:
-    precision = PRECISIONS.get(column.dtype.lower(), 2.0**-53)
-    low, high = float(values.min()), float(values.max())
-    largest = max(abs(low), abs(high))
-    column = replace(column, low=low, high=high, origin=low)
-    if high - low <= MAX_ROUNDING * precision * largest:
-        return column
-    if largest > MAX_VALUE or high - low < 1 / MAX_VALUE:
-        what = f"values beyond {MAX_VALUE:g}, or a range below {1 / MAX_VALUE:g},"
-        raise ColumnProblem(what, column.name)
-    mean, deviation = float((values - low).mean()), float((values - low).std())
-    step, decimals, levels = _find_step(values, precision)
-    if kind == "integer" and step is None:
-        raise ColumnProblem(f"no step, or more than {MAX_STEPS:,},", column.name)
-    if step is None or kind == "number":
-        step = None
-        column = replace(column, kind="continuous", origin=low + mean, scale=deviation)
-    else:
-        column = replace(
-            column, kind="quantized", offset=mean + step / 2, step=step, decimals=decimals,
-            levels=levels, scale=math.sqrt(deviation**2 + step**2 / 12),
-        )  # fmt: skip
-    if scale == "none":
-        if (step or deviation / 100) < MIN_RESOLUTION * largest:
-            what = "differences that float32 cannot represent (scale=none)"
-            raise ColumnProblem(what, column.name)
-        return replace(column, offset=-column.origin, scale=1.0)
-    return column
-
-
-def _find_step(
-    values: np.ndarray, precision: float
-) -> tuple[float | None, int | None, tuple[float, ...] | None]:
-    """Find the step of a quantized column, its decimals, and its values if they are on no grid."""
-    extent = np.ptp(values)
-    for part in (values[:PREFIX], values):
-        step, decimals = _grid(part, precision)
-        if math.isnan(step) or (step and extent > MAX_STEPS * step):
-            break  # more values only decrease the step
-    else:
-        return step, decimals, None
-    if len(np.unique(values[:PREFIX])) <= MAX_LEVELS:
-        levels = np.unique(values)
-        if len(levels) <= min(MAX_LEVELS, len(values) // MIN_REPEATS):
-            return float(np.diff(levels).min()), None, tuple(map(float, levels))
-    return None, None, None
-
-
-def _grid(values: np.ndarray, precision: float) -> tuple[float, int]:
-    """Find the largest step of which all differences of values are multiples, and its decimals.
-
-    The step is 0 if all values are equal, and NaN if there is none of few decimals.
-    """
-    for decimals in range(MAX_DECIMALS + 1):
-        scaled = values * 10.0**decimals
-        tolerance = TOLERANCE * precision * abs(scaled)
-        if (decimals and tolerance.max() > MAX_TOLERANCE) or abs(scaled).max() > 2.0**62:
-            break
-        if (abs(scaled - np.rint(scaled)) <= tolerance.clip(max=MAX_TOLERANCE)).all():
-            integers = np.rint(scaled).astype(np.int64)
-            return int(np.gcd.reduce(abs(integers - integers[0]))) / 10**decimals, decimals
-    return math.nan, 0
 
 
 def named(columns: Iterable[str]) -> str:

@@ -12,25 +12,26 @@ import numpy as np
 import pandas as pd
 from pydantic import TypeAdapter
 
-from submanifold.common.errors import UserError, did_you_mean, unexpected
-from submanifold.data.fields import Categorical, ColumnKind, Missing, Scale
+from submanifold.common.errors import UserError, did_you_mean, printable, unexpected
+from submanifold.data.fields import ColumnKind, Scale
 from submanifold.data.tables.columns import (
+    MISSING,
     Column,
     ColumnProblem,
     TableError,
-    fit_column,
     matching,
     named,
     to_numbers,
 )
+from submanifold.data.tables.fit import describe_columns, fit_columns
 
 log = logging.getLogger(__name__)
 
 Table: TypeAlias = "pd.DataFrame | np.ndarray | Sequence[Sequence[float]]"
 
 COLUMNS = TypeAdapter(tuple[Column, ...])
+LOG_2_PI = math.log(2 * math.pi)
 MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
-MIN_FEATURES = 2
 HASH_STEPS, MAX_HASHED = 2.0**16, 2.0**32  #: Rounding of standardized values before their hash.
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -40,18 +41,19 @@ class Preprocessor:
     """Maps the rows of a table to standardized vectors, and vectors to rows.
 
     Quantized columns are dequantized: uniform noise over their step is added, as it is for the
-    bytes of images. The noise is determined by the row's values, so that the result for a row does
-    not depend on other rows. Of a condition, each category is one of the ``columns``.
+    bytes of images, and missing numbers become normal noise. The noise is determined by the row's
+    values, so that the result for a row does not depend on other rows. Of a condition, each
+    category is one of the ``columns``.
 
     Example:
-        >>> table = pd.DataFrame({"age": [31, 45, 45, 27], "city": ["A", "B", "A", "A"]})
-        >>> preprocessor = Preprocessor.fit(table, categorical="intervals")
+        >>> table = pd.DataFrame({"age": [31, 45, np.nan, 27], "city": ["A", "B", "A", "A"]})
+        >>> preprocessor = Preprocessor.fit(table)
         >>> preprocessor.features
-        ('age', 'city')
+        ('age', 'age=missing', 'city')
         >>> x = preprocessor.transform(table)
         >>> x.shape, x.dtype
-        ((4, 2), dtype('float32'))
-        >>> bool((preprocessor.inverse_transform(x) == table).all(axis=None))
+        ((4, 3), dtype('float32'))
+        >>> preprocessor.inverse_transform(x).equals(table)
         True
     """
 
@@ -64,58 +66,26 @@ class Preprocessor:
         table: Table,
         *,
         columns: Mapping[str, ColumnKind] | None = None,
-        categorical: Categorical = "refuse",
-        missing: Missing = "refuse",
         scale: Scale = "standard",
         training: np.ndarray | None = None,
     ) -> "Preprocessor":
-        """Find the kind and the standardization of each column; UserError if one cannot be used.
+        """Find the kind and the standardization of each column, see :func:`.fit_columns`.
 
         Args:
             table: A DataFrame, or an array (N, columns), whose columns are named x0, x1, ...
-            columns: Kinds of columns by name, instead of those that :func:`.fit_column` finds;
-                this and the others as in :class:`.TableSettings`.
-            categorical: ``refuse`` or ``intervals``.
-            missing: ``refuse``, ``drop`` or ``median``; of categories the most frequent one.
-            scale: ``standard`` or ``none``.
+            columns: Kinds of columns by name, instead of those that are found.
+            scale: ``standard`` or ``none``, see :class:`.TableFields`.
             training: Mask (N,) of the rows that determine the result; all rows are checked.
         """
         frame, kinds = as_frame(table), columns or {}
         matching("columns", kinds, frame)
         frame = frame[[name for name in frame if kinds.get(str(name)) != "ignore"]]
         training = np.ones(len(frame), bool) if training is None else training
-        if missing == "drop":
-            complete = frame.notna().all(axis=1).to_numpy()
-            frame, training = frame[complete], training[complete]
-
-        fitted, problems, settings = list[Column](), list[ColumnProblem](), dict[str, Any]()
-        options: dict[str, Any] = {"categorical": categorical, "missing": missing, "scale": scale}
-        for name, values in frame.items():
-            kind, of_column, fixes = kinds.get(str(name)), list[ColumnProblem](), dict[str, str]()
-            while True:  # until the settings that the problems propose accept the column
-                try:
-                    fitted.append(fit_column(values, training, kind, **options | fixes))
-                    settings |= fixes
-                    break
-                except ColumnProblem as problem:
-                    of_column.append(problem)
-                    fixes |= problem.fix
-                    if not problem.fix:
-                        is_id = problem.what == "identifiers" and "id" not in settings
-                        drop = [*settings.get("drop", ()), str(name)]
-                        settings |= {"id": str(name)} if is_id else {"drop": drop}
-                        of_column = [problem]
-                        break
-            problems += of_column
-        if problems and sum(column.kind != "constant" for column in fitted) < MIN_FEATURES:
-            raise TableError(problems, f"; {MIN_FEATURES} columns that vary are needed")
-        if problems:
-            raise TableError(problems, **settings)
-        return cls(tuple(fitted))
+        return cls(tuple(fit_columns(frame, training, kinds, scale)))
 
     @cached_property
     def inputs(self) -> tuple[str, ...]:
-        """Names of the table's columns, including constant ones."""
+        """Names of the table's columns, including constant and ignored ones."""
         return tuple(dict.fromkeys(column.name for column in self.columns))
 
     @cached_property
@@ -123,19 +93,32 @@ class Preprocessor:
         """The categories of the training data by column."""
         known: dict[str, set[str]] = {}
         for column in self.columns:
-            if column.categories:
+            if column.categories and not column.is_flag:
                 known.setdefault(column.name, set()).update(column.names)
         return known
 
     @cached_property
     def varying(self) -> tuple[Column, ...]:
         """The columns that are coordinates of the model."""
-        return tuple(column for column in self.columns if column.kind != "constant")
+        unused = "constant", "ignored"
+        return tuple(column for column in self.columns if column.kind not in unused)
 
     @property
     def features(self) -> tuple[str, ...]:
         """Names of the model's coordinates, (D,)."""
         return tuple(column.feature for column in self.varying)
+
+    @property
+    def description(self) -> pd.DataFrame:
+        """What was found and is done for each column, see :func:`.describe_columns`."""
+        return describe_columns(self.columns)
+
+    @cached_property
+    def _flags(self) -> dict[int, int]:
+        """Coordinates of flags by those of their numbers."""
+        flags = {column.name: index for index, column in enumerate(self.varying) if column.is_flag}
+        return {index: flags[column.name] for index, column in enumerate(self.varying)
+                if column.missing == "noise" and column.name in flags}  # fmt: skip
 
     def split(self, names: Collection[str]) -> "tuple[Preprocessor, Preprocessor]":
         """Return preprocessors of the other columns, and of those with these names.
@@ -151,7 +134,8 @@ class Preprocessor:
     def transform(self, table: Table, salt: np.ndarray | None = None) -> np.ndarray:
         """Dequantize and standardize rows, float32 (N, D).
 
-        Missing columns, text, infinities and missing values raise a UserError.
+        A missing column, and missing values of a column without them in the training table, raise
+        a UserError.
 
         Args:
             table: A DataFrame, whose columns are found by name, or an array with as many columns as
@@ -166,13 +150,16 @@ class Preprocessor:
 
         Returns the new x, and log-weights -log q (N,) of the noise in standard units but for a
         constant, so that the log-density of a row is the log of the mean of
-        :math:`p(x) / q(x)` over draws, plus :attr:`log_det`.
+        :math:`p(x) / q(x)` over draws, plus :meth:`log_det`. With missing values it is that of the
+        others and of the flags.
         """
         columns = zip(self.varying, np.nan_to_num(self._checked(x)).T, strict=True)
-        snapped = [column.floor(column.restore(values)) for column, values in columns]
-        drawn, log_weights = self._dequantized(np.column_stack(snapped), np.full(len(x), salt))
-        is_continuous = [column.step is None for column in self.varying]
-        drawn[:, is_continuous] = np.asarray(x)[:, is_continuous]  # without rounding
+        snapped = np.stack([column.floor(column.restore(values)) for column, values in columns], 1)
+        for number, flag in self._flags.items():
+            snapped[snapped[:, flag] == 1, number] = np.nan
+        drawn, log_weights = self._dequantized(snapped, np.full(len(x), salt))
+        is_exact = ~np.isnan(snapped) & [column.step is None for column in self.varying]
+        drawn[is_exact] = np.asarray(x)[is_exact]  # without rounding
         drawn[np.isnan(x).any(1)] = np.nan
         return drawn, log_weights
 
@@ -188,16 +175,22 @@ class Preprocessor:
         features = dict(zip(self.features, x.T, strict=True))
         frame: dict[str, Any] = {}
         for name, parts in groupby(self.columns, lambda column: column.name):
-            column, *others = parts
-            if column.kind == "constant":
-                values: Any = np.full(len(x), column.names[0] if column.names else column.origin)
-            elif column.kind == "indicator":
-                indicators = [column, *others]
+            first, *others = parts
+            flags = [column for column in others if column.is_flag]
+            if first.kind == "ignored":
+                continue
+            if first.kind == "constant":
+                values: Any = np.full(len(x), first.names[0] if first.names else first.origin)
+            elif first.kind == "indicator":
+                indicators = [first, *others]
                 shares = [column.restore(features[column.feature]) for column in indicators]
                 values = np.array([column.names[0] for column in indicators])[np.argmax(shares, 0)]
             else:
-                values = column.inverse_transform(features[name])
-            frame[name] = _restore_dtype(values, column.dtype)
+                values = first.inverse_transform(features[name])
+            frame[name] = first.restore_dtype(values)
+            for flag in flags:
+                is_missing = flag.restore(features[flag.feature]) >= flag.cutoff
+                frame[name] = pd.Series(frame[name]).mask(is_missing)
         rows = pd.DataFrame(frame)
         return rows if is_finite.all() else rows.where(pd.Series(is_finite), axis=0)
 
@@ -211,12 +204,22 @@ class Preprocessor:
 
     @property
     def log_det(self) -> float:
-        """The log-determinant of the standardization.
+        """The log-determinant of the standardization of rows without missing values.
 
         Added to the log-density of transformed rows (:meth:`redraw`) it gives the log-density in
         the units of the table: of its dequantized values, and of categories their probability.
         """
         return -sum(math.log(column.scale) for column in self.varying)
+
+    def log_dets(self, x: np.ndarray) -> np.ndarray:
+        """Return the log-determinants (N,) of transformed rows (N, D): missing numbers have 1."""
+        x = self._checked(x)
+        log_dets = np.full(len(x), self.log_det)
+        for number, flag in self._flags.items():
+            column = self.varying[flag]
+            is_missing = column.cell(column.restore(x[:, flag])) == 1
+            log_dets += is_missing * math.log(self.varying[number].scale)
+        return log_dets
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-serializable description."""
@@ -244,7 +247,8 @@ class Preprocessor:
             except ColumnProblem as problem:
                 problems.append(problem)
         if problems:
-            raise TableError(problems, ", or leave out their rows")
+            fix = "The training rows have none there; correct these values, or omit their rows"
+            raise TableError(problems, fix)
         self._warn(frame)
         return values
 
@@ -253,13 +257,18 @@ class Preprocessor:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return standardized rows (N, D) of values minus the origins, and log-weights (N,)."""
         x, log_weights = np.empty(snapped.shape, np.float32), np.zeros(len(snapped))
-        columns = [*enumerate(self.varying)]
+        columns, is_missing = [*enumerate(self.varying)], np.isnan(snapped)
         standard = [column.standardize(snapped[:, j]) for j, column in columns]
-        noise = uniform_by_content(np.stack(standard, 1), salt)
+        counts = 2 if is_missing.any() else 1
+        noise = uniform_by_content(np.nan_to_num(np.stack(standard, 1)), salt, counts)
         for j, column in columns:
             shifted = column.dequantize(snapped[:, j], noise[:, j])
             x[:, j] = column.transform(shifted)
-            log_weights += column.log_weight(shifted)
+            log_weights += np.nan_to_num(column.log_weight(shifted))
+            if (rows := is_missing[:, j]).any():
+                normal = box_muller(noise[rows, j], noise[rows, len(columns) + j])
+                x[rows, j] = normal if column.missing == "noise" else 0
+                log_weights[rows] += (normal**2 + LOG_2_PI) / 2 * (column.missing == "noise")
         return x, log_weights
 
     def _warn(self, frame: pd.DataFrame) -> None:
@@ -291,17 +300,25 @@ class Preprocessor:
 
 def _values_of(values: pd.Series, column: Column) -> np.ndarray:
     """Return numbers, the numbers of categories (of unknown ones the last), or an indicator."""
-    missing = values.isna().to_numpy()
-    if missing.any() and column.fill is None:
-        raise ColumnProblem("missing values", f"{column.name} ({missing.sum():,})")
-    if column.categories is not None:
-        texts = values.astype(object).where(~missing, column.fill).astype(str)
+    if column.categories is not None and not column.is_flag:
+        is_missing = values.isna().to_numpy()
+        texts = values.astype(object).where(~is_missing, MISSING).astype(str)
         if column.kind == "indicator":
             return (texts == column.names[0]).to_numpy(np.float64)
         index = pd.Index(column.names).get_indexer(pd.Index(texts))
-        return np.where(index < 0, column.high, index)
-    numbers = to_numbers(values)
-    return numbers if column.fill is None else np.where(missing, column.fill, numbers)
+        numbers = np.where(index < 0, column.high, index)
+    else:
+        numbers, is_text = to_numbers(values, column.dates)
+        is_missing = np.isnan(numbers)
+        if column.missing == "refused" and not column.is_flag and is_text.any():
+            first, row = printable(str(values[is_text].iloc[0])), values.index[is_text][0]
+            example = f"({is_text.sum():,}, such as {first!r} in row {row})"
+            raise ColumnProblem("text or infinities", f"{column.name} {example}")
+    if column.is_flag:
+        return is_missing.astype(np.float64)
+    if column.missing == "refused" and is_missing.any():
+        raise ColumnProblem("missing values", f"{column.name} ({is_missing.sum():,})")
+    return numbers
 
 
 def as_frame(table: Table, names: Sequence[str] | None = None) -> pd.DataFrame:
@@ -318,8 +335,12 @@ def as_frame(table: Table, names: Sequence[str] | None = None) -> pd.DataFrame:
     return pd.DataFrame(array, columns=[*(names or map("x{}".format, range(array.shape[1])))])
 
 
-def uniform_by_content(values: np.ndarray, salt: np.ndarray | None = None) -> np.ndarray:
+def uniform_by_content(
+    values: np.ndarray, salt: np.ndarray | None = None, per_value: int = 1
+) -> np.ndarray:
     """Draw numbers in (0, 1) that only the values in the same row and its salt determine.
+
+    Their shape is (N, D), or (N, ``per_value`` D).
 
     The generator is SplitMix64 (Steele, Lea & Flood 2014), seeded by a hash of the standardized
     row. Values are rounded, so that a copy of a row in other units has the same noise.
@@ -328,7 +349,7 @@ def uniform_by_content(values: np.ndarray, salt: np.ndarray | None = None) -> np
     fixed = np.rint(HASH_STEPS * values.clip(-MAX_HASHED, MAX_HASHED)).astype(np.int64)
     for column in fixed.astype(np.uint64).T:
         state = _mix(state ^ column)
-    steps = np.arange(1, values.shape[1] + 1, dtype=np.uint64) * GOLDEN
+    steps = np.arange(1, per_value * values.shape[1] + 1, dtype=np.uint64) * GOLDEN
     return ((_mix(state[:, None] + steps) >> np.uint64(12)) + 0.5) * 2.0**-52
 
 
@@ -339,13 +360,6 @@ def _mix(state: np.ndarray) -> np.ndarray:
     return state ^ (state >> np.uint64(31))
 
 
-def _restore_dtype(values: np.ndarray, dtype: str) -> Any:
-    if dtype == "bool":
-        return values == "True" if values.dtype.kind == "U" else values >= 0.5
-    if dtype.startswith(("int", "uint")) and "[" not in dtype and values.dtype.kind == "f":
-        info = np.iinfo(dtype)
-        return np.rint(values).clip(info.min, info.max).astype(dtype)
-    try:
-        return pd.Series(values).astype(dtype).array  # type: ignore[call-overload]
-    except (TypeError, ValueError):
-        return values
+def box_muller(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Map pairs of uniform numbers in (0, 1) to normal ones (Box & Muller 1958)."""
+    return np.sqrt(-2 * np.log(first)) * np.cos(2 * np.pi * second)

@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -23,13 +23,15 @@ from submanifold.data.arrays import Prepared, Sidecars, context_path, prepare_on
 from submanifold.data.fields import ColumnKind, TableFields
 from submanifold.data.sources.stores import identify
 from submanifold.data.splits import SPLITS, assign_groups, check_groups, count_of, split_sizes
-from submanifold.data.tables.columns import TableError, matching, named
+from submanifold.data.tables.columns import ColumnProblem, TableError, matching, named
 from submanifold.data.tables.files import list_files, read_table
-from submanifold.data.tables.preprocessor import MIN_FEATURES, Preprocessor
+from submanifold.data.tables.preprocessor import Preprocessor
 
 log = logging.getLogger(__name__)
 
 CHUNK_VALUES = 2**21
+MIN_FEATURES = 2
+MAX_SHOWN = 40  # columns in the log
 DATA_PACKAGE = Path(__file__).parents[1]
 MIN_DEFAULT, MAX_DEFAULT = 20, 100_000
 """Rows of the validation and of the test data without data.counts. P-values need 20 rows."""
@@ -134,20 +136,16 @@ def _split(
 
 def _fit(settings: TableFields, frame: pd.DataFrame, train: np.ndarray) -> TableSchema:
     names, kinds = _inputs(settings, frame), _kinds(settings, frame)
-    try:
-        preprocessor = Preprocessor.fit(
-            frame[names], columns={name: kinds[name] for name in names if name in kinds},
-            categorical=settings.categorical, missing=settings.missing, scale=settings.scale,
-            training=np.isin(np.arange(len(frame)), train),
-        )  # fmt: skip
-    except TableError as error:  # keep what is set
-        proposed, drop = error.settings, [*error.settings.get("drop", ())]
-        if settings.id and "id" in proposed:
-            drop.insert(0, proposed.pop("id"))
-        if not (proposed or drop):
-            raise
-        more = {"drop": [*settings.drop, *drop]} if drop else {}
-        raise TableError(error.problems, **proposed | more) from error
+    used, training = frame[names], np.isin(np.arange(len(frame)), train)
+    if settings.missing == "drop":
+        complete = used.notna().all(axis=1).to_numpy()
+        used, training = used[complete], training[complete]
+    preprocessor = Preprocessor.fit(
+        used, columns={name: kinds[name] for name in names if name in kinds},
+        scale=settings.scale, training=training,
+    )  # fmt: skip
+    if settings.strict:
+        _refuse_all_but_numbers(preprocessor.description, kinds)
     ignored = tuple(str(name) for name in frame if name not in names)
     preprocessor = replace(preprocessor, ignored=ignored)
     condition = matching("condition", settings.condition or (), frame[names])
@@ -159,6 +157,16 @@ def _fit(settings: TableFields, frame: pd.DataFrame, train: np.ndarray) -> Table
         fix = "A manifold needs several; use a table with more"
         raise unexpected("columns", expected, f"{len(inputs.varying)} of {len(names)}", fix)
     return TableSchema(preprocessor, condition)
+
+
+def _refuse_all_but_numbers(description: pd.DataFrame, kinds: Mapping[str, ColumnKind]) -> None:
+    is_expected = description["found"].str.fullmatch("(numbers|one value)[^;]*")
+    others = description[~is_expected & ~description["column"].isin(kinds)]
+    if len(others):
+        problems = [
+            ColumnProblem(found, name) for name, found in others[["column", "found"]].values
+        ]
+        raise TableError(problems, "Correct them, set their kinds in data.columns, or omit strict")
 
 
 def _inputs(settings: TableFields, frame: pd.DataFrame) -> list[str]:
@@ -206,6 +214,7 @@ def prepare_table(settings: TableFields, folder: Path, raw_folder: Path) -> Prep
                       for split in ("valid", "test")}  # fmt: skip
         manifest = {
             "columns": schema.preprocessor.to_dict()["columns"],
+            "description": schema.preprocessor.description.to_dict("records"),
             "dim": len(schema.inputs.varying),
             "dropped": int(dropped),
             "duplicates": duplicates,
@@ -223,11 +232,12 @@ def prepare_table(settings: TableFields, folder: Path, raw_folder: Path) -> Prep
 
     key = {"key": schema_key(settings)}
     prepared = prepare_once(folder, f"the rows of {settings.source}", key, write)
-    by_kind: dict[str, list[str]] = {}
-    for column in schema.preprocessor.columns:
-        by_kind.setdefault(column.kind, []).append(column.name)
-    counted = (f"{len(names)} {kind}: {named(names)}" for kind, names in by_kind.items())
-    log.info("columns: %s", "; ".join(counted))
+    description = schema.preprocessor.description
+    shown = description if len(description) <= MAX_SHOWN else description[
+        ~description["found"].str.fullmatch("numbers.*")]  # fmt: skip
+    if len(shown):
+        lines = shown.to_string(index=False, justify="left", max_rows=MAX_SHOWN)
+        log.info("%d of %d columns:\n%s", len(shown), len(description), lines)
     return prepared
 
 

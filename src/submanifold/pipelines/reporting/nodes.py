@@ -16,7 +16,6 @@ from submanifold.evaluation.metrics import (
     PROJECTION_ERRORS,
     SUBSET,
     events_of,
-    format_value,
     training_images_reach,
 )
 from submanifold.evaluation.samples import TEMPERATURES
@@ -143,7 +142,7 @@ def report_table(
         "dimensions": dimension_curves(metrics["curve"], dim, first_order, unit=unit),
     }
     content = sections.of_model(metrics, split_scores, hierarchy)
-    content |= {"columns": preprocessor.columns, "number": format_value, "anomalies": anomalies,
+    content |= {"columns": preprocessor.description, "anomalies": anomalies,
                 "is_rotated": first_order is not None}  # fmt: skip
     return _report(
         "table", figures, content, metrics, table, hierarchy, model_file, manifest, histories,
