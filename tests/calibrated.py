@@ -52,7 +52,7 @@ def table_rows(count, seed):
 
 def table_model(flow, dim, train, held_out):
     """A model of the columns of a table, calibrated on other rows."""
-    preprocessor = Preprocessor.fit(train, categorical="intervals")
+    preprocessor = Preprocessor.fit(train)
     model = perturb(Hierarchy([Stage(flow, dim)]), 0.1).eval()
     model.data = {"table": preprocessor.to_dict(), "label": None}
     model.calibration = calibrate(model, preprocessor.transform(held_out), torch.device("cpu"))

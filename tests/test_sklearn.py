@@ -262,9 +262,9 @@ def test_held_out_rows_validate_and_calibrate(monkeypatch, count, held_out):
     def watch(name, *positions):
         function = getattr(sklearn, name)
 
-        def watched(*arguments):
+        def watched(*arguments, **options):
             splits.extend(arguments[position] for position in positions)
-            return function(*arguments)
+            return function(*arguments, **options)
 
         monkeypatch.setattr(sklearn, name, watched)
 

@@ -165,7 +165,7 @@ class ManifoldFlow(
                 model.data = ImageSettings.model_validate(form).facts
             else:
                 model.data = {"table": preprocessor.to_dict()}
-            model.calibration = calibrate(model, valid, device)
+            model.calibration = calibrate(model, valid, device, train=events[train])
         self.preprocessor_, self.model_ = preprocessor, model.cpu()
         self.noise_scale_ = model.calibration[NOISE_SCALE]
         parameters = {name: value for name, value in self.get_params().items()

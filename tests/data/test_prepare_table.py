@@ -223,15 +223,13 @@ MISTAKES = {
     "empty file": ("", {}, "readable csv table, got an error: No columns"),
     "only a header": ("a,b\n", {}, "counts: expected at least 3 rows, one for each split, got 0"),
     "one column": ("a\n" + "1.5\n2\n" * 20, {}, "at least 2 columns with different values, got 1"),
-    "categories": (FRAME, {}, "text in class, patient, part. .*=intervals"),
-    "what is set is kept": (
-        FRAME.assign(id=range(len(FRAME)), no=range(len(FRAME)), a=1, key=2),
-        {"drop": "class,p*", "id": "no", "categorical": "intervals"},
-        r"identifiers in id. .*, or set data.drop=class\|p\*\|id\.$",
+    "strict": (
+        FRAME.assign(no=range(len(FRAME)), a=1), {"strict": True, "columns": {"part": "category"}},
+        r"got 2 categories: .* in class; .* in patient; identifiers in no. .*or omit strict",
     ),
-    "missing values": (
-        NUMBERS.replace("\n7,", "\n,").replace("\n8,", "\n,").replace("\n9,", "\n,"), {},
-        r"got missing values in a \(3\)",  # in all splits
+    "strict with missing values": (
+        NUMBERS.replace("\n7,", "\n,").replace("\n8,", "\n,").replace("\n9,", "\n,"),
+        {"strict": True}, r"got numbers, \d+ to 39, in steps of 1; 7.5% missing in a",
     ),
     "duplicate names": (NUMBERS.replace("a,b", "a,a"), {}, "Duplicate names are not allowed"),
     "too many values below": (NUMBERS * 2 + "1,2,3\n", {}, "readable csv table, got an error"),
@@ -293,7 +291,20 @@ def test_kinds_are_set_by_names_and_patterns(tmp_path, caplog):
     assert [each["kind"] for each in manifest["columns"]] == [
         "continuous", "continuous", "continuous", "categorical"
     ]  # fmt: skip
-    assert "columns: 3 continuous: number, count, ratio; 1 categorical: class" in caplog.text
+    assert "4 of 4 columns" in caplog.text
+    assert "data.columns.class=ignore" in caplog.text
+    assert manifest["description"][3]["found"] == "2 categories: a, b"
+
+
+def test_rows_with_missing_values_are_kept_unless_they_are_dropped(tmp_path):
+    is_missing = FRAME.index.to_numpy()[:, None] % [3, 7, 999] == [0, 1, 5]
+    table = FRAME[INPUTS].mask(is_missing)
+    arrays, manifest, _ = prepared(tmp_path, table)
+    assert sum(map(len, (arrays[split] for split in arrays))) == len(FRAME)
+    assert manifest["dim"] == 6
+    arrays, manifest, _ = prepared(tmp_path / "dropped", table, missing="drop")
+    assert sum(map(len, (arrays[split] for split in arrays))) == table.notna().all(axis=1).sum()
+    assert manifest["dim"] == 3
 
 
 def test_held_out_rows_of_unseen_categories_are_left_out(tmp_path):
@@ -301,9 +312,7 @@ def test_held_out_rows_of_unseen_categories_are_left_out(tmp_path):
     table = FRAME.assign(**{"class": classes})
     table.loc[:99, "class"] = "a"
     table.loc[3, "class"] = "b"
-    arrays, manifest, _ = prepared(
-        tmp_path, table, split="part", drop=["patient"], categorical="intervals"
-    )
+    arrays, manifest, _ = prepared(tmp_path, table, split="part", drop=["patient"])
     numbers = read_sidecar(tmp_path / "out", "rows")["test"]
     assert [len(arrays[split]) for split in ("train", "valid", "test")] == [100, 59, 39]
     assert 163 not in numbers
@@ -311,4 +320,4 @@ def test_held_out_rows_of_unseen_categories_are_left_out(tmp_path):
     assert "1 valid rows are left out, because they have a category" in manifest["split_note"]
     table.loc[160:, "class"] = "d"
     with pytest.raises(UserError, match="expected test rows whose categories are in the training"):
-        prepared(tmp_path / "none", table, split="part", drop=["patient"], categorical="intervals")
+        prepared(tmp_path / "none", table, split="part", drop=["patient"])

@@ -137,7 +137,7 @@ def test_mistakes_have_one_message(model_file, table, tmp_path):
         assert "got a table without dose" in output
     conditional_rows(ROWS, 2).assign(age="old").to_csv(bad, index=False)
     for command in ("score", "sample"):
-        assert "numbers in age (40, such as 'old'" in refused(command, model_file, bad)
+        assert "text or infinities in age (40, such as 'old'" in refused(command, model_file, bad)
     assert "conditional on (age, dose), got none" in refused("sample", model_file)
     assert "label: expected none" in refused("score", model_file, table, "--label=1")
     with pytest.raises(UserError, match=r"^table: expected a DataFrame, .*condition, got ndarray"):

@@ -151,6 +151,32 @@ def test_a_missing_extra_and_another_suffix_are_one_message(tmp_path, monkeypatc
     assert "'submanifold[export]'" in run("export", path, tmp_path / "model.onnx").output
 
 
+def test_missing_values_are_scored_and_projected_like_by_the_predictor():
+    torch.manual_seed(0)
+    train, x = (rows(count, seed) for count, seed in ((500, 0), (40, 2)))
+    for frame in (train, x):
+        gaps = np.random.default_rng(len(frame)).random((len(frame), 3)) < 0.2
+        frame[["weight", "age", "city"]] = frame[["weight", "age", "city"]].mask(gaps)
+    model = table_model(Tabular(6, couplings=2, hidden=4, bins=4), 3, train, train[:100])
+    model.calibration["missing_offsets"] = [0.7, -0.4, 0.2]
+    predictor = Predictor(model)
+    city = predictor.columns.varying[5]
+    assert city.missing == "category"
+    codes = {name: number for number, name in enumerate(city.names)}
+    numbers = torch.tensor(x.assign(city=x.city.map(codes)).to_numpy(float))
+    with torch.no_grad():
+        outputs = exports.scorer(predictor)(numbers, torch.tensor(0.3))
+    log_prob, score, p, _, u, projected = outputs
+    scores, (projections, _) = predictor.score(x), predictor.project(x)
+    np.testing.assert_allclose(log_prob, scores["log_prob"], rtol=1e-3)
+    np.testing.assert_allclose(score, scores["anomaly_score"], rtol=1e-3)
+    np.testing.assert_allclose(p, scores["p_value"], rtol=1e-3)
+    np.testing.assert_allclose(u, predictor.encode(x)[0], rtol=1e-3, atol=1e-4)
+    expected = projections.assign(city=projections.city.map(codes)).to_numpy(float)
+    assert np.isnan(expected).any(0).sum() > 1
+    np.testing.assert_allclose(projected, expected, rtol=3e-3, atol=1e-4)
+
+
 def test_extreme_and_equal_values_are_scored_like_by_the_predictor():
     """Scores far beyond the range of the calibration, and p-values that equal alpha."""
     torch.manual_seed(0)

@@ -28,7 +28,7 @@ def model():
 def test_training_rows_of_tables_are_recognized():
     """A model gets its data with its calibration."""
     train, valid = rows(400, 0), rows(100, 1)
-    preprocessor = Preprocessor.fit(train, categorical="intervals")
+    preprocessor = Preprocessor.fit(train)
     data = SimpleNamespace(facts={"table": preprocessor.to_dict()})
     arrays = (preprocessor.transform(part, np.arange(len(part))) for part in (train, valid))
     trained = calibrate_model(Hierarchy([Stage(RealNVP(4), 3)]), data, *arrays, {}, "cpu")

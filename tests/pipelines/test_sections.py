@@ -11,10 +11,9 @@ from PIL import Image
 from calibrated import calibrated_model, conditional_rows, conditional_table_model
 from pages import cells
 from pages import pictures as rows_of_images
-from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.calibration import Calibration
 from submanifold.evaluation.intervals import plus_minus
-from submanifold.evaluation.metrics import METRICS, format_value
+from submanifold.evaluation.metrics import METRICS
 from submanifold.evaluation.ood import ANOMALY, LINEAR, LINEAR_COMBINATION, MEASURES, NORMAL, OOD
 from submanifold.flows import RealNVP, context_of
 from submanifold.models import Hierarchy, Stage
@@ -129,17 +128,6 @@ def test_the_code_of_the_report_runs(tmp_path, monkeypatch, kind, make):
     exec(render("python.html", **about), scope)
     assert len(scope["u"]) == len(scope["projections"]) == len(scope["x"])
     assert len(scope["samples"]) == (20 if kind == "table" else 64)
-
-
-def test_columns_are_described_by_plain_numbers():
-    income = [50_000, 1_250_000, 50_100]
-    table = Preprocessor.fit(pd.DataFrame({"income": income, "year": [1984, 1985, 7]}))
-    found = cells(render("columns.html", columns=table.columns, number=format_value))
-    assert [row[2] for row in found] == [
-        "values",
-        "50,000 to 1,250,000 in steps of 100",
-        "7 to 1985 in steps of 1",
-    ]
 
 
 @pytest.mark.parametrize(("encoder", "nearest", "warns", "size"), [

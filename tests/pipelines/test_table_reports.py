@@ -40,7 +40,7 @@ def table(project):
 
 @pytest.fixture(scope="module")
 def params(table):
-    data = {"path": str(table), "categorical": "intervals", "label": "kind"}
+    data = {"path": str(table), "label": "kind"}
     steps = {"density": 30, "reconstruction": 12}
     training = {name: {"training": {"steps": count}} for name, count in steps.items()}
     return {"dataset": "table", "method": "noise-conditional", "data": data, **training}
@@ -133,7 +133,7 @@ def test_the_estimator_opens_a_model_of_a_table_with_categories(run, table):
 
 def test_cache_keys_follow_content_and_settings(project, table):
     def keys(**data):
-        data = {"path": str(table), "label": "kind", "categorical": "intervals", **data}
+        data = {"path": str(table), "label": "kind", **data}
         with project.session(dataset="table", method=METHOD, data=data) as session:
             return session.load_context().config_loader.artifact_keys
 

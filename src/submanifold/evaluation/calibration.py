@@ -12,10 +12,12 @@ import torch
 from submanifold.common.errors import UserError, unexpected
 from submanifold.evaluation.intervals import false_alarm_range, proportion_interval
 from submanifold.evaluation.scores import (
+    MISSING_OFFSETS,
     NOISE_SCALE,
     QUICK,
     SMOOTHED_DENSITY,
     best_noise_scale,
+    missing_offsets,
     score,
 )
 from submanifold.flows import is_noise_conditional
@@ -33,6 +35,7 @@ DECIMALS = 3  # of the combination, whose rounding errors are larger where score
 LEVELS = np.concatenate([[0.0], 1 / (1 + np.exp(np.linspace(9, -9, 361))), [1.0]])
 FALSE_ALARM_RATES = (0.1, 0.05, 0.01, 0.001)
 FOLDS = 10
+MAX_TRAINING = 10_000  # training rows that determine the offsets of missing values
 MIN_IMAGES = 20
 """Nine of ten folds have 18, more than two for each score, and the smallest p-value is below 5%."""
 
@@ -40,18 +43,24 @@ Scores = Mapping[str, np.ndarray]  # scores (N,) by name
 
 
 def calibrate(
-    model: Model, events: np.ndarray, device: torch.device, groups: np.ndarray | None = None
-) -> dict[str, Any]:
+    model: Model, events: np.ndarray, device: torch.device, groups: np.ndarray | None = None,
+    train: np.ndarray | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Fit a :class:`Calibration` to the quick scores of validation data, (N, ...).
 
     Events without finite scores, which always have the smallest p-value, are left out. The result
-    is a JSON-able dict, or the reason ``why`` there are too few events.
+    is a JSON-able dict, or the reason ``why`` there are too few events. Training events ``train``
+    determine :func:`.missing_offsets`, which otherwise stay as they are.
     """
     model = model.to(device)
-    combined, scale = QUICK, None
+    combined, scale, offsets = QUICK, None, model.calibration.get(MISSING_OFFSETS, [])
     if is_noise_conditional(model) and model.has_density and len(events):
         combined, scale = (SMOOTHED_DENSITY,), best_noise_scale(model, events)
-    model.calibration = {NOISE_SCALE: scale}  # for the scores
+        model.calibration = {NOISE_SCALE: scale}  # for the scores
+        if train is not None:
+            offsets = missing_offsets(model, train[:MAX_TRAINING])
+    scored_with = {NOISE_SCALE: scale} | ({MISSING_OFFSETS: offsets} if offsets else {})
+    model.calibration = scored_with
     scores, kind = score(model, events), "images" if events.dtype == np.uint8 else "rows"
     is_finite = np.all([np.isfinite(values) for values in scores.values()], axis=0)
     if count := int((~is_finite).sum()):
@@ -62,8 +71,8 @@ def calibrate(
     try:
         fitted = Calibration.fit(scores, combined, groups, kind)
     except UserError as error:
-        return {NOISE_SCALE: scale, "why": str(error)}
-    return replace(fitted, noise_scale=scale).to_dict()
+        return {**scored_with, "why": str(error)}
+    return replace(fitted, **scored_with).to_dict()
 
 
 def select(p_values: np.ndarray, fdr: float) -> np.ndarray:
@@ -122,6 +131,7 @@ class Calibration:
     mean: np.ndarray  # of z, (scores,)
     precision: np.ndarray  # inverse of C, (scores, scores)
     noise_scale: float | None = None  # of smoothed_density, if it is a score
+    missing_offsets: Sequence[float] = ()  # of smoothed_density by column with missing values
     events: str = "images"  # or rows; what is scored, in messages
     training: Sequence[int] = ()  # hashes of training events
 

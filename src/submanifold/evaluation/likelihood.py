@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import scipy
@@ -84,26 +85,34 @@ def table_of(model: Model) -> Preprocessor | None:
     return Preprocessor.from_dict(model.data["table"]) if "table" in model.data else None
 
 
-def redraw(table: Preprocessor, x: Tensor) -> tuple[Tensor, Tensor] | None:
+class Draws(NamedTuple):
+    """Dequantizations of rows, see :meth:`.Preprocessor.redraw`."""
+
+    x: Tensor  #: (draws, batch, D)
+    log_weights: Tensor  #: (draws, batch)
+    is_missing: Tensor  #: Where values are missing, (batch, columns with missing values).
+
+
+def redraw(table: Preprocessor, x: Tensor) -> Draws | None:
     """Dequantize transformed rows (batch, D) :data:`ROW_DRAWS` times, always with the same noise.
 
-    Returns rows (draws, batch, D) and log-weights (draws, batch); None if no column is dequantized.
+    None if no column is dequantized.
     """
     if all(column.step is None for column in table.varying):
         return None
     rows = x.detach().cpu().numpy()
     draws = zip(*(table.redraw(rows, -1 - number) for number in range(ROW_DRAWS)), strict=True)
     drawn, log_weights = (torch.from_numpy(np.stack(parts)).to(x) for parts in draws)
-    return drawn, log_weights
+    return Draws(drawn, log_weights, torch.from_numpy(table.missing(rows)).to(x.device))
 
 
 def log_prob(
     model: Model, x: Tensor, context: Context = None, table: Preprocessor | None = None,
-    noise_scale: float | None = None, draws: tuple[Tensor, Tensor] | None = None,
+    noise_scale: float | None = None, draws: Draws | None = None,
 ) -> Tensor:  # fmt: skip
     r"""Compute log-densities in nats, (batch,); -inf where they are not a number.
 
-    Quantized columns of a ``table`` are dequantized again: the log-density of a row is
+    Quantized columns and missing values of a ``table`` are drawn again: the log-density of a row is
 
     .. math:: \log \frac1K \sum_k p(x_k) / q(x_k), \qquad x_k \sim q
 
@@ -112,7 +121,7 @@ def log_prob(
     """
     if draws is None and table is not None:
         draws = redraw(table, x)
-    events, repeats = (x, 1) if draws is None else (draws[0].flatten(0, 1), len(draws[0]))
+    events, repeats = (x, 1) if draws is None else (draws.x.flatten(0, 1), len(draws.x))
     if context is not None:
         context = context.repeat(repeats, *(1 for _ in context.shape[1:]))
     if noise_scale is not None:
@@ -120,4 +129,4 @@ def log_prob(
     values = model.log_prob(events, context).nan_to_num(-math.inf, math.inf, -math.inf)
     if draws is None:
         return values
-    return (values.view(repeats, -1) + draws[1]).logsumexp(0) - math.log(repeats)
+    return (values.view(repeats, -1) + draws.log_weights).logsumexp(0) - math.log(repeats)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from submanifold.common import distributed
 from submanifold.common.progress import track
-from submanifold.data.batches import fixed_batches
+from submanifold.data.batches import as_input, fixed_batches
 from submanifold.data.tables import Preprocessor
-from submanifold.evaluation.likelihood import log_prob, redraw, table_of
+from submanifold.evaluation.likelihood import Draws, log_prob, redraw, table_of
 from submanifold.flows import is_noise_conditional
 from submanifold.flows.bijection import Context
 from submanifold.geometry.linearization import jacobian
@@ -26,7 +26,8 @@ SCORES = {
     "off_manifold": "half the squared norm of v, nats",
     "encoder_distance": "mean squared error of the encoder projection",
     "nearest_distance": "mean squared error of the nearest projection",
-    "smoothed_density": "-log p(x) of noise-conditional models at their best noise scale, nats",
+    "smoothed_density": "-log p(x) of noise-conditional models at their best noise scale, nats, "
+    "less its mean increase by each missing value",
     "complexity": "-log2 p(x) minus the bits of the image as a PNG",
     "manifold_density": "-log density on the manifold of the leading coordinates, nats",
     "dimension": "minus the local dimension, from the spectrum of J^T J",
@@ -43,6 +44,8 @@ LEADING = 64
 SCORE_BATCH_SIZE = 64
 SCALE_BATCH_SIZE = 1024
 NOISE_SCALE = "noise_scale"  # key in the calibration of a noise-conditional model
+MISSING_OFFSETS = "missing_offsets"  # key in the calibration of a table with missing values
+LARGEST_SHARE = 0.99  # of the scores; larger ones are clipped in the fit of these offsets
 
 
 def score(
@@ -70,7 +73,7 @@ def score(
 
 def score_batch(
     model: Model, x: Tensor, events: np.ndarray, names: Collection[str], context: Context = None,
-    table: Preprocessor | None = None, draws: tuple[Tensor, Tensor] | None = None,
+    table: Preprocessor | None = None, draws: Draws | None = None,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Score a batch x (batch, ...), which is also given before its dequantization, by name.
 
@@ -91,7 +94,10 @@ def score_batch(
             scores["density"] = -density.nan_to_num(-math.inf, math.inf, -math.inf)
         if SMOOTHED_DENSITY in names and model.has_density and is_noise_conditional(model):
             scale = model.calibration.get(NOISE_SCALE) or 0.0
-            scores[SMOOTHED_DENSITY] = -log_prob(model, x, context, None, scale, draws)
+            smoothed = -log_prob(model, x, context, None, scale, draws)
+            if draws and (offsets := model.calibration.get(MISSING_OFFSETS)):
+                smoothed = smoothed - draws.is_missing.to(smoothed) @ smoothed.new_tensor(offsets)
+            scores[SMOOTHED_DENSITY] = smoothed
         if "encoder_distance" in names:
             projection = model.decode(u, context=context)
             scores["encoder_distance"] = (x - projection).square().flatten(1).mean(1)
@@ -128,6 +134,23 @@ def best_noise_scale(model: Model, events: np.ndarray) -> float:
         kept = torch.cat(log_probs).double().sort().values[len(events) // 10 :]
         means[scale] = kept.mean().item()
     return max(means, key=means.__getitem__)
+
+
+def missing_offsets(model: Model, events: np.ndarray) -> list[float]:
+    """Fit the mean increase of ``smoothed_density`` by a missing value of each column, nats.
+
+    A row with missing values is rarer than one without, and has fewer numbers to describe; neither
+    makes it an anomaly. Least squares, of the scores of training rows (N, D).
+    """
+    table = table_of(model)
+    if table is None or not (is_missing := table.missing(as_input(events).numpy())).any():
+        return []
+    model.calibration.pop(MISSING_OFFSETS, None)
+    values = score(model, events, (SMOOTHED_DENSITY,))[SMOOTHED_DENSITY]
+    values = values.clip(max=np.quantile(values, LARGEST_SHARE))
+    centered = is_missing - is_missing.mean(0)
+    gram = centered.T @ centered + np.eye(is_missing.shape[1])
+    return np.linalg.solve(gram, centered.T @ (values - values.mean())).tolist()
 
 
 def leading_spectrum(

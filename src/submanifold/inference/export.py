@@ -15,8 +15,8 @@ from torch import Tensor
 from submanifold.common.errors import import_extra, unexpected
 from submanifold.data.batches import add_noise, quantize
 from submanifold.data.tables import Preprocessor
-from submanifold.data.tables.columns import SNAP, TAIL
-from submanifold.data.tables.preprocessor import GOLDEN, HASH_STEPS, MAX_HASHED, MIX
+from submanifold.data.tables.columns import MISSING, SNAP, TAIL, Column
+from submanifold.data.tables.preprocessor import GOLDEN, HASH_STEPS, LOG_2_PI, MAX_HASHED, MIX
 from submanifold.evaluation.calibration import (
     COMBINATION,
     DECIMALS,
@@ -28,7 +28,7 @@ from submanifold.evaluation.calibration import (
     TINY,
     Calibration,
 )
-from submanifold.evaluation.likelihood import ROW_DRAWS
+from submanifold.evaluation.likelihood import ROW_DRAWS, Draws
 from submanifold.evaluation.scores import score_batch
 from submanifold.flows import Flow, context_of
 from submanifold.inference.outputs import output
@@ -45,8 +45,9 @@ def export(predictor: Predictor, path: str | Path) -> None:
     """Write a model as one graph without Python: ``.onnx``, or ``.pt2`` of torch.export.
 
     Its inputs are ``images``, uint8 (batch, channels, size, size), and ``png_bits``, int64
-    (batch,), the bits of each as an optimized PNG; or ``rows``, float64 (batch, columns), all
-    columns of the training table, with numbers of categories and NaN for missing values; and
+    (batch,), the bits of each as an optimized PNG; or ``rows``, float64 (batch, columns), the
+    columns of the training table that are not ignored, with numbers of categories, seconds since
+    1970 for dates, and NaN for missing values; and
     ``alpha``, float64. Its outputs, :data:`OUTPUTS`, are those of :meth:`.Predictor.score`, the
     encoder's u, and the default projection. The noise that dequantizes images is another one, which
     they determine, too. The entry ``submanifold`` of the metadata, or the extra file
@@ -75,8 +76,8 @@ def export(predictor: Predictor, path: str | Path) -> None:
         images = torch.zeros(EXAMPLES, *model.event_shape, dtype=torch.uint8)
         inputs, about = {"images": images, "alpha": alpha}, model.data
     else:
-        rows = torch.zeros(EXAMPLES, len(table.inputs), dtype=torch.float64)
-        columns = {column.name: column.names for column in table.columns}
+        columns = {column.name: column.names for column in table_columns(table)}
+        rows = torch.zeros(EXAMPLES, len(columns), dtype=torch.float64)
         inputs, about = {"rows": rows, "alpha": alpha}, {"columns": columns}
     if "complexity" in calibration.combined:
         inputs["png_bits"] = torch.zeros(EXAMPLES, dtype=torch.int64)
@@ -145,61 +146,92 @@ def _rows(preprocessor: Preprocessor) -> tuple[Callable[..., Any], ...]:
     def numbers(value: Callable[..., float]) -> Tensor:
         return torch.tensor([*map(value, columns)], dtype=torch.float64)
 
-    places = torch.tensor([preprocessor.inputs.index(column.name) for column in columns])
+    names = [column.name for column in table_columns(preprocessor)]
+    places = torch.tensor([names.index(column.name) for column in columns])
     origin, offset = numbers(lambda c: c.origin), numbers(lambda c: c.offset)
     scale, step = numbers(lambda c: c.scale), numbers(lambda c: c.step or 0)
-    fill = numbers(lambda c: np.nan if c.fill is None
-                   else c.names.index(c.fill) if c.categories else c.fill)  # fmt: skip
+    fill = numbers(lambda c: c.names.index(MISSING) if c.missing == "category" else np.nan)
     is_category = numbers(lambda c: c.kind == "categorical") > 0
+    is_flag, is_noise = (
+        numbers(lambda c: c.is_flag) > 0,
+        numbers(lambda c: c.missing == "noise") > 0,
+    )
+    log_scale, of_category = scale.log(), numbers(lambda c: c.missing == "category") > 0
     snap = numbers(lambda c: 0 if c.levels or not c.step else SNAP * c.step)
     last, unit = numbers(lambda c: c.high), numbers(lambda c: c.step or 1)
 
     def read(rows: Tensor) -> tuple[Any, ...]:
         values = rows.index_select(1, places)
-        values = torch.where(values.isnan(), fill, values)
+        is_missing = values.isnan()
+        values = torch.where(is_flag, is_missing.double(), values)
+        values = torch.where(is_missing & ~is_flag, fill, values)
+        missing_number = is_missing & is_noise
         is_unknown = is_category & ~((values >= 0) & (values <= last) & (values == values.floor()))
         values = torch.where(is_unknown, last, values)
         snapped = values - origin
         on_grid = (snapped / unit).round() * unit
         snapped = torch.where((snapped - on_grid).abs() < snap, on_grid, snapped)
         standard = ((snapped - offset) / scale).clamp(-MAX_HASHED, MAX_HASHED)
+        standard = torch.where(missing_number, 0.0, standard)
         hashed = (HASH_STEPS * standard).round().long().unbind(1)
 
         def dequantize(salt: int) -> tuple[Tensor, Tensor]:
             state = torch.full_like(hashed[0], salt)
             for column in hashed:
                 state = _mix(state ^ column)
-            shifted = snapped + step * _uniform(state, len(columns))
+            noise, other_noise = _uniform(state, 2 * len(columns)).chunk(2, 1)
+            normal = (-2 * noise.log()).sqrt() * (2 * torch.pi * other_noise).cos()
+            shifted = snapped + step * noise
             ends = shifted, last + 1 - shifted
             left, right = (end.clamp(2.0**-40, TAIL) for end in ends)
             moved = left - right + TAIL * ((right / TAIL).log() - (left / TAIL).log())
             shifted = torch.where(is_category, shifted - moved, shifted)
             ends = shifted, last + 1 - shifted
             tails = sum((1 - end / TAIL).clamp_min(0) for end in ends)
-            x = ((shifted - offset) / scale).float()
-            return x, torch.where(is_category, tails, 0.0).sum(1)
+            x = torch.where(missing_number, normal, (shifted - offset) / scale).float()
+            log_weights = torch.where(is_category, tails, 0.0)
+            log_weights += torch.where(missing_number, (normal.square() + LOG_2_PI) / 2, 0.0)
+            return x, log_weights.sum(1)
 
         draws = None
         if any(column.step for column in columns):
             salts = range(-1, -1 - ROW_DRAWS, -1)
-            draws = tuple(map(torch.stack, zip(*map(dequantize, salts), strict=True)))
-        return dequantize(0)[0], preprocessor.log_det, is_unknown.any(1), draws
+            drawn, log_weights = map(torch.stack, zip(*map(dequantize, salts), strict=True))
+            missing = is_missing[:, is_noise], is_missing[:, of_category]
+            draws = Draws(drawn, log_weights, torch.cat(missing, 1))
+        log_det = preprocessor.log_det + torch.where(missing_number, log_scale, 0.0).sum(1)
+        return dequantize(0)[0], log_det, is_unknown.any(1), draws
 
     def write(x: Tensor) -> Tensor:
         shifted = x.double() * scale + offset
         cells = torch.where(step > 0, (shifted / unit).floor() * unit, shifted)
         cells = torch.where(is_category, cells.clamp_min(0.0).minimum(last), cells)
-        by_name = dict(zip(preprocessor.features, (cells + origin).unbind(1), strict=True))
-        for column, values in zip(columns, shifted.unbind(1), strict=True):
+        by_name: dict[str, Tensor] = {}
+        for column, values, rounded in zip(
+            columns, shifted.unbind(1), (cells + origin).unbind(1), strict=True
+        ):
+            by_name[column.feature] = rounded
             if column.levels:
                 levels = torch.tensor(column.levels, dtype=torch.float64)
                 index = (levels - column.origin <= values[:, None]).sum(1) - 1
                 by_name[column.name] = levels[index.clamp_min(0)]
         zeros = torch.zeros_like(shifted[:, 0])
-        ordered = (by_name.get(c.name, zeros + c.origin) for c in preprocessor.columns)
-        return torch.stack([*ordered], 1)
+        outputs = []
+        for column in table_columns(preprocessor):
+            values = by_name.get(column.name, zeros + column.origin)
+            flag = by_name.get(f"{column.name}={MISSING}", zeros)
+            if column.missing == "category":
+                flag = values == column.names.index(MISSING)
+            outputs.append(torch.where(flag > 0, torch.nan, values))
+        return torch.stack(outputs, 1)
 
     return read, write
+
+
+def table_columns(preprocessor: Preprocessor) -> list[Column]:
+    """Return the columns of the inputs, in their order: those of the table without ignored ones."""
+    return [column for column in preprocessor.columns
+            if column.kind != "ignored" and not column.is_flag]  # fmt: skip
 
 
 def _uniform(state: Tensor, count: int) -> Tensor:

@@ -122,12 +122,16 @@ class Column:
         if self.step is None:
             return self.origin + shifted
         if self.kind == "categorical":
-            values = np.array(self.names)[self.cell(np.nan_to_num(shifted))]
-            if self.missing == "category":
-                values = values.astype(object)
-                values[values == MISSING] = None
-            return values
+            return self.without_missing(np.array(self.names)[self.cell(np.nan_to_num(shifted))])
         return self.cell_start(self.cell(shifted))
+
+    def without_missing(self, names: np.ndarray) -> np.ndarray:
+        """Return names of categories with None in place of missing values."""
+        if self.missing != "category":
+            return names
+        values = names.astype(object)
+        values[names == MISSING] = None
+        return values
 
     @property
     def cutoff(self) -> float:

@@ -65,7 +65,7 @@ def fit_columns(
         except ColumnProblem as problem:
             problems.append(problem)
     if problems:
-        raise TableError(problems, "Correct these values, or set another kind in data.columns")
+        raise TableError(problems, "Correct these values, or set another kind")
     copies = _copies(frame, [column for column in columns if column.name not in kinds])
     return [_ignored(column, copies[column.name]) if column.name in copies else column
             for column in columns if not (column.is_flag and column.name in copies)]  # fmt: skip
@@ -103,7 +103,7 @@ def _fit_column(
     column = _fit_numbers(column, known, kind, scale)
     if not is_missing.any():
         return [column]
-    flag = Column(column.name, "constant", "bool", is_flag=True)
+    flag = Column(column.name, "constant", "bool", dates=column.dates, is_flag=True)
     shares = ("present", float(1 - is_missing.mean())), (MISSING, float(is_missing.mean()))
     return [replace(column, missing="noise"), _as_categories(flag, shares)]
 
@@ -192,7 +192,7 @@ def _copies(frame: pd.DataFrame, columns: Sequence[Column]) -> dict[str, str]:
 def _resolution(column: Column) -> float:
     """Return the step of a column in standard deviations; 0 if it is no fine grid."""
     step = 0.0 if column.step is None or column.levels else column.step / column.scale
-    return step if step < FINE_STEP else 0.0
+    return round(step, 9) if step < FINE_STEP else 0.0
 
 
 def _fit_numbers(
@@ -273,13 +273,17 @@ def describe_columns(columns: Sequence[Column]) -> pd.DataFrame:
 
 
 def _describe(column: Column, flag: Column | None) -> tuple[str, str, str, str]:
-    low, high = (f"{value:.6g}" for value in (column.low, column.high))
+    low, high = (f"{value:.{12 if value.is_integer() else 6}g}"
+                 for value in (column.low, column.high))  # fmt: skip
     if column.dates is not None:
         low, high = column.restore_dtype(np.array([column.low, column.high])).astype(str)
     extent = f"{low} to {high}"
     match column.kind:
         case "ignored":
-            kind = {"identifiers": "integer", "no values": ""}.get(column.reason, "category")
+            kinds = {"no values": "", "complex numbers": ""}
+            if column.dtype.startswith("int"):
+                kinds["identifiers"] = "integer"
+            kind = kinds.get(column.reason, "category")
             found, used = column.reason, "not used"
             kind = "number" if found.startswith("a multiple") else kind
         case "constant":

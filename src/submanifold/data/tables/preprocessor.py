@@ -184,7 +184,8 @@ class Preprocessor:
             elif first.kind == "indicator":
                 indicators = [first, *others]
                 shares = [column.restore(features[column.feature]) for column in indicators]
-                values = np.array([column.names[0] for column in indicators])[np.argmax(shares, 0)]
+                names = np.array([column.names[0] for column in indicators])
+                values = first.without_missing(names[np.argmax(shares, 0)])
             else:
                 values = first.inverse_transform(features[name])
             frame[name] = first.restore_dtype(values)
@@ -213,13 +214,22 @@ class Preprocessor:
 
     def log_dets(self, x: np.ndarray) -> np.ndarray:
         """Return the log-determinants (N,) of transformed rows (N, D): missing numbers have 1."""
+        log_scales = [math.log(self.varying[number].scale) for number in self._flags]
+        is_missing = self.missing(x)[:, : len(log_scales)]
+        return self.log_det + is_missing @ np.array(log_scales, np.float64)
+
+    def missing(self, x: np.ndarray) -> np.ndarray:
+        """Return where values of transformed rows (N, D) are missing, (N, columns).
+
+        The columns are those of numbers and then those of categories that may be missing.
+        """
         x = self._checked(x)
-        log_dets = np.full(len(x), self.log_det)
-        for number, flag in self._flags.items():
-            column = self.varying[flag]
-            is_missing = column.cell(column.restore(x[:, flag])) == 1
-            log_dets += is_missing * math.log(self.varying[number].scale)
-        return log_dets
+        codes = dict.fromkeys(self._flags.values(), 1)
+        codes |= {index: column.names.index(MISSING) for index, column in enumerate(self.varying)
+                  if column.missing == "category" and column.kind == "categorical"}  # fmt: skip
+        cells = (self.varying[index].cell(self.varying[index].restore(x[:, index])) == code
+                 for index, code in codes.items())  # fmt: skip
+        return np.stack([np.zeros(len(x), bool), *cells], 1)[:, 1:]
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-serializable description."""

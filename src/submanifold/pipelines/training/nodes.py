@@ -131,7 +131,8 @@ def calibrate_model(
     normal, numbers = valid[:MAX_NORMAL], None if numbers is None else numbers[:MAX_NORMAL]
     calibrated = copy.copy(model)
     calibrated.data = data.facts
-    calibrated.calibration = calibrate(calibrated, normal, choose_device(device), numbers)
+    on = choose_device(device)
+    calibrated.calibration = calibrate(calibrated, normal, on, numbers, train)
     calibrated.calibration["training"] = training_hashes(calibrated, train, normal)
     if len(model.event_shape) == 3:
         calibrated.gaussian = Gaussian.fit(train, valid).to_tensors()
