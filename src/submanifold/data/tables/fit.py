@@ -182,7 +182,7 @@ def _copies(frame: pd.DataFrame, columns: Sequence[Column]) -> dict[str, str]:
         slope = np.nanmean(a * b)
         with np.errstate(invalid="ignore"):
             is_copy = (np.isnan(a) == np.isnan(b)).all() and not (
-                abs(b - slope * a) > max(SMALL, 0.51 * _resolution(pair[1]))
+                abs(b - slope * a) > max(SMALL, 0.6 * _resolution(pair[1]))
             ).any()
         if is_copy:
             copies[pair[1].name] = f"a multiple of {pair[0].name}"
