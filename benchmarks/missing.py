@@ -1,0 +1,80 @@
+"""Detection of anomalies in the tables of ADBench of which cells are removed at random.
+
+    python -m benchmarks.missing FOLDER
+
+FOLDER and the protocol ``semi`` are those of :mod:`benchmarks.adbench`. Compared are the estimator
+with missing values, the estimator on medians, and nearest neighbors on medians. Each set, rate and
+seed is a row of ``data/08_reporting/missing.csv``; existing rows are kept.
+"""
+
+import argparse
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.metrics import roc_auc_score
+
+from benchmarks.adbench import NEIGHBORS, Split, neighbors, split_rows
+from submanifold.sklearn import ManifoldFlow
+
+RESULTS = Path("data/08_reporting/missing.csv")
+RATES, ROWS, FEWEST, MOST_COLUMNS = (0.1, 0.3), 5000, 200, 100
+FIELDS = ("set", "rate", "seed", "rows", "columns", "missing", "medians", "kNN", "alarms",
+          "alarms_missing")  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    if not RESULTS.exists():
+        pd.DataFrame(columns=FIELDS).to_csv(RESULTS, index=False)
+    known = pd.read_csv(RESULTS)
+    done = set(zip(known["set"], known["rate"], known["seed"], strict=True))
+    files = sorted(options.folder.glob("*.npz"), key=lambda path: path.stat().st_size)
+    for seed, file, rate in product(options.seeds, files, RATES):
+        name = file.stem.partition("_")[2]
+        with np.load(file, allow_pickle=True) as arrays:
+            x, y = arrays["X"].astype(float), arrays["y"].astype(bool)
+        train, test = split_rows(y, "semi", seed, ROWS)
+        if (name, rate, seed) in done or len(train) < FEWEST or x.shape[1] > MOST_COLUMNS:
+            continue
+        row = {"set": name, "rate": rate, "seed": seed, "rows": len(train), "columns": x.shape[1]}
+        row |= measure(x, y[test], train, test, rate, seed)
+        pd.DataFrame([row])[[*FIELDS]].to_csv(RESULTS, mode="a", header=False, index=False)
+    results = pd.read_csv(RESULTS)
+    means = results.groupby("rate").mean(numeric_only=True).drop(columns="seed")
+    print(means.assign(count=results.groupby("rate").size()).round(2).to_markdown())
+
+
+def measure(
+    x: np.ndarray, is_anomaly: np.ndarray, train: np.ndarray, test: np.ndarray, rate: float,
+    seed: int,
+) -> dict[str, float]:  # fmt: skip
+    """Return AUROC, percent, and false alarms at 5%, percent, also of rows of many missing cells."""
+    is_missing = np.random.default_rng([seed, 5]).random(x.shape) < rate
+    x = np.where(is_missing, np.nan, x)
+    filled = np.where(is_missing, np.nanmedian(x[train], axis=0), x)
+    flow, of_medians = (ManifoldFlow(random_state=seed).fit(rows[train]) for rows in (x, filled))
+    mean, std = filled[train].mean(0), filled[train].std(0)
+    standard = (filled - mean) / np.where(std > 0, std, 1)
+    near = neighbors(Split(standard[train], standard[test], is_anomaly, False), NEIGHBORS).mean(1)
+    p_values = flow.p_values(x[test])
+    alarms = p_values[~is_anomaly] <= 0.05
+    counts = is_missing[test].sum(1)[~is_anomaly]
+    scores = {"missing": -flow.decision_function(x[test]),
+              "medians": -of_medians.decision_function(filled[test]), "kNN": near}  # fmt: skip
+    of_many = alarms[counts > np.median(counts)]
+    return {name: round(100 * roc_auc_score(is_anomaly, values), 2)
+            for name, values in scores.items()} | {
+        "alarms": round(100 * alarms.mean(), 2), "alarms_missing": round(100 * of_many.mean(), 2),
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
