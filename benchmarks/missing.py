@@ -56,7 +56,7 @@ def measure(
     x: np.ndarray, is_anomaly: np.ndarray, train: np.ndarray, test: np.ndarray, rate: float,
     seed: int,
 ) -> dict[str, float]:  # fmt: skip
-    """Return AUROC, percent, and false alarms at 5%, percent, also of rows of many missing cells."""
+    """Return AUROC and false alarms at 5% in percent, also of rows with many missing cells."""
     is_missing = np.random.default_rng([seed, 5]).random(x.shape) < rate
     x = np.where(is_missing, np.nan, x)
     filled = np.where(is_missing, np.nanmedian(x[train], axis=0), x)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from submanifold.common.progress import track
 from submanifold.data.arrays import context_of_array
-from submanifold.data.batches import Batches
+from submanifold.data.batches import Batches, as_input
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.baselines import BRIEF, FULL, Extent, evenly_spaced, pca_error
 from submanifold.evaluation.intervals import ENDS, Interval, mean_interval, proportion_interval
@@ -74,7 +74,11 @@ def measure(
     gaussian = baselines.get("gaussian")
     if gaussian and table is not None:
         bits = {end: gaussian["bits_per_dim"][end] for end in ENDS}
-        nats = {end: x and x * model.event_dim * math.log(2) - table.log_det
+        # of the density of complete rows, less the entropy of the noise of missing values
+        rows = as_input(test).numpy()
+        noise = table.missing_numbers(rows).sum(1).mean() * (1 + math.log(2 * math.pi)) / 2
+        constant = float(table.log_dets(rows).mean() + noise)
+        nats = {end: x and x * model.event_dim * math.log(2) - constant
                 for end, x in bits.items()}  # fmt: skip
         gaussian = {**gaussian, "nll": nats}
     return metrics | {
@@ -130,7 +134,8 @@ def density(
             nats = per_event(partial(log_prob, model, table=table), tracked)
             metrics["bits_per_dim"] = interval(nats)
             if table is not None:
-                metrics["nll"] = mean_interval(-(nats + table.log_det), groups)
+                log_dets = table.log_dets(as_input(test).numpy())
+                metrics["nll"] = mean_interval(-(nats + log_dets), groups)
     else:
         log_probs = dequantized_log_probs(model, test, dequantizations, batches.device)
         bound = interval(importance_log_prob(log_probs))

@@ -9,7 +9,7 @@ import pandas as pd
 
 from submanifold.common.device import choose_device
 from submanifold.common.progress import track
-from submanifold.data.batches import Batches
+from submanifold.data.batches import Batches, as_input
 from submanifold.data.splits import Groups, groups_of
 from submanifold.evaluation.calibration import COMBINATION, Calibration
 from submanifold.evaluation.intervals import Interval, mean_interval
@@ -62,13 +62,15 @@ def score_splits(
             batches = Batches(events, BATCH_SIZE, device=choose_device(device))
             tracked = track(batches, f"bits per dimension, {split}", len(events))
             columns["bits_per_dim"] = to_bits_per_dim(per_event(density, tracked), events)
+        if table_of_rows is not None:
+            columns["log_det"] = table_of_rows.log_dets(as_input(events).numpy())
         tables.append(pd.DataFrame({"split": split, **columns}))
     table = pd.concat(tables, ignore_index=True)
     if "bits_per_dim" not in table:
         table["bits_per_dim"] = math.nan
     if table_of_rows is not None:
         nats = table["bits_per_dim"] * model.event_dim * math.log(2)
-        table[NLL] = nats - table_of_rows.log_det
+        table[NLL] = nats - table.pop("log_det")
     return table
 
 

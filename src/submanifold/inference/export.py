@@ -152,11 +152,9 @@ def _rows(preprocessor: Preprocessor) -> tuple[Callable[..., Any], ...]:
     scale, step = numbers(lambda c: c.scale), numbers(lambda c: c.step or 0)
     fill = numbers(lambda c: c.names.index(MISSING) if c.missing == "category" else np.nan)
     is_category = numbers(lambda c: c.kind == "categorical") > 0
-    is_flag, is_noise = (
-        numbers(lambda c: c.is_flag) > 0,
-        numbers(lambda c: c.missing == "noise") > 0,
-    )
-    log_scale, of_category = scale.log(), numbers(lambda c: c.missing == "category") > 0
+    is_flag = numbers(lambda c: c.is_flag) > 0
+    is_noise = numbers(lambda c: c.missing == "noise") > 0
+    log_scale, may_be_missing = scale.log(), torch.tensor([*preprocessor.missing_codes]).long()
     snap = numbers(lambda c: 0 if c.levels or not c.step else SNAP * c.step)
     last, unit = numbers(lambda c: c.high), numbers(lambda c: c.step or 1)
 
@@ -197,8 +195,7 @@ def _rows(preprocessor: Preprocessor) -> tuple[Callable[..., Any], ...]:
         if any(column.step for column in columns):
             salts = range(-1, -1 - ROW_DRAWS, -1)
             drawn, log_weights = map(torch.stack, zip(*map(dequantize, salts), strict=True))
-            missing = is_missing[:, is_noise], is_missing[:, of_category]
-            draws = Draws(drawn, log_weights, torch.cat(missing, 1))
+            draws = Draws(drawn, log_weights, is_missing[:, may_be_missing])
         log_det = preprocessor.log_det + torch.where(missing_number, log_scale, 0.0).sum(1)
         return dequantize(0)[0], log_det, is_unknown.any(1), draws
 

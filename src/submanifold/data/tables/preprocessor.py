@@ -215,21 +215,30 @@ class Preprocessor:
     def log_dets(self, x: np.ndarray) -> np.ndarray:
         """Return the log-determinants (N,) of transformed rows (N, D): missing numbers have 1."""
         log_scales = [math.log(self.varying[number].scale) for number in self._flags]
-        is_missing = self.missing(x)[:, : len(log_scales)]
-        return self.log_det + is_missing @ np.array(log_scales, np.float64)
+        return self.log_det + self.missing_numbers(x) @ np.array(log_scales, np.float64)
+
+    def missing_numbers(self, x: np.ndarray) -> np.ndarray:
+        """Return where numbers of transformed rows (N, D) are noise, (N, columns with flags)."""
+        return self.missing(x)[:, : len(self._flags)]
 
     def missing(self, x: np.ndarray) -> np.ndarray:
-        """Return where values of transformed rows (N, D) are missing, (N, columns).
-
-        The columns are those of numbers and then those of categories that may be missing.
-        """
-        x = self._checked(x)
-        codes = dict.fromkeys(self._flags.values(), 1)
-        codes |= {index: column.names.index(MISSING) for index, column in enumerate(self.varying)
-                  if column.missing == "category" and column.kind == "categorical"}  # fmt: skip
-        cells = (self.varying[index].cell(self.varying[index].restore(x[:, index])) == code
-                 for index, code in codes.items())  # fmt: skip
+        """Return where rows (N, D) have missing values, by column (:attr:`missing_codes`)."""
+        x, columns = self._checked(x), self.varying
+        cells = (columns[index].cell(columns[index].restore(x[:, index])) == code
+                 for index, code in self.missing_codes.items())  # fmt: skip
         return np.stack([np.zeros(len(x), bool), *cells], 1)[:, 1:]
+
+    @cached_property
+    def missing_codes(self) -> dict[int, int]:
+        """Coordinates of flags and categories, and their category of missing values.
+
+        The flags of numbers are first, in the order of the numbers.
+        """
+        codes = dict.fromkeys(self._flags.values(), 1)
+        return codes | {index: column.names.index(MISSING)
+                        for index, column in enumerate(self.varying)
+                        if column.kind == "categorical"
+                        and (column.is_flag or column.missing == "category")}  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-serializable description."""
