@@ -46,7 +46,7 @@ def test_help_lists_the_commands_without_heavy_imports(project, module):
 
 @pytest.mark.parametrize(("command", "imported"), [
     (["score", "nothing", "a.png"], ""),
-    (["train", "photos", "--set", "training.stepss=5"], " torch"),
+    (["train", "photos", "--params", "training.stepss=5"], " torch"),
 ])  # fmt: skip
 def test_a_mistake_is_reported_without_heavy_imports(project, command, imported):
     """Settings are checked against the constructors of flows, which need torch."""

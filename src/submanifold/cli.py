@@ -16,6 +16,7 @@ from submanifold.common.errors import UserError, import_extra, printable
 from submanifold.config.project import conf_source, configure, project_folder, set_kedro_defaults
 from submanifold.inference.command import COMMANDS as MODEL_COMMANDS
 from submanifold.runs.command import COMMANDS as RUN_COMMANDS
+from submanifold.runs.command import ParamsOption
 
 NODE_OPTIONS = ("from_inputs", "from_nodes", "node_names", "tags", "namespaces")
 """Options of ``kedro run`` that select nodes: these run even if their outputs exist."""
@@ -104,15 +105,9 @@ def run_command() -> click.Command:
 
     command = copy.copy(kedro_run)
     command.callback = run
+    command.params = [ParamsOption(["--params"]) if option.name == "params" else option
+                      for option in kedro_run.params]  # fmt: skip
     return command
-
-
-def _split_params(ctx: click.Context, param: click.Parameter, value: str) -> dict[str, Any]:
-    set_kedro_defaults()  # before Kedro is imported, which configures its logging then
-    from kedro.framework.cli.project import run
-
-    (option,) = (option for option in run.params if option.name == "params")
-    return option.callback(ctx, param, value) if option.callback else {}
 
 
 env_help = "Kedro's environment, as in kedro run."
@@ -126,7 +121,7 @@ env_option = click.option("--env", "-e", envvar="KEDRO_ENV", help=env_help)
               help="Trainings with different seeds for each cell of a table.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="List the runs and their state.")
 @click.option("--finished-only", is_flag=True, help="Run nothing, and omit unfinished runs.")
-@click.option("--params", default="", callback=_split_params, help="As in kedro run.")
+@click.option("--params", cls=ParamsOption)
 def reproduce(
     targets: tuple[str, ...], env: str | None, seeds: int, dry_run: bool, finished_only: bool,
     params: dict[str, Any],
@@ -138,6 +133,7 @@ def reproduce(
     Runs what is missing, and writes each TARGET next to the paper's values to
     data/08_reporting/paper/. An interrupted command continues when it is repeated.
     """
+    set_kedro_defaults()  # before Kedro is imported, which configures its logging then
     from submanifold.config.schema import flatten
     from submanifold.studies import reproduce as studies
 

@@ -12,7 +12,7 @@ import yaml
 from submanifold.common.errors import UserError
 from submanifold.config import cache_keys
 from submanifold.config.cache_keys import artifact_keys
-from submanifold.config.merge import merge
+from submanifold.config.merge import find_data, merge
 from submanifold.config.resolve import default_method, packaged_tables, resolve
 from submanifold.config.schema import effective, flatten, nest
 from submanifold.losses import Loss
@@ -130,6 +130,22 @@ def test_the_input_of_a_phase_comes_from_the_last_phase_that_changed_it(tables):
     assert sources((1, 2, 3), (3,), (2,)) == [None, ("p1", 2), ("p1", 1)]
     keys = artifact_keys(select((1, 2), (3,), (2,)), Path())
     assert keys["p2.u"] != keys["p3.u"], "both begin at phase 1, at two places"
+
+
+def test_a_path_comes_before_a_dataset_of_the_same_name(tables, tmp_path, monkeypatch):
+    """For the data of `train` and for `ood`."""
+    monkeypatch.chdir(tmp_path)
+    tables["datasets"]["mnist"] = {"source": "mnist"}
+    chosen = {**tables, "ood": "mnist"}
+    assert find_data("DATA", "mnist", tables["datasets"]) == "mnist"
+    assert resolve(chosen).ood_data.source == "mnist"
+    Path("mnist").mkdir()
+    assert find_data("DATA", "mnist", tables["datasets"]) == Path("mnist")
+    assert resolve(chosen).ood_data.source == "folder"
+    with pytest.raises(
+        UserError, match=r"^DATA: expected an existing folder .* Did you mean mnist"
+    ):
+        find_data("DATA", "mnits", tables["datasets"])
 
 
 def test_a_dataset_may_override_a_methods_stages(tables):

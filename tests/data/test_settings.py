@@ -11,7 +11,7 @@ FOLDER = {"source": "folder", "path": "x"}
 
 
 @pytest.mark.parametrize(("settings", "message"), [
-    ({"sise": 32}, r"data\.sise is not a setting; known: source, path"),
+    ({"sise": 32}, r"data\.sise is not a setting; known: size, .* others\. Did you mean size\?"),
     (
         {"source": "celebs"},
         r"data\.source: expected the name of a source, got celebs. Did you mean celeba\?",

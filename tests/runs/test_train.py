@@ -21,10 +21,9 @@ from submanifold.training import cost
 
 pytestmark = pytest.mark.pipeline
 
-SMALL = ["--size=8", "--device=cpu", "--set", "evaluation.samples=16"]
-FLOW = ["--set", "stage_1.flow.levels=1", "--set", "stage_1.flow.steps=[1]", "--set",
-        "stage_1.flow.width=8"]  # fmt: skip
-STEPS = ["--set", "density.training.steps=4"]
+SMALL = ["--size=8", "--device=cpu", "--params", "evaluation.samples=16"]
+FLOW = ["--params=stage_1.flow.levels=1,stage_1.flow.steps=[1],stage_1.flow.width=8"]
+STEPS = ["--params", "density.training.steps=4"]
 
 
 @pytest.fixture(scope="module")
@@ -142,20 +141,24 @@ def mistakes(folder):
     train = ("train", "pictures")
     return {
         "dataset": (("train", "mnits"), "Did you mean mnist?"),
+        "option and setting": ((*train, "--seed=1", "--params=seed=2"), "seed: expected one value"),
         "path": (("train", "pictrues/"), "DATA: expected an existing folder or zip"),
         "no path": (("train", ""), "DATA: expected an existing folder or zip"),
         "method": ((*train, "--method=H-MN"), "Did you mean H-MM?"),
-        "unknown setting": ((*train, "--set", "densiti.training.steps=3"), "Did you mean density?"),
+        "unknown setting": (
+            (*train, "--params", "densiti.training.steps=3"),
+            "Did you mean density?",
+        ),
         "not a picture": (("train", "notes.txt"), "notes.txt"),
         "dim": ((*train, "--method=Glow", "--dim=4"), "--dim: expected none with method=Glow"),
         "size": ((*train, "--size=33"), "expected image sides divisible by 8, got 33x33"),
         "name taken": ((*train, "--name=first", "--method=Glow"), "name: expected a name that no"),
         "steps and minutes": (
-            (*train, "--minutes=1", "--set", "density.training.steps=3"),
+            (*train, "--minutes=1", "--params", "density.training.steps=3"),
             "training.minutes: expected no steps with it, got density.training.steps",
         ),
-        "set": ((*train, "--set", "seed"), "expected <setting>=<value>, got seed"),
-        "text": (("train", "text.csv"), "or run: submanifold train text.csv --set data.categ"),
+        "params": ((*train, "--params", "seed"), "expected <setting>=<value>, got seed"),
+        "text": (("train", "text.csv"), "or run: submanifold train text.csv --params=data.categ"),
         "command": (("trian", "pictures"), "Did you mean 'train'?"),
     }
 
@@ -181,8 +184,8 @@ def test_the_command_in_the_message_of_a_table_trains(folder, monkeypatch, caplo
     table["no"], table["1"] = table["user id"], [f"{number}, or so" for number in range(count)]
     table.loc[[3, 9], ["age", "city"]] = None
     table.to_csv(folder / "messy.csv", index=False)
-    steps = (f"--set={phase}.training.steps=2" for phase in ("density", "reconstruction"))
-    options = ["train", "messy.csv", "--name=messy", "--set=evaluation.samples=9", *steps]
+    steps = (f"--params={phase}.training.steps=2" for phase in ("density", "reconstruction"))
+    options = ["train", "messy.csv", "--name=messy", "--params=evaluation.samples=9", *steps]
     monkeypatch.setattr("sys.argv", ["submanifold", *options])
     command = run(folder, *options).output.rstrip().rpartition("or run: submanifold ")[2]
     assert run(folder, *shlex.split(command)).exit_code == 0
@@ -200,7 +203,7 @@ def test_a_time_budget_is_measured_once_and_a_resumed_run_keeps_its_steps(folder
         return cost.PhaseCost(fixed=1.0, per_step=per_step, steps=400)
 
     def train(*options):
-        flow = [*FLOW, "--set", "charts=1", "--set", "evaluation.samples=16"]
+        flow = [*FLOW, "--params", "charts=1", "--params", "evaluation.samples=16"]
         given = ["--minutes=0.1", "--method=PR-D", "--dim=4", "--size=8", "--device=cpu"]
         return run(folder, "train", "pictures", "--name=timed", *given, *flow, *options)
 
@@ -220,7 +223,7 @@ def test_a_time_budget_is_measured_once_and_a_resumed_run_keeps_its_steps(folder
     metrics = json.loads((folder / timed.metrics).read_text())
     assert metrics["bits_per_dim_importance"]["draws"] == 1, "of a brief evaluation"
     assert "a time budget of 0.1 minutes" in (folder / timed.report).read_text()
-    assert train("--set", "stage_1.training.steps=5").exit_code == 1
+    assert train("--params", "stage_1.training.steps=5").exit_code == 1
     (folder / "data/runs/timed.json").unlink()
 
 

@@ -85,7 +85,7 @@ def test_a_dry_run_shows_the_error_of_runs_with_missing_data(project):
 
 def test_invalid_parameters_are_reported_before_any_run(project):
     with project.session():
-        with pytest.raises(UserError, match=r"expected table-1, .* or all, got table-9"):
+        with pytest.raises(UserError, match=r"^TARGETS: expected .*table-1.* others, got table-9"):
             reproduce.plan(["table-9"], project.path)
         for name, seeds in (("method", 1), ("seed", 2)):
             with pytest.raises(

@@ -8,6 +8,8 @@ from types import ModuleType
 
 from click import ClickException
 
+MAX_NAMES = 10  # that a message lists
+
 
 def printable(text: str) -> str:
     """Escape invisible characters and bytes that are not UTF-8 in a file name, once."""
@@ -43,6 +45,20 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return the sentence " Did you mean ...?" with the closest known name, empty if none is."""
     close = difflib.get_close_matches(name, list(known), 1)
     return f" Did you mean {close[0]}?" if close else ""
+
+
+def list_names(names: Iterable[str], name: str = "") -> str:
+    """Join names for a message, of more than ten the ones most similar to a wrong name.
+
+    Example:
+        >>> list_names("abc"), list_names("abcdefghijkl", "l")[-14:]
+        ('a, b, c', ' or 2 others')
+    """
+    names = list(names)
+    shown = difflib.get_close_matches(name, names, MAX_NAMES, cutoff=0)
+    if len(names) <= MAX_NAMES:
+        return ", ".join(names)
+    return f"{', '.join(shown)} or {len(names) - len(shown)} others"
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, ValidationError, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
-from submanifold.common.errors import UserError, did_you_mean
+from submanifold.common.errors import UserError, did_you_mean, list_names
 
 
 class Settings(BaseModel):
@@ -63,13 +63,17 @@ def _explain(problem: Any, mapping: Any, where: str, known: Mapping[str, list[st
         case "extra_forbidden":
             names = known[last[0]]
             hint = did_you_mean(last[0], names)
-            return f"{name} is not a setting; known: {', '.join(names)}{hint and '.' + hint}"
+            return (
+                f"{name} is not a setting; known: {list_names(names, last[0])}{hint and '.' + hint}"
+            )
         case "missing":
             return f"{name} is missing"
         case "union_tag_invalid":
             tag = problem["ctx"]
             kind = tag["discriminator"].strip("'")
-            return f"{name}.{kind}={tag['tag']} is not known; known: {tag['expected_tags']}"
+            names = re.findall(r"'(.*?)'", tag["expected_tags"])
+            listed = list_names(names, tag["tag"])
+            return f"{name}.{kind}={tag['tag']} is not known; known: {listed}"
         case "value_error":  # its message begins with the name of a setting
             return f"{name}.{problem['ctx']['error']}".removeprefix(".")
     return f"{name}={problem['input']} cannot be used: {problem['msg']}"

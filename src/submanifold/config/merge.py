@@ -1,14 +1,55 @@
 """Entries of tables, and how settings are merged over each other."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from submanifold.common.errors import UserError, did_you_mean, unexpected
+from submanifold.common.errors import UserError, did_you_mean, list_names, printable, unexpected
 
 Tree = dict[str, Any]
 
-_ADD = "add an entry in conf/local/parameters.yml of a checkout"
-_REGISTER = {"type": "register a flow in flows/registry.py (see CONTRIBUTING.md)"}
+# A comma before a name and "=", and before an even number of quotes: outside of quoted text
+_SEPARATOR = re.compile(r""",(?=\s*[^\W\d][\w.-]*\s*=[^"]*(?:"[^"]*"[^"]*)*$)""")
+
+
+def parse_params(texts: Sequence[str]) -> Tree:
+    """Parse settings of the command line, such as ``data.channels=1,stage_1.flow.steps=[8,4,2]``.
+
+    Values are YAML. Unlike in Kedro they may contain commas.
+
+    Example:
+        >>> parse_params(["seed=1,data.drop=name, city,data.labels=[0,1]"])
+        {'seed': 1, 'data': {'drop': 'name, city', 'labels': [0, 1]}}
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    pairs = []
+    for item in (item for text in texts for item in _SEPARATOR.split(text.strip(" ,"))):
+        name, sign, value = item.partition("=")
+        if not sign or not all(part.strip() for part in name.split(".")):
+            raise UserError(f"--params: expected <setting>=<value>, got {printable(item)}.")
+        pairs.append(f"{name.strip()}={value}")
+    try:
+        settings: Any = OmegaConf.to_container(OmegaConf.from_dotlist(pairs))
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"--params: expected YAML values, got {printable(str(error))}.") from error
+    return settings
+
+
+def find_data(setting: str, name: str, datasets: Mapping[str, Any]) -> Path | str:
+    """Return an existing path, or else the name of a dataset."""
+    path = Path(name).expanduser()
+    if name and path.exists():
+        return path
+    if name in datasets:
+        return name
+    known = [*datasets, *(file.name for file in Path.cwd().iterdir())]
+    expected = "an existing folder or zip of images, a table, or a dataset such as photos or mnist"
+    hint = did_you_mean(name.rstrip("/"), known)
+    raise unexpected(setting, expected, printable(name), hint=hint)
 
 
 def group(name: str, value: Any) -> Tree:
@@ -23,10 +64,8 @@ def entry(table: Mapping[str, Any], name: Any, what: str) -> Tree:
     """Return a copy of a table's entry; raise a :class:`.UserError` if there is none."""
     if name not in list(table):
         hint = did_you_mean(str(name), table)
-        raise UserError(
-            f"{what}: expected one of {', '.join(table)}, got {name}.{hint} Change it with "
-            f"--params={what}=<name>, or {_REGISTER.get(what.rpartition('.')[2], _ADD)}."
-        )
+        expected = f"one of {list_names(table, str(name))}"
+        raise unexpected(what, expected, name, f"Change it with --params={what}=<name>", hint)
     where = f"{what}={name}"
     selected = {"phases": None, **group(where, table[name])}
     groups = {key: group(f"{where}: {key}", value) for key, value in selected.items()

@@ -8,9 +8,15 @@ from typing import Any
 
 import yaml
 
-from submanifold.common.errors import UserError, did_you_mean, error_prefix, unexpected
+from submanifold.common.errors import (
+    UserError,
+    did_you_mean,
+    error_prefix,
+    list_names,
+    unexpected,
+)
 from submanifold.common.settings import read_settings
-from submanifold.config.merge import Tree, add_rotations, entry, group, merge
+from submanifold.config.merge import Tree, add_rotations, entry, find_data, group, merge
 from submanifold.config.project import PACKAGED_CONF
 from submanifold.config.schema import Choices, EvaluationSettings, Experiment, TimeBudget, flatten
 from submanifold.config.validate import validate
@@ -74,10 +80,8 @@ def resolve(parameters: Mapping[str, Any], raw_folder: Path | None = None) -> Ex
     if unknown := [str(name) for name in user if name not in Choices.model_fields]:
         known = [*dict.fromkeys([*Choices.model_fields, *GROUPS, "stage_<n>", *phases])]
         hint = did_you_mean(unknown[0], known)
-        raise UserError(
-            f"{', '.join(unknown)}: expected one of {', '.join(known)}.{hint} Change it in conf/, "
-            "or with --params=<name>=<value>."
-        )
+        expected = f"one of {list_names(known, unknown[0])}"
+        raise UserError(f"{', '.join(unknown)}: expected {expected}.{hint}")
     choices = read_settings(Choices, user, "")
     of_stages = tuple(read_settings(StageSettings, stages[name], name) for name in stages)
     model = {"stages": of_stages, "charts": choices.charts or method.get("charts", 1)}
@@ -156,7 +160,7 @@ def _stages(
     names = [*dict.fromkeys(name for name in (*method, *user) if name.startswith("stage_"))]
     ordered = [f"stage_{n}" for n in range(1, len(names) + 1)]
     if set(names) != set(ordered):
-        fix = "Change them on the command line or in conf/"
+        fix = "Add the missing ones, or omit the others"
         got = ", ".join(sorted(names))
         raise unexpected("stage_<n>", "numbers from 1 without a gap", got, fix)
     stages, phase_defaults = {}, []
@@ -265,7 +269,7 @@ def _stage_numbers(stages: Any, count: int, name: str) -> list[int]:
     if not is_list or not numbers or numbers != everything[numbers[0] - 1 : numbers[-1]]:
         expected = ("the number of a stage, a list of consecutive numbers such as [1, 2], or all, "
                     f"among stages 1 to {count}")  # fmt: skip
-        fix = f"Change it in conf/, or with --params={name}.stages=<number>"
+        fix = f"Change it with --params={name}.stages=<number>"
         raise unexpected(f"{name}.stages", expected, stages, fix)
     return numbers
 
@@ -274,9 +278,8 @@ def _ood(datasets: Tree, user: Tree, data: DataSettings) -> ImageSettings | Tabl
     """Return the source of out-of-distribution images or rows, prepared like the model's data."""
     if (chosen := user.get("ood")) is None:
         return None
-    is_path = Path(str(chosen)).expanduser().exists()
     if isinstance(data, TableSettings):
-        if not is_path:
+        if not Path(str(chosen)).expanduser().exists():
             expected = "the path of a table with the columns of the model's"
             raise unexpected("ood", expected, chosen, "Change it with --params=ood=<path>")
         return read_settings(TableSettings, {"path": str(chosen)}, "ood")
@@ -289,11 +292,9 @@ def _ood(datasets: Tree, user: Tree, data: DataSettings) -> ImageSettings | Tabl
                    "images with other labels are then out of distribution")  # fmt: skip
             raise unexpected("ood", "another dataset than the model's", chosen, fix)
         return data.model_copy(update={"labels": None, "other_labels": data.labels})
-    if chosen not in datasets and not is_path:
-        expected = f"a dataset ({', '.join(datasets)}), a folder or a zip of images"
-        raise unexpected("ood", expected, chosen, "Change it with --params=ood=<name or path>")
+    path = find_data("ood", str(chosen), datasets)
     source = {"source": "folder", "path": str(chosen)}
-    source = _data_entry(datasets[chosen]) if chosen in datasets else source
+    source = _data_entry(datasets[path]) if isinstance(path, str) else source
     if source["source"] in MANIFOLDS:
         raise UserError(f"ood: expected images, got the points {chosen}. Choose images.")
     form = {"size": data.size, "channels": data.channels}

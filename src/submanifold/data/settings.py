@@ -175,7 +175,7 @@ def read_data_settings(mapping: Mapping[str, Any], name: str = "data") -> DataSe
     kinds: dict[str, type[DataSettings]] = dict.fromkeys(SOURCES, ImageSettings)
     kinds |= dict.fromkeys(MANIFOLDS, SyntheticSettings) | dict.fromkeys(TABLES, TableSettings)
     if source not in kinds:
-        fix = "Change it in conf/base/parameters_datasets.yml, or with --params=dataset=<name>"
+        fix = "Change it with --params=dataset=<name>"
         hint = did_you_mean(str(source), kinds)
         raise unexpected("data.source", "the name of a source", source, fix, hint)
     return read_settings(kinds[source], mapping, name)

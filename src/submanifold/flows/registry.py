@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_type_hints
 
 from pydantic import Field, create_model
 
-from submanifold.common.errors import UserError, unexpected
+from submanifold.common.errors import UserError, list_names, unexpected
 from submanifold.common.settings import Settings
 from submanifold.flows.autoencoder import Autoencoder
 from submanifold.flows.bijection import Flow, Injection
@@ -83,7 +83,7 @@ def build_flow(
     name, context = arguments.pop("type", None), arguments.pop("context", None)
     if not isinstance(name, str) or name not in FLOWS:
         fix = f"Register a flow of yours first: submanifold.flows.FLOWS[{name!r}] = ..."
-        raise unexpected("type", f"one of {', '.join(FLOWS)}", name, fix)
+        raise unexpected("type", f"one of {list_names(FLOWS, str(name))}", name, fix)
     if event_shape is not None:
         first = event_shape[0] if FLOWS[name].axes == (1,) else list(event_shape)
         arguments |= zip(_leading(name), (first, dim), strict=False)

@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import click
 
 from submanifold.common.errors import UserError, unexpected
 from submanifold.common.files import read_json
+from submanifold.config.merge import parse_params
 from submanifold.config.project import project_folder, set_kedro_defaults
 from submanifold.inference.command import id_option, model_argument, out_option
 from submanifold.inference.outputs import check_output, output
@@ -24,7 +26,25 @@ from submanifold.inference.records import (
     records_folder,
 )
 
+HELP = ("Any settings, such as stage_1.dim=300,density.training.steps=200; a list is "
+        "[8,4,2].")  # fmt: skip
 FIGURES = ("bits_per_dim", "nll", "projection_mse", "encoder_mse", "nearest_mse")  # of a run
+
+
+class ParamsOption(click.Option):
+    """``--params`` as in ``kedro run``, but repeatable and with commas in values."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        options |= {"multiple": True, "metavar": "NAME=VALUE,...", "help": HELP}
+        super().__init__(*args, callback=self._parse, **options)
+
+    def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
+        """Keep the settings of a file (``kedro run --config``)."""
+        return value if isinstance(value, Mapping) else super().type_cast_value(ctx, value)
+
+    @staticmethod
+    def _parse(ctx: click.Context, param: click.Parameter, value: Any) -> Mapping[str, Any]:
+        return value if isinstance(value, Mapping) else parse_params(value)
 
 
 @click.command()
@@ -41,11 +61,10 @@ FIGURES = ("bits_per_dim", "nll", "projection_mse", "encoder_mse", "nearest_mse"
 @click.option("--seed", type=int, help="Seed of the training.  [default: 0]")
 @click.option("--device", help="auto, cpu, cuda or cuda:<n>.  [default: auto]")
 @click.option("--again", is_flag=True, help="Give the name to this run, whatever run has it.")
-@click.option("--set", "--params", "settings", multiple=True, metavar="SETTING=VALUE",
-              help="Any other setting, such as stage_1.flow.width=128; repeatable.")  # fmt: skip
+@click.option("--params", cls=ParamsOption)
 def train(
     data: str, dim: int | None, size: int | None, minutes: float | None,
-    identifier: str | None, again: bool, settings: tuple[str, ...], **options: Any,
+    identifier: str | None, again: bool, params: dict[str, Any], **options: Any,
 ) -> None:  # fmt: skip
     """Train a model on DATA: a folder or zip of images, a table, or a dataset such as mnist.
 
@@ -62,7 +81,7 @@ def train(
         Path(project, FOLDER, f"{options['name']}.json").unlink(missing_ok=True)
     options |= {"data.size": size, "training.minutes": minutes, "data.id": identifier}
     try:
-        record = select(project, data, options, dim, settings)
+        record = select(project, data, options, dim, params)
     except UserError as error:
         raise _with_command(error) from error
     from submanifold.runs.runner import run_pipeline  # imports MLflow
@@ -199,12 +218,16 @@ def info(model: str, is_audited: bool) -> None:
 def _with_command(error: UserError) -> UserError:
     if not (settings := getattr(error.__cause__, "settings", None)):
         return error
-    options = []
+    options, params = [], []
     for name, value in settings.items():
         if not isinstance(value, str):  # as text, unless YAML or the separator changes it
             is_simple = all(re.fullmatch(r"[^\W\d][\w .-]*", column) for column in value)
             value = ",".join(value) if is_simple and len(value) > 1 else json.dumps(value)
-        options += [f"--id={value}"] if name == "id" else ["--set", f"data.{name}={value}"]
+        if name == "id":
+            options.append(f"--id={value}")
+        else:
+            params.append(f"data.{name}={value}")
+    options += [f"--params={','.join(params)}"] if params else []
     command = shlex.join(["submanifold", *sys.argv[1:], *options])
     text = error.message.rpartition(", or set ")[0]
     return UserError(f"{text}, or run: {command}")

@@ -191,8 +191,8 @@ def required(loader: ExperimentConfigLoader, errors: Any = Exception) -> Iterato
         raise
     except errors as error:
         address, reason = failure(str(loader["mlflow"]["server"]["mlflow_tracking_uri"]), error)
-        fix = ("Start its server, free its database or its disk, or change MLFLOW_TRACKING_URI or "
-               "server.mlflow_tracking_uri in conf/base/mlflow.yml")  # fmt: skip
+        fix = ("Start its server, free its database or its disk, or change "
+               "MLFLOW_TRACKING_URI")  # fmt: skip
         expected = "a tracking URI that can be used"
         raise unexpected("mlflow.yml", expected, f"{address} ({reason})", fix) from None
 

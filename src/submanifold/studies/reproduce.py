@@ -6,7 +6,7 @@ from pathlib import Path
 
 import mlflow
 
-from submanifold.common.errors import UserError, did_you_mean, unexpected
+from submanifold.common.errors import did_you_mean, list_names, unexpected
 from submanifold.config.loader import load_configuration
 from submanifold.config.project import conf_source
 from submanifold.config.schema import nest
@@ -33,10 +33,9 @@ def plan(
     all experiments by names with dots, such as ``data.path``.
     """
     if unknown := [name for name in names if name not in (*TARGETS, *GROUPS)]:
-        raise UserError(
-            f"TARGETS: expected {', '.join(TARGETS)}, paper or all, got {', '.join(unknown)}."
-            f"{did_you_mean(unknown[0], TARGETS)}"
-        )
+        expected = list_names([*GROUPS, *TARGETS], unknown[0])
+        hint = did_you_mean(unknown[0], TARGETS)
+        raise unexpected("TARGETS", expected, ", ".join(unknown), hint=hint)
     chosen = {target for name in names for target in GROUPS.get(name, [name])}
     changed = dict(params or {})
     for target in chosen:
