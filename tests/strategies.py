@@ -39,7 +39,7 @@ def perturb(module, scale=0.2):
     """Move every weight from its start, by little enough to keep all maps well conditioned."""
     with torch.no_grad():
         for p in module.parameters():
-            p.add_(scale / max(1, p[0].numel()) ** 0.5 * torch.randn_like(p))
+            p.add_(scale / max(1, p[:1].numel()) ** 0.5 * torch.randn_like(p))
     return module
 
 

@@ -25,7 +25,12 @@ COMMAND = re.compile(
     re.MULTILINE,
 )
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
-EXAMPLES = {"flows/sinh_arcsinh.py", "losses/sparsity.py", "data/sources/array.py"}
+EXAMPLES = {
+    "flows/sinh_arcsinh.py",
+    "flows/interleaved.py",
+    "losses/sparsity.py",
+    "data/sources/array.py",
+}
 """Files that readers of docs/how-to/extend.md write."""
 
 
@@ -49,7 +54,7 @@ def test_code_that_pages_name():
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")]
     written = {("extend.md", path) for path in EXAMPLES}
     written.add(("add-a-node.md", "src/submanifold/pipelines/sharpness.py"))
-    assert missing(pages, CODE, ROOT, ROOT / "src/submanifold") == written
+    assert missing(pages, CODE, ROOT, ROOT / "src/submanifold") <= written
 
 
 @pytest.mark.parametrize("name", [*METRICS, *SCORES, *LINEAR, COMBINATION, LINEAR_COMBINATION])
