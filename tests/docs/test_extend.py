@@ -110,3 +110,6 @@ def test_commands_run(checkout, text):
         arguments[-1] = arguments[-1].replace("training.minutes=1", "training.batch_size=8")
         arguments[-1] += "".join(f",{more}" for name, more in SMALL.items() if name in text)
     run(checkout, program, *arguments)
+    if "--pipeline=ood" in text:
+        (page,) = (checkout / "data/08_reporting").glob("*/ood.html")
+        assert "largest_v" in page.read_text()
