@@ -1,4 +1,4 @@
-"""docs/how-to/extend.md: its files, written into a checkout, pass the contracts and train."""
+"""The files of two pages, written into a checkout, pass the contracts and train."""
 
 import os
 import re
@@ -16,7 +16,8 @@ from PIL import Image
 pytestmark = pytest.mark.docs
 
 ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "docs/how-to/extend.md").read_text()
+PAGES = ("docs/how-to/extend.md", "docs/how-to/add-a-node.md")
+TEXT = "\n".join((ROOT / page).read_text() for page in PAGES)
 FILE = re.compile(r"`([\w/]+\.py)`:\n\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BLOCK = re.compile(r"^```(python|yaml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^    ((?:pytest|kedro run) .*?)(?:  #.*)?$", re.MULTILINE)
@@ -50,7 +51,7 @@ def checkout(tmp_path_factory):
         copy(ROOT / part, folder / part)
     package, local = folder / "src/submanifold", folder / "conf/local"
     for path, code in FILE.findall(TEXT):
-        (package / path).write_text(code)
+        (package / path.removeprefix("src/submanifold/")).write_text(code)
     for registry, mark, entry in (
         ("flows/registry.py", "^FLOWS", '"sinh": SinhFlow'),
         ("flows/registry.py", "^FLOWS", '"interleaved": InterleavedFlow'),
@@ -77,12 +78,16 @@ def checkout(tmp_path_factory):
     insert(folder / "tests/data/test_sources.py", "^    match name:", block('case "array"'))
     (package / "evaluation/metrics.yml").open("a").write(block("median_error"))
     (folder / "docs/concepts/metrics.md").open("a").write("`median_error` `largest_v`")
+    registry = package / "pipeline_registry.py"
+    insert(registry, "^    return {", block('"sharpness"'))
+    insert(registry, "^from submanifold.config", "from submanifold.pipelines import sharpness\n")
     shutil.rmtree(local)
     local.mkdir()
     small = yaml.safe_load((ROOT / "conf/test/parameters.yml").read_text())
     del small["method"]
     for name in ("methods", "datasets"):
         small[name] |= yaml.safe_load(block(f"{name}:"))[name]
+    (local / "catalog.yml").write_text(block("sharpness:"))
     (local / "parameters.yml").write_text(yaml.safe_dump(small, sort_keys=False))
     rng = np.random.default_rng(0)
     np.save(folder / "pictures.npy", rng.integers(0, 256, (300, 40, 40, 3), np.uint8))

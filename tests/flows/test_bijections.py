@@ -282,7 +282,7 @@ def test_settings_build_the_flow(name, data):
 
 
 @pytest.mark.parametrize(("config", "message"), [
-    ({"type": "nice"}, "expected one of glow"),
+    ({"type": "nice"}, "expected one of .* others, got nice"),
     ({"type": "affine", "dim": 0}, "for events of shape"),
     ({"type": "affine", "dim": 2, "width": 3}, "width"),
     ({"type": "zuko", "dim": 3, "name": "MAF", "bins": 4}, "bins: expected null with name=MAF"),
