@@ -20,7 +20,7 @@ PAGES = ("docs/how-to/extend.md", "docs/how-to/add-a-node.md")
 TEXT = "\n".join((ROOT / page).read_text() for page in PAGES)
 FILE = re.compile(r"`([\w/]+\.py)`:\n\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BLOCK = re.compile(r"^```(python|yaml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-COMMAND = re.compile(r"^    ((?:pytest|kedro run) .*?)(?:  #.*)?$", re.MULTILINE)
+COMMAND = re.compile(r"^    ((?:pytest|kedro run) .*?)(?: +#.*)?$", re.MULTILINE)
 PARTS = (".telemetry", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "README.md",
          "benchmarks", "conf", "conftest.py", "docs", "examples", "notebooks", "pyproject.toml",
          "src", "tests")  # fmt: skip
