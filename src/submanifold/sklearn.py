@@ -159,7 +159,9 @@ class ManifoldFlow(
         valid, shape = events[held_out], events.shape[1:]
         model_settings, phases = self._method(shape, len(train), device, preprocessor is not None)
         with hidden_progress(not self.verbose), TemporaryDirectory() as folder:
-            model = train_phases(phases, model_settings, events[train], valid, seed, device, folder)
+            model = train_phases(
+                phases, model_settings, events[train], valid, seed, device, folder, preprocessor
+            )
             if preprocessor is None:
                 form = {"channels": rows.shape[1], "size": rows.shape[2]}
                 model.data = ImageSettings.model_validate(form).facts
@@ -313,8 +315,9 @@ class ManifoldFlow(
             if hasattr(self, "feature_names_in_"):
                 del self.feature_names_in_
             return images
-        if not reset and self.preprocessor_ is None:
-            return X  # images, which the predictor checks
+        known = None if reset else self.preprocessor_
+        if not reset and (known is None or (known.categories and isinstance(X, pd.DataFrame))):
+            return X  # images, or rows for a pipeline's model, which the predictor checks
         if isinstance(X, pd.DataFrame):  # whose columns the preprocessor checks
             return validate_data(self, X, reset=reset, skip_check_array=True)
         return validate_data(self, X, reset=reset, ensure_all_finite="allow-nan",

@@ -1,14 +1,17 @@
 """Batches and dequantization."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from calibrated import table_rows
 from submanifold.common.errors import UserError
 from submanifold.data.arrays import load_npy, save_context, with_context
 from submanifold.data.batches import Batches, dequantize, quantize
+from submanifold.data.tables import Preprocessor
 
 EVERY_BYTE = torch.arange(256, dtype=torch.uint8).repeat(400, 1)
 
@@ -68,6 +71,23 @@ def test_a_batch_seeds_the_generator_of_its_caller():
     assert torch.equal(torch.rand(3, generator=generator), drawn)
     of_rows = [torch.rand(1, generator=generator) for _ in batches.in_order(generator)]
     assert len(torch.cat(of_rows).unique()) == 4
+
+
+def test_rows_of_tables_are_dequantized_again_in_each_step():
+    frame = table_rows(50, 0).mask(np.arange(50)[:, None] % [5, 3, 7, 11] == 1)
+    preprocessor = Preprocessor.fit(frame)
+    x = preprocessor.transform(frame)
+    batches = Batches(x, 50, seed=3, redraw=preprocessor.redraw)
+    first, again, second = (batches.at(step)[0].numpy() for step in (4, 4, 5))
+    np.testing.assert_array_equal(first, again)
+    rows = [preprocessor.inverse_transform(part).astype(str) for part in (x, first, second)]
+    rows = [part.sort_values([*part]).reset_index(drop=True) for part in rows]
+    for part in rows[1:]:
+        pd.testing.assert_frame_equal(part, rows[0])
+    for column in preprocessor.varying:
+        if column.step is not None or column.missing == "noise":
+            j = preprocessor.varying.index(column)
+            assert not np.isin(second[:, j], first[:, j]).all(), column.feature
 
 
 def test_iteration_is_in_order_with_the_same_noise_each_time():

@@ -81,7 +81,8 @@ def test_the_report_is_in_the_units_of_the_table(run):
     for part in ("nats per row, the negative log-density in the units of the table; Gaussian:",
                  "of the variance is explained by", "Smallest d whose encoder projections explain",
                  "Training rows have", "320 training, 40 validation and 40 test rows",
-                 "Most anomalous rows", "e quantized", "city categorical Rome, Bern",
+                 "Most anomalous rows", "with noise over the step",
+                 "2 categories: Rome, Bern as categories data.columns.city=ignore",
                  "submanifold score", "new.csv --alpha=5%"):  # fmt: skip
         assert part in text, part
     assert not re.search(r"\b(images?|pictures?)\b", text.lower())

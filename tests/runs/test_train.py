@@ -2,7 +2,7 @@
 
 import json
 import os
-import shlex
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -158,7 +158,7 @@ def mistakes(folder):
             "training.minutes: expected no steps with it, got density.training.steps",
         ),
         "params": ((*train, "--params", "seed"), "expected <setting>=<value>, got seed"),
-        "text": (("train", "text.csv"), "or run: submanifold train text.csv --params=data.categ"),
+        "strict": (("train", "text.csv", "--strict"), "got 2 categories: x, y in b. Correct them"),
         "command": (("trian", "pictures"), "Did you mean 'train'?"),
     }
 
@@ -176,23 +176,30 @@ def test_a_mistake_ends_in_one_line_before_anything_is_computed(trained, folder,
     assert [each.name for each in read_records(folder)] == ["first"]
 
 
-def test_the_command_in_the_message_of_a_table_trains(folder, monkeypatch, caplog):
+def test_a_raw_table_trains_by_one_command(folder, caplog):
+    caplog.set_level("INFO")
     rng, count = np.random.default_rng(0), 200
     table = pd.DataFrame({"user id": range(count), "age": rng.normal(40, 9, count), "note": "x",
                           "city": rng.choice(["Bern", "Rome"], count), "b": rng.normal(size=count),
                           "day": pd.date_range("2020", periods=count)})  # fmt: skip
     table["no"], table["1"] = table["user id"], [f"{number}, or so" for number in range(count)]
-    table.loc[[3, 9], ["age", "city"]] = None
+    table["income"] = [f"{value:,}" for value in rng.integers(10_000, 99_000, count)]
+    table["months"] = table["age"] * 12
+    table.loc[[3, 9], ["age", "months", "city"]] = None
     table.to_csv(folder / "messy.csv", index=False)
     steps = (f"--params={phase}.training.steps=2" for phase in ("density", "reconstruction"))
-    options = ["train", "messy.csv", "--name=messy", "--params=evaluation.samples=9", *steps]
-    monkeypatch.setattr("sys.argv", ["submanifold", *options])
-    command = run(folder, *options).output.rstrip().rpartition("or run: submanifold ")[2]
-    assert run(folder, *shlex.split(command)).exit_code == 0
+    options = ["train", "messy.csv", "--name=messy", "--id=user id", *steps]
+    assert run(folder, *options, "--params=evaluation.samples=9").exit_code == 0
+    assert re.search(
+        r"months +a multiple of age +not used +data.columns.months=number", caplog.text
+    )
     assert run(folder, "score", "messy", "messy.csv").exit_code == 0
     assert pd.read_csv(folder / "scores.csv")["user id"].tolist() == [*range(count)]
     assert "unknown to the model" not in caplog.text
-    (folder / "data/runs/messy.json").unlink()
+    record = folder / "data/runs/messy.json"
+    report = (folder / json.loads(record.read_text())["report"]).read_text()
+    assert "text of 200 different values" in report
+    record.unlink()
 
 
 def test_a_time_budget_is_measured_once_and_a_resumed_run_keeps_its_steps(folder, monkeypatch):

@@ -130,9 +130,9 @@ def test_all_phases_train_on_training_data_and_validate_on_validation_data(tmp_p
     with checked_splits() as checked, pytest.MonkeyPatch.context() as patch:
         train = module.train_phase
 
-        def recorded(phase, model, before, train_rows, valid_rows, *rest):
+        def recorded(phase, model, before, train_rows, valid_rows, *rest, **options):
             sizes.append((len(train_rows), len(valid_rows)))
-            return train(phase, model, before, train_rows, valid_rows, *rest)
+            return train(phase, model, before, train_rows, valid_rows, *rest, **options)
 
         patch.setattr(module, "train_phase", recorded)
         train_phases(

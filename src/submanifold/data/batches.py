@@ -1,7 +1,7 @@
 """Reproducible batches of images or vectors, and dequantization."""
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ DEVICE_BYTES = 4 * 2**30
 
 Batch = tuple[Tensor, Tensor | None]
 """Events (batch, ...), and the context of each; None if the array has none."""
+Redraw = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 
 class Batches:
@@ -29,6 +30,8 @@ class Batches:
         batch_size: Items in a batch, at most N.
         seed: Seed of the order and of the noise.
         device: Device of the batches. Arrays up to 4 GiB are copied to it once.
+        redraw: Replaces vectors by others with the same meaning and other noise, which a salt
+            determines (:meth:`.Preprocessor.redraw`); by default vectors stay as they are.
 
     Example:
         >>> batches = Batches(np.zeros((10, 3), np.float32), batch_size=4)
@@ -37,12 +40,13 @@ class Batches:
     """
 
     def __init__(
-        self, array: np.ndarray, batch_size: int, seed: int = 0, device: str | torch.device = "cpu"
-    ):
+        self, array: np.ndarray, batch_size: int, seed: int = 0,
+        device: str | torch.device = "cpu", redraw: Redraw | None = None,
+    ):  # fmt: skip
         if not len(array):
             raise unexpected("array", "at least one row", "none")
         self.device = torch.device(device)
-        self.seed = seed
+        self.seed, self.redraw = seed, redraw
         self.batch_size = min(batch_size, len(array))
         self.steps_per_epoch = len(array) // self.batch_size
         self.rows = torch.from_numpy(array)
@@ -97,7 +101,12 @@ class Batches:
         if rows.device != self.device:
             rows = rows.pin_memory().to(self.device, non_blocking=True)
         generator.manual_seed(_mix(self.seed, salt))
-        return rows if self.is_continuous else dequantize(rows, generator)
+        if not self.is_continuous:
+            return dequantize(rows, generator)
+        if self.redraw is None:
+            return rows
+        drawn, _ = self.redraw(rows.cpu().numpy(), _mix(self.seed, salt))
+        return torch.from_numpy(drawn).to(self.device)
 
 
 def dequantize(pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:

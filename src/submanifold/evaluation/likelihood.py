@@ -98,7 +98,7 @@ def redraw(table: Preprocessor, x: Tensor) -> Draws | None:
 
     None if no column is dequantized.
     """
-    if all(column.step is None for column in table.varying):
+    if not table.has_noise:
         return None
     rows = x.detach().cpu().numpy()
     draws = zip(*(table.redraw(rows, -1 - number) for number in range(ROW_DRAWS)), strict=True)

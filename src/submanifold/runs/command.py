@@ -1,16 +1,13 @@
 """Commands ``train``, ``runs``, ``compare`` and ``info``, of one experiment or of all runs."""
 
 import json
-import re
-import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from submanifold.common.errors import UserError, unexpected
+from submanifold.common.errors import unexpected
 from submanifold.common.files import read_json
 from submanifold.config.merge import parse_params
 from submanifold.config.project import project_folder, set_kedro_defaults
@@ -60,11 +57,12 @@ class ParamsOption(click.Option):
 @click.option("--name", help="Name of the run.  [default: date and method]")
 @click.option("--seed", type=int, help="Seed of the training.  [default: 0]")
 @click.option("--device", help="auto, cpu, cuda or cuda:<n>.  [default: auto]")
+@click.option("--strict", is_flag=True, help="Refuse a table with columns that are no numbers.")
 @click.option("--again", is_flag=True, help="Give the name to this run, whatever run has it.")
 @click.option("--params", cls=ParamsOption)
 def train(
     data: str, dim: int | None, size: int | None, minutes: float | None,
-    identifier: str | None, again: bool, params: dict[str, Any], **options: Any,
+    identifier: str | None, strict: bool, again: bool, params: dict[str, Any], **options: Any,
 ) -> None:  # fmt: skip
     """Train a model on DATA: a folder or zip of images, a table, or a dataset such as mnist.
 
@@ -80,10 +78,8 @@ def train(
     if again and options["name"]:
         Path(project, FOLDER, f"{options['name']}.json").unlink(missing_ok=True)
     options |= {"data.size": size, "training.minutes": minutes, "data.id": identifier}
-    try:
-        record = select(project, data, options, dim, params)
-    except UserError as error:
-        raise _with_command(error) from error
+    options |= {"data.strict": True} if strict else {}
+    record = select(project, data, options, dim, params)
     from submanifold.runs.runner import run_pipeline  # imports MLflow
 
     run_pipeline(project, "hierarchical", record.params)
@@ -213,24 +209,6 @@ def info(model: str, is_audited: bool) -> None:
     if held_out is None:
         source, x = "Samples on the manifold", loaded.sample(EVENTS, context=rows)
     click.echo(f"{source}{condition}\n{audit(loaded, x, held_out, context)}")
-
-
-def _with_command(error: UserError) -> UserError:
-    if not (settings := getattr(error.__cause__, "settings", None)):
-        return error
-    options, params = [], []
-    for name, value in settings.items():
-        if not isinstance(value, str):  # as text, unless YAML or the separator changes it
-            is_simple = all(re.fullmatch(r"[^\W\d][\w .-]*", column) for column in value)
-            value = ",".join(value) if is_simple and len(value) > 1 else json.dumps(value)
-        if name == "id":
-            options.append(f"--id={value}")
-        else:
-            params.append(f"data.{name}={value}")
-    options += [f"--params={','.join(params)}"] if params else []
-    command = shlex.join(["submanifold", *sys.argv[1:], *options])
-    text = error.message.rpartition(", or set ")[0]
-    return UserError(f"{text}, or run: {command}")
 
 
 def _row(record: RunRecord, project: Path) -> dict[str, str]:

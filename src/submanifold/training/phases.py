@@ -19,6 +19,7 @@ from submanifold.common.files import locked
 from submanifold.common.progress import track
 from submanifold.data.arrays import context_of_array, with_context
 from submanifold.data.batches import Batches
+from submanifold.data.tables import Preprocessor
 from submanifold.losses import InputNoise, Loss
 from submanifold.models import Hierarchy, Model, ModelSettings
 from submanifold.models.settings import ContextSizes
@@ -59,7 +60,7 @@ AnyPhaseSettings: TypeAlias = PhaseSettings | RotationSettings
 def train_phase(
     phase: PhaseSettings, model: ModelSettings, before: Model | None, train: np.ndarray,
     valid: np.ndarray, seed: int, device: torch.device, folder: str | Path, name: str,
-    on_log: Log | None = None,
+    on_log: Log | None = None, table: Preprocessor | None = None,
 ) -> tuple[Model, dict[str, Any]]:  # fmt: skip
     """Train the stages of one phase, or resume the training in the same folder (:func:`.fit`).
 
@@ -67,7 +68,8 @@ def train_phase(
     first one are frozen. ``train`` and ``valid`` are the input of its first stage: images, or u of
     the stages before it. If they have a context (:class:`.ConditionalArray`), the model is
     conditional on it. The seed is that of new weights, of the order of batches and of their noise.
-    ``on_log`` is called with the name, and as in :func:`.fit`.
+    ``on_log`` is called with the name, and as in :func:`.fit`. Each batch of rows of a ``table`` is
+    dequantized again, as images are.
 
     Returns the model with all stages trained so far, on the CPU, with a summary of each phase in
     its notes; and the history of :func:`.fit` with ``stages`` and the names of ``terms``.
@@ -80,7 +82,8 @@ def train_phase(
     limited = model.limited(len(train))
     warned = _warn_of_few(phase, model, limited, before, len(train))
     # stages that are trained again see other noise
-    batches = Batches(train, settings.batch_size, seed + 2**32 * len(done), device)
+    redraw = table.redraw if table and table.has_noise and phase.stages[0] == 1 else None
+    batches = Batches(train, settings.batch_size, seed + 2**32 * len(done), device, redraw)
     validation = Batches(valid[: settings.validation_rows], settings.batch_size, seed, device)
     count = distributed.shards(settings.grad_accumulation_steps)[0].count
     if phase.likelihood.trim and count > 1:
@@ -138,6 +141,7 @@ def rotate_phase(
 def train_phases(
     phases: Mapping[str, AnyPhaseSettings], model: ModelSettings, train: np.ndarray,
     valid: np.ndarray, seed: int, device: torch.device, folder: str | Path,
+    table: Preprocessor | None = None,
 ) -> Model:  # fmt: skip
     """Train a model in phases, as the pipelines do, in one process (Alg. 2).
 
@@ -153,7 +157,7 @@ def train_phases(
         if isinstance(phase, RotationSettings):
             trained, _ = rotate_phase(phase, trained, rows, *place)
         else:
-            trained, _ = train_phase(phase, model, trained, rows, held_out, *place)
+            trained, _ = train_phase(phase, model, trained, rows, held_out, *place, table=table)
     return trained
 
 

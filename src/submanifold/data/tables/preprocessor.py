@@ -108,6 +108,11 @@ class Preprocessor:
         """Names of the model's coordinates, (D,)."""
         return tuple(column.feature for column in self.varying)
 
+    @cached_property
+    def has_noise(self) -> bool:
+        """Whether rows are dequantized: a column is quantized or has categories or a flag."""
+        return any(column.step is not None for column in self.varying)
+
     @property
     def description(self) -> pd.DataFrame:
         """What was found and is done for each column, see :func:`.describe_columns`."""

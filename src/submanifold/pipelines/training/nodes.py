@@ -11,6 +11,7 @@ import numpy as np
 
 from submanifold.common.device import choose_device
 from submanifold.config.schema import EvaluationSettings
+from submanifold.data.settings import TableSettings
 from submanifold.data.splits import Groups, groups_of
 from submanifold.evaluation.calibration import calibrate
 from submanifold.evaluation.gaussian import Gaussian
@@ -96,13 +97,14 @@ def encode(
 
 def train(
     train: np.ndarray, valid: np.ndarray, before: Any, schedule: dict[str, Any], folder: str,
-    name: str, phase: PhaseSettings, model: ModelSettings, seed: int, device: str,
+    name: str, phase: PhaseSettings, model: ModelSettings, data: Any, seed: int, device: str,
 ) -> tuple[Model, dict[str, Any]]:  # fmt: skip
     """Train the stages of a phase; see :func:`.train_phase`."""
     phase = with_steps(phase, schedule["steps"][name])
     trained, history = train_phase(
         phase, model, before, train, valid, seed, choose_device(device), folder, name,
         log_callback(schedule["first"][name], phase.stages[0]),
+        data.read().inputs if isinstance(data, TableSettings) else None,
     )  # fmt: skip
     return trained, {**history, "minutes": schedule["minutes"]}
 

@@ -11,7 +11,7 @@ def train(name: str) -> Node:
     return Node(
         nodes.train,
         inputs=["train", "valid", "before", "schedule", "params:folder", "params:name",
-                "params:settings", "params:model", "params:seed", "params:device"],
+                "params:settings", "params:model", "params:data", "params:seed", "params:device"],
         outputs=["model", "history"],
         name=f"train_{name}",
         tags="distributed",
@@ -87,6 +87,6 @@ def create_pipeline(experiment: Experiment) -> Pipeline:
 
 def phase(name: str, node: Node, inputs: dict[str, str]) -> Pipeline:
     """Put a node of a phase in its namespace."""
-    shared = {f"params:{parameter}" for parameter in ("model", "seed", "device")}
+    shared = {f"params:{parameter}" for parameter in ("model", "data", "seed", "device")}
     of_all = {parameter: parameter for parameter in shared if parameter in node.inputs}
     return Pipeline([node], namespace=name, inputs=inputs, parameters=of_all)
