@@ -14,6 +14,7 @@ from calibrated import table_rows as rows
 from commands import run, succeed
 from submanifold import Predictor
 from submanifold.data.tables import Preprocessor
+from submanifold.evaluation.attribution import column_quantiles, explain
 from submanifold.flows import Glow, RealNVP
 from submanifold.inference.training_events import training_hashes
 from submanifold.models import Hierarchy, Model, Stage
@@ -99,6 +100,42 @@ def test_a_column_of_identifiers_is_the_first_of_the_scores(model, model_file, t
     for command in ("score", "encode"):
         succeed(command, tmp_path / "m", tmp_path / "t.csv", "--out", tmp_path / "again.csv")
         assert pd.read_csv(tmp_path / "again.csv")["user"].tolist() == ids
+
+
+def test_flagged_rows_are_explained_by_their_columns(model, model_file, tmp_path):
+    table = rows(60, 2).assign(user=[f"C{number}" for number in range(60)])
+    table.loc[3, "weight"], table.loc[8, "city"] = 12_300.5, "Oslo"
+    table.to_csv(tmp_path / "t.csv", index=False)
+    arguments = "score", model_file, tmp_path / "t.csv", "--id=user", "--explain"
+    for name, read in (("s.csv", pd.read_csv), ("s.parquet", pd.read_parquet)):
+        output = succeed(*arguments, "--alpha=2%", "--out", tmp_path / name)
+        columns = read(tmp_path / f"s_columns.{name[2:]}")
+        assert list(columns) == ["user", "column", "value", "contribution", "usual"]
+        first = columns.groupby("user").first()
+        assert tuple(first.loc["C8", ["column", "value", "contribution"]]) == (
+            "city",
+            "Oslo",
+            np.inf,
+        )
+        assert tuple(first.loc["C3", ["column", "value"]]) == ("weight", "12300.5")
+        flagged = read(tmp_path / name).query("ood")["user"]
+        assert set(first.index) == set(flagged)
+        assert f"of the {len(flagged)} flagged rows\nC8: city = Oslo (+inf with" in output
+    succeed(*arguments, "--out", tmp_path / "s.csv")
+    assert len(pd.read_csv(tmp_path / "s_columns.csv")) == 3 * 16
+    expected = Predictor(model).explain(table.drop(columns="user")[3:4].set_axis(["x"]))
+    assert expected.index.tolist() == ["x"] * 3
+    gain = expected.iloc[0]
+    other = table[3:4].assign(weight=float(gain["usual"]))
+    before, after = (Predictor(model).log_prob(t)[0] for t in (table[3:4], other))
+    assert after - before == pytest.approx(gain["contribution"], rel=0.05)
+
+
+def test_missing_values_are_shown_as_missing(model):
+    x = Predictor(model).preprocessor.transform(rows(1, 2))
+    table = rows(1, 2).assign(weight=np.nan)
+    shown = explain(model, x, column_quantiles(x + np.linspace(-9, 9, 20)[:, None]), table)
+    assert shown.set_index("column")["value"]["weight"] == "missing"
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "feather", "csv"])

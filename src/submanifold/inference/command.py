@@ -83,9 +83,13 @@ def input_options(command: Any) -> Any:
 @click.option("--fdr", callback=_rate, metavar="RATE", help="False discovery rate, instead of "
               "--alpha: of the images or rows that are out-of-distribution, at most RATE, such as "
               "10%, are normal on average.")  # fmt: skip
+@click.option("--explain", is_flag=True, help="Write the columns of a table that contribute most "
+              "to the anomaly of flagged rows, or else of the 16 most anomalous, to a file beside "
+              "the scores, such as scores_columns.csv.")  # fmt: skip
 def score(
     model: str, inputs: tuple[str, ...], out: Path, sheet: Path | None, alpha: float | None,
-    fdr: float | None, nearest: bool, label: int | None, device: str, identifier: str | None,
+    fdr: float | None, explain: bool, nearest: bool, label: int | None, device: str,
+    identifier: str | None,
 ) -> None:  # fmt: skip
     """Write the densities, distances from the manifold, and p-values of INPUTS.
 
@@ -102,14 +106,20 @@ def score(
         _check("--sheet", sheet, (".png",), predictor, model, inputs)
     import numpy as np
 
+    from submanifold.evaluation.attribution import EXPLAINED_ROWS
     from submanifold.evaluation.intervals import false_alarm_range
 
     calibration = predictor.calibrated(alpha) if fdr is None else predictor.calibrated(fdr, "fdr")
     if sheet is not None and predictor.is_table:
         raise UserError("--sheet: expected none for a model of a table. Omit it.")
     unit = "rows" if predictor.is_table else "images"
-    if identifier is not None and not predictor.is_table:
-        raise UserError("--id: expected none for a model of images. Omit it.")
+    by_column = out.with_stem(f"{out.stem}_columns")
+    for option, is_set in (("--id", identifier is not None), ("--explain", explain)):
+        if is_set and not predictor.is_table:
+            expected = "none for a model of images: it needs the columns of a table"
+            raise UserError(f"{option}: expected {expected}. Omit it.")
+    if explain:
+        _check("--explain", by_column, TABLES, predictor, model, inputs)
     read = _read(predictor, inputs, identifier)
     scores = predictor.score(read.events, nearest, alpha=alpha, label=label)
     if fdr is not None:
@@ -134,6 +144,18 @@ def score(
         click.echo(f"{flagged}; on average at most {100 * fdr:.3g}% of the flagged are like the "
                    f"training {unit}. Fewer than {least} of {count} cannot be flagged with a "
                    f"calibration on {calibration.basis}.")  # fmt: skip
+    if explain:
+        is_any = "ood" in table and table["ood"].any()
+        rows = table[table["ood"]] if is_any else table[:EXPLAINED_ROWS]
+        explained = predictor.explain(read.events.loc[rows.index], label=label)
+        kind = "flagged" if is_any else "most anomalous"
+        click.echo(f"Columns that contribute most to the anomaly of the {len(rows)} {kind} rows")
+        for number in rows.index[:5]:
+            entries = explained.loc[[number]].to_dict("records")
+            texts = ["{column} = {value} (+{contribution:.3g} with {usual})".format_map(entry)
+                     for entry in entries if entry["contribution"]]  # fmt: skip
+            click.echo(f"{read.names[number]}: {'; '.join(texts) or 'no single column'}")
+        _write_rows(by_column, explained, read)
     if sheet is not None:
         images = read.events[table.index.to_numpy()]
         shown = max(1, min(MAX_SHEET, count // 2))
