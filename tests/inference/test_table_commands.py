@@ -14,7 +14,6 @@ from calibrated import table_rows as rows
 from commands import run, succeed
 from submanifold import Predictor
 from submanifold.data.tables import Preprocessor
-from submanifold.evaluation.attribution import column_quantiles, explain
 from submanifold.flows import Glow, RealNVP
 from submanifold.inference.training_events import training_hashes
 from submanifold.models import Hierarchy, Model, Stage
@@ -131,11 +130,16 @@ def test_flagged_rows_are_explained_by_their_columns(model, model_file, tmp_path
     assert after - before == pytest.approx(gain["contribution"], rel=0.05)
 
 
-def test_missing_values_are_shown_as_missing(model):
-    x = Predictor(model).preprocessor.transform(rows(1, 2))
-    table = rows(1, 2).assign(weight=np.nan)
-    shown = explain(model, x, column_quantiles(x + np.linspace(-9, 9, 20)[:, None]), table)
-    assert shown.set_index("column")["value"]["weight"] == "missing"
+def test_missing_values_are_shown_as_missing():
+    table = rows(500, 0)[["weight", "age", "city"]]
+    table.loc[::10, "weight"] = np.nan
+    torch.manual_seed(0)
+    model = table_model(RealNVP(4), 3, table, table[:200])
+    shown = Predictor(model).explain(table[:2])
+    assert shown.groupby(level=0)["column"].agg(set).tolist() == [{*table}] * 2
+    missing, weight = shown.query("column == 'weight'")["value"]
+    assert missing == "missing"
+    assert float(weight) == pytest.approx(table["weight"][1], rel=1e-5)
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "feather", "csv"])

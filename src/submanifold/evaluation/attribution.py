@@ -114,10 +114,12 @@ def explain(
             contributions, usual = column_contributions(of_row, row, quantiles, is_equal)
             contributions[unknown[number]] = np.inf
             usual_values = preprocessor.inverse_transform(usual[None])
-            for column in np.argsort(-contributions, kind="stable")[:EXPLAINED_COLUMNS]:
-                name = names[column]
+            largest: dict[str, float] = {}  # a value and whether it is missing are of one column
+            for coordinate in np.argsort(-contributions, kind="stable"):
+                largest.setdefault(names[coordinate], contributions[coordinate])
+            for name in [*largest][:EXPLAINED_COLUMNS]:
                 texts = map(_text, (values[name].iloc[number], usual_values[name].iloc[0]))
-                entries.append((number, name, next(texts), contributions[column], next(texts)))
+                entries.append((number, name, next(texts), largest[name], next(texts)))
             progress.update(1)
     return pd.DataFrame(entries, columns=["number", "column", "value", "contribution", "usual"])
 
