@@ -25,6 +25,7 @@ from submanifold.inference.records import (
     read_records,
     records_folder,
 )
+from submanifold.runs.score import score
 
 HELP = ("Any settings, such as stage_1.dim=300,density.training.steps=200; a list is "
         "[8,4,2].")  # fmt: skip
@@ -252,4 +253,4 @@ def _row(record: RunRecord, project: Path) -> dict[str, str]:
     return row
 
 
-COMMANDS = [train, runs, compare, info]
+COMMANDS = [train, score, runs, compare, info]
