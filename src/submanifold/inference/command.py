@@ -4,6 +4,7 @@ They import NumPy and torch when they run.
 """
 
 import logging
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 MAX_SHEET = 32  #: Number of restorations on a sheet.
 MAX_PNG = 10_000  #: Number of images in a PNG file.
 MAX_TRAINING = 0.1  #: Share of training images or rows among inputs without a message.
+RESTORED = re.compile(r"\d{5}-.*\.png|sheet\.png|restorations\.csv")  #: Files of restorations.
 MAX_STEM = 50  #: Characters of an image's name in the name of the file of its projection.
 
 
@@ -78,6 +80,7 @@ def calibrate(
 
     from submanifold.evaluation.calibration import MIN_IMAGES
     from submanifold.evaluation.calibration import calibrate as fit
+    from submanifold.inference.predictor import Predictor
 
     read = read_inputs(predictor, inputs)
     unit = "rows" if predictor.is_table else "images"
@@ -96,7 +99,8 @@ def calibrate(
     fitted.calibration = fit(fitted, predictor.events(read.events, label), predictor.device)
     fitted.calibration["training"] = before.get("training", [])
     fitted.save(out)
-    click.echo(f"calibrated on {len(read.names):,} {unit}")
+    least = Predictor(fitted).calibrated().smallest_p_value
+    click.echo(f"calibrated on {len(read.names):,} {unit}; the smallest p-value is {least:.3%}")
     _echo(out)
 
 
@@ -250,7 +254,7 @@ def restore(
     standard deviations), and sheet.png: observation, restoration and map of the first 32 in rows.
     """
     predictor = load_predictor(model, device)
-    check_path("--out", out, (FOLDER,), predictor, model)
+    check_output("--out", out, (FOLDER,), [model_path(model)], RESTORED)
     import numpy as np
     import pandas as pd
     import torch
@@ -307,7 +311,7 @@ def restore(
     drawn = (problem.draw(y, restored.image), restored.image, 4 * restored.std)
     shown = [stored(images - 0.5) for images in drawn if images is not None]
     sheet = np.stack([images[:MAX_SHEET] for images in shown], 1)
-    with output("--out", out) as folder:
+    with output("--out", out, RESTORED) as folder:
         for end, images in zip(("", "-std"), shown[-2:], strict=True):
             for number, (name, image) in enumerate(zip(read.names, images, strict=True)):
                 picture = Image.fromarray(image.transpose(1, 2, 0).squeeze())
@@ -331,14 +335,16 @@ def export(model: str, file: Path) -> None:
     are log-density, anomaly score, p-value, coordinates u and projection. It needs the extra
     export.
     """
-    from submanifold.inference.export import SUFFIXES
+    from submanifold.inference.export import OUTPUTS, SUFFIXES
     from submanifold.inference.export import export as write
 
     check_output("FILE", file, SUFFIXES, [model_path(model)])
     predictor = load_predictor(model, "cpu")
-    click.echo("Tracing the model, which takes one to a few minutes")
     logging.getLogger("onnx_ir").setLevel(logging.WARNING)
     write(predictor, file)
+    size = file.stat().st_size / 2**20
+    click.echo(f"{size:.1f} MB, outputs {', '.join(OUTPUTS)}, with a calibration on "
+               f"{predictor.calibrated().basis}")  # fmt: skip
     _echo(file)
 
 
