@@ -216,13 +216,14 @@ def cross_fit(
     for half in (0, 1):
         is_own = order % 2 == half
         log.info("Half %d of 2", half + 1)
+        train, valid = events[is_own & ~is_valid], events[is_own & is_valid]
         model = train_phases(
-            phases, experiment.model, events[is_own & ~is_valid], events[is_own & is_valid],
-            experiment.seed, predictor.device, folder / f"half_{half + 1}",
+            phases, experiment.model, train, valid, experiment.seed, predictor.device,
+            folder / f"half_{half + 1}",
         )  # fmt: skip
         model.data, rows = predictor.model.data, np.flatnonzero(~is_own)
         x, of_rows = events[rows], group[rows]
-        model.calibration = calibrate(model, x, predictor.device, of_rows)
+        model.calibration = calibrate(model, x, predictor.device, of_rows, train)
         scores = score_events(model, x, model.calibration["combined"])
         limits = {name: np.quantile(values, USUAL) for name, values in scores.items()}
         # anomalies in a calibration hide one another
