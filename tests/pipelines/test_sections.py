@@ -13,7 +13,7 @@ from pages import cells
 from pages import pictures as rows_of_images
 from submanifold.evaluation.calibration import Calibration
 from submanifold.evaluation.intervals import plus_minus
-from submanifold.evaluation.metrics import METRICS
+from submanifold.evaluation.metrics import METRICS, format_value
 from submanifold.evaluation.ood import ANOMALY, LINEAR, LINEAR_COMBINATION, MEASURES, NORMAL, OOD
 from submanifold.flows import RealNVP, context_of
 from submanifold.models import Hierarchy, Stage
