@@ -259,7 +259,7 @@ def test_too_many_broken_files_stop_the_run(tmp_path, broken, counts, message):
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
-def test_few_broken_and_special_files_are_skipped_and_listed(tmp_path, monkeypatch):
+def test_few_broken_and_special_files_are_skipped_and_listed(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(module, "MAX_LISTED", 4)
     make_folder(tmp_path / "in", 100, broken=[3, 50])
     write_folder(tmp_path / "in", {"a.heic": b"x", "b.heic": b"x"})
@@ -271,6 +271,7 @@ def test_few_broken_and_special_files_are_skipped_and_listed(tmp_path, monkeypat
     names = {item["name"] for item in manifest["skipped"]}
     assert names > {"*.heic", "link.png", "pipe.png"}
     assert (len(names), manifest["skipped_count"]) == (4, 6)
+    assert "skipped 6 files (2 *.heic); see " in caplog.text
 
 
 # ---- missing files, full disks and other processes

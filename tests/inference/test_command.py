@@ -109,9 +109,14 @@ def test_samples_depend_only_on_the_seed(model_file, tmp_path):
 
 
 def test_info_describes_the_model(model_file):
-    about = json.loads(run("info", model_file.parent).output)
+    about = json.loads(run("info", model_file.parent, "--json").output)
     assert about["data"]["size"] == 8
     assert (about["calibrated_on"], about["calibration_groups"]) == (200, 200)
+    texts = dict(line.split(maxsplit=1) for line in run("info", model_file).output.splitlines())
+    assert texts["model"] == f"hierarchy, {about['parameters']:,} weights"
+    assert texts["stage"].split(maxsplit=1)[1] == "glow > rotation, d = 16"
+    assert texts["data"].startswith("size 8, channels 3")
+    assert texts["calibration"] == "200 images; the smallest p-value is 0.498%"
     first, *table = run("info", model_file, "--audit").output.splitlines()
     assert first == "Samples on the manifold"
     assert any(line.split()[:2] == ["log-determinant", "pass"] for line in table)
@@ -159,7 +164,9 @@ def test_calibrate_makes_p_values_of_other_images_uniform(model_file, tmp_path, 
     model.save("model.safetensors")
     result = run("calibrate", "model.safetensors", "own")
     assert result.exit_code == 0, result.output
-    assert result.output.endswith("calibrated on 60 images\ncalibrated.safetensors\n")
+    assert result.output.endswith(
+        "calibrated on 60 images; the smallest p-value is 1.639%\ncalibrated.safetensors\n"
+    )
     assert Predictor.load(model_file).score(brighter[60:])["p_value"].median() < 0.1
     assert Predictor.load("calibrated.safetensors").score(brighter[60:])["p_value"].median() > 0.3
     assert Model.load("calibrated.safetensors").calibration["training"] == [1, 2, 3]
@@ -181,6 +188,7 @@ def test_calibrate_makes_p_values_of_other_images_uniform(model_file, tmp_path, 
      "expected at least 1/201 (0.498%), the smallest p-value of a calibration on 200 images"),
     (["score", "{model}", "{images}", "--fdr", "0.1%"], "fdr: expected at least 1/201 (0.498%)"),
     (["score", "{model}", "{images}", "--fdr=5%", "--alpha=5%"], "--fdr: expected none with"),
+    (["score", "{model}", "{images}", "--explain"], "--explain: expected none for a model of im"),
     (["calibrate", "{model}", "{images}"], "INPUTS: expected at least 20 images, got 4. Add more"),
     (["calibrate", "{model}", "{images}", "--out={model}"], "expected a path other than"),
     (["score", "{uncalibrated}", "nowhere"], "model: expected a calibration of p-values"),
@@ -402,6 +410,21 @@ def test_restore_simulates_observations_and_measures_errors(
             else original[:, ::2, ::2].repeat(2, 1).repeat(2, 2)
         )
         assert np.abs(cells[0] - kept).mean() < 0.15
+
+
+@pytest.mark.usefixtures("short_sampler")
+def test_restorations_replace_earlier_ones_alone(model_file, images, tmp_path):
+    out = tmp_path / "restored"
+    command = "restore", model_file, "--simulate", "--task=denoise:0.1", "--out", out
+    assert run(*command, images[0]).exit_code == 0
+    assert len(os.listdir(out)) == 2 * 4 + 2
+    assert run(*command, images[1]).exit_code == 0
+    assert sorted(os.listdir(out)) == [
+        "00000-noise-std.png", "00000-noise.png", "restorations.csv", "sheet.png"
+    ]  # fmt: skip
+    (out / "mine.png").touch()
+    assert_rejected(run(*command, images[0]), "expected an empty folder")
+    assert len(os.listdir(out)) == 5
 
 
 @pytest.mark.usefixtures("short_sampler")

@@ -101,6 +101,47 @@ def test_a_column_of_identifiers_is_the_first_of_the_scores(model, model_file, t
         assert pd.read_csv(tmp_path / "again.csv")["user"].tolist() == ids
 
 
+def test_flagged_rows_are_explained_by_their_columns(model, model_file, tmp_path):
+    table = rows(60, 2).assign(user=[f"C{number}" for number in range(60)])
+    table.loc[3, "weight"], table.loc[8, "city"] = 12_300.5, "Oslo"
+    table.to_csv(tmp_path / "t.csv", index=False)
+    arguments = "score", model_file, tmp_path / "t.csv", "--id=user", "--explain"
+    for name, read in (("s.csv", pd.read_csv), ("s.parquet", pd.read_parquet)):
+        output = succeed(*arguments, "--alpha=2%", "--out", tmp_path / name)
+        columns = read(tmp_path / f"s_columns.{name[2:]}")
+        assert list(columns) == ["user", "column", "value", "contribution", "usual"]
+        first = columns.groupby("user").first()
+        assert tuple(first.loc["C8", ["column", "value", "contribution"]]) == (
+            "city",
+            "Oslo",
+            np.inf,
+        )
+        assert tuple(first.loc["C3", ["column", "value"]]) == ("weight", "12300.5")
+        flagged = read(tmp_path / name).query("ood")["user"]
+        assert set(first.index) == set(flagged)
+        assert f"of the {len(flagged)} flagged rows\nC8: city = Oslo (+inf with" in output
+    succeed(*arguments, "--out", tmp_path / "s.csv")
+    assert len(pd.read_csv(tmp_path / "s_columns.csv")) == 3 * 16
+    expected = Predictor(model).explain(table.drop(columns="user")[3:4].set_axis(["x"]))
+    assert expected.index.tolist() == ["x"] * 3
+    gain = expected.iloc[0]
+    other = table[3:4].assign(weight=float(gain["usual"]))
+    before, after = (Predictor(model).log_prob(t)[0] for t in (table[3:4], other))
+    assert after - before == pytest.approx(gain["contribution"], rel=0.05)
+
+
+def test_missing_values_are_shown_as_missing():
+    table = rows(500, 0)[["weight", "age", "city"]]
+    table.loc[::10, "weight"] = np.nan
+    torch.manual_seed(0)
+    model = table_model(RealNVP(4), 3, table, table[:200])
+    shown = Predictor(model).explain(table[:2])
+    assert shown.groupby(level=0)["column"].agg(set).tolist() == [{*table}] * 2
+    missing, weight = shown.query("column == 'weight'")["value"]
+    assert missing == "missing"
+    assert float(weight) == pytest.approx(table["weight"][1], rel=1e-5)
+
+
 @pytest.mark.parametrize("suffix", ["parquet", "feather", "csv"])
 def test_columns_are_found_by_name_in_any_order_type_and_format(
     model_file, table, tmp_path, suffix

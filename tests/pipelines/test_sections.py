@@ -13,7 +13,7 @@ from pages import cells
 from pages import pictures as rows_of_images
 from submanifold.evaluation.calibration import Calibration
 from submanifold.evaluation.intervals import plus_minus
-from submanifold.evaluation.metrics import METRICS
+from submanifold.evaluation.metrics import METRICS, format_value
 from submanifold.evaluation.ood import ANOMALY, LINEAR, LINEAR_COMBINATION, MEASURES, NORMAL, OOD
 from submanifold.flows import RealNVP, context_of
 from submanifold.models import Hierarchy, Stage
@@ -73,12 +73,13 @@ def test_anomalous_rows_are_listed_with_their_columns():
         {**about, "column": "x", "value": "1", "contribution": 0.0, "usual": "1"},
         {**about, "row": 7, "column": "age", "value": "30", "contribution": 0.0, "usual": "30"},
     ])  # fmt: skip
-    assert cells(render("anomalies.html", anomalies=explained)) == [
+    assert cells(render("anomalies.html", anomalies=explained, number=format_value)) == [
         ["row", "p-value", "log-density", "columns"],
         ["1234", "0.0051", "-12.35", "age = 93 (+12.3 with 41); city = Rome (+0.5 with Bern)"],
         ["7", "0.0051", "-12.35", "no single column"],
     ]
-    without = cells(render("anomalies.html", anomalies=explained.assign(p_value=np.nan)))
+    explained = explained.assign(p_value=np.nan)
+    without = cells(render("anomalies.html", anomalies=explained, number=format_value))
     assert without[0] == ["row", "log-density", "columns"]
 
 

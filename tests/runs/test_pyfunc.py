@@ -110,10 +110,14 @@ def test_floats_over_http_are_pixels_between_0_and_1(model, loaded):
 def test_points_are_served_over_http(loaded, tmp_path):
     model = Hierarchy([Stage(RealNVP(2), 1)])
     model.calibration = Calibration.fit(score(model, POINTS), QUICK).to_dict()
-    status, response = request(served(model, "points", tmp_path), POINTS[:3].tolist())
-    expected = Predictor(model).score(POINTS[:3])["p_value"].tolist()
-    assert status == 200
-    assert [row["p_value"] for row in response["predictions"]] == pytest.approx(expected)
+    loaded = served(model, "points", tmp_path)
+    assert loaded.metadata.signature.inputs.inputs[0].type == np.float32
+    for points in (POINTS[:3], POINTS[:3].round()):
+        numbers = points.astype(int) if (points == points.round()).all() else points
+        status, response = request(loaded, numbers.tolist())
+        expected = Predictor(model).score(points)["p_value"].tolist()
+        assert status == 200
+        assert [row["p_value"] for row in response["predictions"]] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("params", "message"), [

@@ -14,10 +14,13 @@ import pytest
 from click.testing import CliRunner
 
 from calibrated import png, smooth_images
+from splits import recorded
+from submanifold import Predictor
 from submanifold.cli import cli
 from submanifold.inference.records import read_records, write_record
 from submanifold.runs.runner import run_pipeline
-from submanifold.training import cost
+from submanifold.training import cost, train_phases
+from submanifold.training.trainer import Trainer
 
 pytestmark = pytest.mark.pipeline
 
@@ -71,6 +74,46 @@ def test_train_works_in_any_folder_and_ends_with_the_commands_to_use_the_model(t
         [verb, "first"]
         for verb in ("score", "score", "project", "encode", "sample", "restore", "info")
     ]
+
+
+def test_own_images_are_ranked_by_models_that_have_not_seen_them(trained, folder, tmp_path):
+    shutil.copytree(folder / "pictures", tmp_path / "more")
+    odd = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 8), dtype=np.uint8)
+    for number, image in enumerate(odd):
+        (tmp_path / "more" / f"odd{number}.png").write_bytes(png(image))
+    command = "score", "first", tmp_path / "more", "--own", "--out", tmp_path / "scores.csv"
+    with recorded(train_phases, Predictor.score) as calls:
+        first = run(folder, *command)
+    assert first.exit_code == 0, first.output
+    seen, scored = ([{image.tobytes() for image in images} for images in halves] for halves in (
+        [[*call["train"], *call["valid"]] for call in calls["train_phases"]],
+        [call["x"] for call in calls["score"]],
+    ))  # fmt: skip
+    assert [len(half) for half in seen] == [101, 101]
+    assert scored == seen[::-1]
+    assert not seen[0] & seen[1]
+    scores = pd.read_csv(tmp_path / "scores.csv")
+    assert scores["picture"][:4].str.contains("odd").sum() == 2
+    assert scores["p_value"].is_monotonic_increasing
+    assert scores["p_value"].iloc[-1] == 1
+    assert "in about 0 min. P-values are ranks, at least 1/202 (0.50%)." in first.output
+    sheet = (tmp_path / "scores.png").read_bytes()
+    with recorded(Trainer.step) as calls:
+        assert run(folder, *command).output == first.output
+    assert not calls["step"]
+    assert (tmp_path / "scores.png").read_bytes() == sheet
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "scores.csv"), scores)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (["--fdr=10%"], "--fdr: expected none with --own, whose images or rows are compared with"),
+    (["--alpha=10%"], "--alpha: expected none with --own"),
+    ([], "INPUTS: expected at least 200 with --own, got 1."),
+])  # fmt: skip
+def test_own_images_need_many_and_no_rate(trained, folder, options, message):
+    result = run(folder, "score", "first", "pictures/0.png", "--own", *options)
+    assert result.exit_code == 1
+    assert result.output.startswith(f"Error: {message}")
 
 
 def test_an_audit_reads_the_data_of_the_run(trained, folder):

@@ -93,6 +93,17 @@ def test_the_evaluation_and_training_fit_in_a_time(
         assert "About 5 min: data 5 s, training 68 s, evaluation 4 min" in caplog.text
 
 
+@pytest.mark.parametrize(("steps", "work", "brief"),
+                         [(100, 7224, False), (99, 7224, True), (99, 700, False)])  # fmt: skip
+def test_a_long_evaluation_after_few_steps_is_brief(costs, monkeypatch, steps, work, brief):
+    monkeypatch.setattr(nodes, "evaluation_work", lambda *_: work)
+    phases = {"density": with_steps(PHASES["density"], steps)}
+    manifest = {"counts": {}, "seconds": 5.0}
+    evaluation, data = EvaluationSettings(samples=9), SyntheticSettings(source="circle")
+    schedule = nodes.estimate_steps(None, phases, MODEL, data, evaluation, "cpu", manifest)
+    assert schedule["brief"] == brief
+
+
 def test_schedules_follow_the_steps():
     short = with_steps(PHASES["density"], 100)
     assert (short.training.steps, short.training.warmup) == (100, 10)

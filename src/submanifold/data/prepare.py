@@ -58,7 +58,13 @@ def prepare(settings: ImageSettings, folder: Path, raw_folder: Path) -> Prepared
 
     prepared = prepare_once(folder, f"the arrays of {settings.source}", key, write)
     if count := prepared[3]["skipped_count"]:
-        log.warning("skipped %d files; see %s", count, folder / "manifest.json")
+        formats = ", ".join(
+            f"{entry['reason'].split()[0]} {entry['name']}"
+            for entry in prepared[3]["skipped"]
+            if entry["name"][:2] == "*."
+        )
+        log.warning("skipped %d files%s; see %s", count, formats and f" ({formats})",
+                    folder / "manifest.json")  # fmt: skip
     return prepared
 
 

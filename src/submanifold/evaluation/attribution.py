@@ -10,7 +10,7 @@ from submanifold.common.device import choose_device
 from submanifold.common.progress import ProgressBar
 from submanifold.data.batches import as_input, context_tensor
 from submanifold.data.tables import Preprocessor
-from submanifold.evaluation.metrics import format_value
+from submanifold.evaluation.metrics import format_value, is_missing
 from submanifold.evaluation.scores import SMOOTHED_DENSITY, score_batch
 from submanifold.flows import is_noise_conditional
 from submanifold.flows.bijection import Context
@@ -21,6 +21,7 @@ EXPLAINED_ROWS, EXPLAINED_COLUMNS = 16, 3  # most anomalous rows, and columns of
 LEVELS = np.linspace(0.05, 0.95, 10)  # quantiles of a column that replace its value
 MAX_REFERENCE = 10_000  # training rows that determine the quantiles
 LARGEST = 1e30  # instead of scores that are not finite
+DIGITS = 6  # of values
 
 
 def column_contributions(
@@ -57,27 +58,49 @@ def explain_rows(
     hierarchy: Model, train: np.ndarray, test: np.ndarray, split_scores: pd.DataFrame,
     rows: Mapping[str, Sequence[int]], device: str,
 ) -> pd.DataFrame:  # fmt: skip
-    """Find the three columns that contribute most to each of the 16 most anomalous test rows.
+    """Explain the 16 most anomalous test rows (:func:`explain`), with their p-values and densities.
 
-    The contributions are increases of the log-density, smoothed if the model is noise-conditional,
-    or decreases of the squared distance from the manifold if the model has no density. The
-    ``rows`` are numbers of the rows in the table.
+    The ``rows`` are numbers of the rows in the table.
     """
-    on, scored = choose_device(device), split_scores[split_scores["split"] == "test"]
-    model, preprocessor = hierarchy.to(on), Preprocessor.from_dict(hierarchy.data["table"])
-    smooth = SMOOTHED_DENSITY if is_noise_conditional(model) else "density"
-    quantity = smooth if model.has_density else "encoder_distance"
+    model, scored = hierarchy.to(choose_device(device)), split_scores.query("split == 'test'")
     order = "anomaly_score" if "anomaly_score" in scored else "nll"
     worst = scored.sort_values(order, ascending=False, kind="stable")[:EXPLAINED_ROWS]
-    chosen = test[worst["number"].to_numpy()]
-    standardized, names = np.asarray(chosen), [column.name for column in preprocessor.varying]
-    quantiles = np.quantile(train[:: -(-len(train) // MAX_REFERENCE)], LEVELS, axis=0)
-    contexts = context_tensor(chosen, on)
+    numbers = worst["number"].to_numpy()
+    explained = explain(model, test[numbers], column_quantiles(train))
+    scores = worst.reindex(columns=["p_value", "nll"]).set_axis(np.array(rows["test"])[numbers])
+    scores = scores.iloc[explained.pop("number")].rename_axis("row").reset_index()
+    return pd.concat([scores, explained], axis=1)
+
+
+def column_quantiles(x: np.ndarray) -> np.ndarray:
+    """Return the values that :func:`explain` tries, (levels, D), from standardized rows (N, D)."""
+    return np.quantile(x[:: -(-len(x) // MAX_REFERENCE)], LEVELS, axis=0)
+
+
+def explain(
+    model: Model, x: np.ndarray, quantiles: np.ndarray, table: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """Find the three columns that contribute most to the anomaly of standardized rows x (N, D).
+
+    The contributions are increases of the log-density, smoothed if the model is noise-conditional,
+    or decreases of the squared distance from the manifold if the model has no density. Categories
+    of the ``table`` of the rows that the training data do not have contribute infinitely.
+
+    Returns entries of the ``number`` of a row, ``column``, ``value``, ``contribution``, and
+    ``usual``, the value with which the row is least anomalous. Values are text without separators
+    of thousands, or "missing".
+    """
+    weight, preprocessor = next(model.parameters()), Preprocessor.from_dict(model.data["table"])
+    smooth = SMOOTHED_DENSITY if is_noise_conditional(model) else "density"
+    quantity = smooth if model.has_density else "encoder_distance"
+    contexts, names = context_tensor(x, weight.device), [c.name for c in preprocessor.varying]
+    values = preprocessor.inverse_transform(np.asarray(x)) if table is None else table
+    unknown = preprocessor.unknown(values).reindex(columns=names, fill_value=False).to_numpy()
 
     def anomaly(x: np.ndarray, context: Context) -> np.ndarray:
         if context is not None:
             context = context.expand(len(x), *context.shape[1:])
-        scores = score_batch(model, as_input(x).to(on), x, (quantity,), context)
+        scores = score_batch(model, as_input(x).to(weight), x, (quantity,), context)
         return scores[quantity].cpu().numpy()
 
     def is_equal(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -85,19 +108,21 @@ def explain_rows(
         return np.equal(*(table.to_numpy() for table in both))
 
     entries = []
-    with ProgressBar("contributions of columns", "rows", len(chosen)) as progress:
-        for index, (_, scores) in enumerate(worst.iterrows()):
-            context = None if contexts is None else contexts[index : index + 1]
-            of_row = partial(anomaly, context=context)
-            row = standardized[index]
+    with ProgressBar("contributions of columns", "rows", len(x)) as progress:
+        for number, row in enumerate(np.asarray(x)):
+            of_row = partial(anomaly, context=None if contexts is None else contexts[[number]])
             contributions, usual = column_contributions(of_row, row, quantiles, is_equal)
-            values = preprocessor.inverse_transform(np.stack([row, usual]))
-            for column in np.argsort(-contributions, kind="stable")[:EXPLAINED_COLUMNS]:
-                value, usual_value = map(format_value, values[names[column]])
-                entries.append({"row": rows["test"][int(scores["number"])],
-                                "p_value": scores.get("p_value"), "nll": scores.get("nll"),
-                                "column": names[column], "value": value,
-                                "contribution": contributions[column],
-                                "usual": usual_value})  # fmt: skip
+            contributions[unknown[number]] = np.inf
+            usual_values = preprocessor.inverse_transform(usual[None])
+            largest: dict[str, float] = {}  # a value and whether it is missing are of one column
+            for coordinate in np.argsort(-contributions, kind="stable"):
+                largest.setdefault(names[coordinate], contributions[coordinate])
+            for name in [*largest][:EXPLAINED_COLUMNS]:
+                texts = map(_text, (values[name].iloc[number], usual_values[name].iloc[0]))
+                entries.append((number, name, next(texts), largest[name], next(texts)))
             progress.update(1)
-    return pd.DataFrame(entries)
+    return pd.DataFrame(entries, columns=["number", "column", "value", "contribution", "usual"])
+
+
+def _text(value: object) -> str:
+    return "missing" if is_missing(value) else format_value(value, DIGITS, comma="")

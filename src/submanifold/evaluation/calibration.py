@@ -10,6 +10,7 @@ import scipy  # submodules load on first use; scipy.stats takes half a second
 import torch
 
 from submanifold.common.errors import UserError, unexpected
+from submanifold.evaluation.attribution import column_quantiles
 from submanifold.evaluation.intervals import false_alarm_range, proportion_interval
 from submanifold.evaluation.scores import (
     MISSING_OFFSETS,
@@ -72,7 +73,8 @@ def calibrate(
         fitted = Calibration.fit(scores, combined, groups, kind)
     except UserError as error:
         return {**scored_with, "why": str(error)}
-    return replace(fitted, **scored_with).to_dict()
+    quantiles = column_quantiles(events[is_finite]).tolist() if events.ndim == 2 else []
+    return replace(fitted, **scored_with, column_quantiles=quantiles).to_dict()
 
 
 def select(p_values: np.ndarray, fdr: float) -> np.ndarray:
@@ -134,6 +136,7 @@ class Calibration:
     missing_offsets: Sequence[float] = ()  # of smoothed_density by column with missing values
     events: str = "images"  # or rows; what is scored, in messages
     training: Sequence[int] = ()  # hashes of training events
+    column_quantiles: Sequence[Sequence[float]] = ()  # of rows, (levels, D), to explain others
 
     @classmethod
     def fit(

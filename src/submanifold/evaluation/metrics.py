@@ -86,8 +86,10 @@ def format_interval(measured: Any, spec: str, signed: bool = False, label: str =
     return f"{text} [{low:{spec}}, {high:{spec}}]" if has_interval else text
 
 
-def format_value(value: object, digits: int = 4) -> str:
+def format_value(value: object, digits: int = 4, comma: str = ",") -> str:
     """Format a value of a table; a number has no exponent unless it is extreme.
+
+    The ``comma`` separates the thousands.
 
     Example:
         >>> [format_value(x) for x in (50_000, 1984, 236_512.7, 0.0001234, 1e-12, "Bern")]
@@ -99,7 +101,7 @@ def format_value(value: object, digits: int = 4) -> str:
     size = abs(float(text))
     if not (1e-6 < size < 1e15):  # or 0, or not finite
         return text
-    return f"{Decimal(text):{',' if size >= COMMAS else ''}f}"
+    return f"{Decimal(text):{comma if size >= COMMAS else ''}f}"
 
 
 def events_of(metrics: Mapping[str, Any]) -> str:

@@ -4,7 +4,6 @@ They import NumPy and torch when they run.
 """
 
 import logging
-import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,21 +24,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MAX_SHEET = 32  #: Number of most and of least anomalous images, and of restorations, on a sheet.
+MAX_SHEET = 32  #: Number of restorations on a sheet.
 MAX_PNG = 10_000  #: Number of images in a PNG file.
 MAX_TRAINING = 0.1  #: Share of training images or rows among inputs without a message.
+RESTORED = re.compile(r"\d{5}-.*\.png|sheet\.png|restorations\.csv")  #: Files of restorations.
 MAX_STEM = 50  #: Characters of an image's name in the name of the file of its projection.
-
-
-def _rate(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d*\.?\d+)\s*(%?)", text.strip(), re.ASCII)
-    value = float(match[1]) / (100 if match[2] else 1) if match else 0.0
-    if not 0 < value < 1:
-        expected = "a rate between 0 and 1, such as 1% or 0.01"
-        raise click.BadParameter(f"expected {expected}, got {text}.")
-    return value
 
 
 model_argument = click.argument("model")
@@ -73,77 +62,6 @@ def input_options(command: Any) -> Any:
 
 
 @click.command()
-@input_options
-@id_option
-@out_option("CSV or Parquet file of the scores.", "scores.csv")
-@click.option("--sheet", type=click.Path(path_type=Path),
-              help="PNG file of the most and the least anomalous images.")  # fmt: skip
-@click.option("--alpha", callback=_rate, metavar="RATE", help="False-positive rate: images or rows "
-              "with a p-value of at most RATE, such as 1%, are out-of-distribution.")  # fmt: skip
-@click.option("--fdr", callback=_rate, metavar="RATE", help="False discovery rate, instead of "
-              "--alpha: of the images or rows that are out-of-distribution, at most RATE, such as "
-              "10%, are normal on average.")  # fmt: skip
-def score(
-    model: str, inputs: tuple[str, ...], out: Path, sheet: Path | None, alpha: float | None,
-    fdr: float | None, nearest: bool, label: int | None, device: str, identifier: str | None,
-) -> None:  # fmt: skip
-    """Write the densities, distances from the manifold, and p-values of INPUTS.
-
-    The p-value is the fraction of held-out training-like images or rows that score at least as
-    high. The log-density of rows is in the units of the table.
-
-    --alpha bounds how many normal inputs are flagged, --fdr how many of the flagged are normal.
-    """
-    if alpha is not None and fdr is not None:
-        raise UserError("--fdr: expected none with --alpha. Omit either.")
-    predictor = _load(model, device)
-    _check("--out", out, TABLES, predictor, model, inputs)
-    if sheet is not None:
-        _check("--sheet", sheet, (".png",), predictor, model, inputs)
-    import numpy as np
-
-    from submanifold.evaluation.intervals import false_alarm_range
-
-    calibration = predictor.calibrated(alpha) if fdr is None else predictor.calibrated(fdr, "fdr")
-    if sheet is not None and predictor.is_table:
-        raise UserError("--sheet: expected none for a model of a table. Omit it.")
-    unit = "rows" if predictor.is_table else "images"
-    if identifier is not None and not predictor.is_table:
-        raise UserError("--id: expected none for a model of images. Omit it.")
-    read = _read(predictor, inputs, identifier)
-    scores = predictor.score(read.events, nearest, alpha=alpha, label=label)
-    if fdr is not None:
-        scores["ood"] = predictor.select(scores["p_value"].to_numpy(), fdr)
-    table = scores.sort_values("anomaly_score", ascending=False, kind="stable")
-    _write_rows(out, scores.drop(columns="anomaly_score"), read)
-    if (share := _training_share(predictor, read, label)) > MAX_TRAINING:
-        log.warning("INPUTS: expected new %s, got about %.0f%% training %s, whose p-values are "
-                    "too large. Score others.", unit, 100 * share, unit)  # fmt: skip
-    click.echo(f" p-value  {read.label}, the most anomalous first")
-    for number in table.index[:5]:
-        click.echo(f"{table['p_value'][number]:8.4f}  {read.names[number]}")
-    count = len(table)
-    flagged = f"{table['ood'].sum()} of {count} {unit} are flagged" if "ood" in table else ""
-    if alpha is not None:
-        low, high = false_alarm_range(alpha, count, calibration.groups)
-        click.echo(f"{flagged} (p-value at most {alpha:g}); if all were like the training "
-                   f"{unit}, {count * low:.0f} to {count * high:.0f} would be in 95% of "
-                   "cases.")  # fmt: skip
-    if fdr is not None:
-        least = math.ceil(count * calibration.smallest_p_value / fdr)
-        click.echo(f"{flagged}; on average at most {100 * fdr:.3g}% of the flagged are like the "
-                   f"training {unit}. Fewer than {least} of {count} cannot be flagged with a "
-                   f"calibration on {calibration.basis}.")  # fmt: skip
-    if sheet is not None:
-        images = read.events[table.index.to_numpy()]
-        shown = max(1, min(MAX_SHEET, count // 2))
-        blank = np.full((-shown % 8 + 8, *images.shape[1:]), 255, np.uint8)
-        pictures = np.concatenate([images[:shown], blank, images[::-1][:shown]])
-        with output("--sheet", sheet) as partial:
-            partial.write_bytes(_png(pictures, columns=8))
-
-
-@click.command()
 @model_argument
 @click.argument("inputs", nargs=-1, required=True, type=click.Path())
 @label_option
@@ -156,18 +74,19 @@ def calibrate(
 
     Writes a copy of the model, for the other commands. MODEL keeps its calibration.
     """
-    predictor = _load(model, device)
-    _check("--out", out, (".safetensors",), predictor, model, inputs)
+    predictor = load_predictor(model, device)
+    check_path("--out", out, (".safetensors",), predictor, model, inputs)
     import numpy as np
 
     from submanifold.evaluation.calibration import MIN_IMAGES
     from submanifold.evaluation.calibration import calibrate as fit
+    from submanifold.inference.predictor import Predictor
 
-    read = _read(predictor, inputs)
+    read = read_inputs(predictor, inputs)
     unit = "rows" if predictor.is_table else "images"
     if len(read.names) < MIN_IMAGES:
         raise unexpected("INPUTS", f"at least {MIN_IMAGES} {unit}", len(read.names), "Add more")
-    if (share := _training_share(predictor, read, label)) > MAX_TRAINING:
+    if (share := training_share_of(predictor, read, label)) > MAX_TRAINING:
         expected = f"{unit} that the model was not trained on"
         raise unexpected("INPUTS", expected, f"about {share:.0%} of these", "Use others")
     if predictor.model.has_density:
@@ -180,7 +99,8 @@ def calibrate(
     fitted.calibration = fit(fitted, predictor.events(read.events, label), predictor.device)
     fitted.calibration["training"] = before.get("training", [])
     fitted.save(out)
-    click.echo(f"calibrated on {len(read.names):,} {unit}")
+    least = Predictor(fitted).calibrated().smallest_p_value
+    click.echo(f"calibrated on {len(read.names):,} {unit}; the smallest p-value is {least:.3%}")
     _echo(out)
 
 
@@ -195,17 +115,17 @@ def encode(
     device: str,
 ) -> None:  # fmt: skip
     """Write the coordinates of INPUTS on the manifold (u) and off the manifold (v)."""
-    predictor = _load(model, device)
+    predictor = load_predictor(model, device)
     import numpy as np
 
     from submanifold.inference.predictor import code_frame
 
     out = out or Path("codes.csv" if predictor.is_table else "codes.npz")
-    _check("--out", out, (".npz", *TABLES), predictor, model, inputs)
-    read = _read(predictor, inputs)
+    check_path("--out", out, (".npz", *TABLES), predictor, model, inputs)
+    read = read_inputs(predictor, inputs)
     u, v = predictor.encode(read.events, "nearest" if nearest else "encoder", label=label)
     if out.suffix.lower() in TABLES:
-        _write_rows(out, code_frame(u, v), read)
+        write_rows(out, code_frame(u, v), read)
     else:
         _write_arrays(out, {"names": np.array(read.names), "u": u, "v": v})
 
@@ -226,18 +146,18 @@ def project(
     Writes originals, projections and differences of images, or projections of rows in the units of
     the table.
     """
-    predictor = _load(model, device, dim)
+    predictor = load_predictor(model, device, dim)
     import numpy as np
 
     out = out or Path("projections.csv" if predictor.is_table else "projections")
     suffixes = TABLES if predictor.is_table else (FOLDER, ".npz")
-    _check("--out", out, suffixes, predictor, model, inputs)
-    read = _read(predictor, inputs)
+    check_path("--out", out, suffixes, predictor, model, inputs)
+    read = read_inputs(predictor, inputs)
     projections, errors = predictor.project(read.events, nearest, label=label)
     unit = "standardized columns" if predictor.is_table else "pixels in [0, 1]"
     click.echo(f"mean squared error {errors.mean():.6f}, {unit}")
     if predictor.is_table:
-        _write_rows(out, projections.assign(**{unused("mse", projections): errors}), read)
+        write_rows(out, projections.assign(**{unused("mse", projections): errors}), read)
     elif out.suffix != FOLDER:
         arrays = {"originals": read.events, "projections": projections, "mse": errors}
         _write_arrays(out, {"names": np.array(read.names), **arrays})
@@ -246,7 +166,7 @@ def project(
             pairs = zip(read.names, read.events, projections, strict=True)
             for number, (name, *pair) in enumerate(pairs):
                 difference = np.clip(pair[0].astype(int) - pair[1] + 128, 0, 255).astype(np.uint8)
-                content = _png(np.stack([*pair, difference]), 3)
+                content = as_sheet(np.stack([*pair, difference]), 3)
                 (folder / _picture(number, name)).write_bytes(content)
         _echo(out)
 
@@ -274,14 +194,14 @@ def sample(
     A model that is conditional on columns needs a TABLE with them, and draws samples for each of
     its rows. Other models need none.
     """
-    predictor = _load(model, device, dim)
+    predictor = load_predictor(model, device, dim)
     if table and predictor.condition is None:
         expected = "none for a model that is not conditional on columns"
         raise unexpected("TABLE", expected, table[0], "Omit it")
     count = (64 if predictor.condition is None else 1) if count is None else count
     out = out or Path("samples.csv" if predictor.is_table else "samples.png")
     suffixes = TABLES if predictor.is_table else (".png", ".npz")
-    _check("--out", out, suffixes, predictor, model, table)
+    check_path("--out", out, suffixes, predictor, model, table)
     is_png = out.suffix.lower() == ".png"
     if is_png and (count > MAX_PNG or not predictor.is_image):
         expected = f"at most {MAX_PNG:,} images in a PNG file"
@@ -295,10 +215,10 @@ def sample(
     condition = read.events if read else None
     samples = predictor.sample(count, temperature, seed, label=label, condition=condition)
     if predictor.is_table:
-        _write_rows(out, samples, read)
+        write_rows(out, samples, read)
     elif is_png:
         with output("--out", out) as partial:
-            partial.write_bytes(_png(samples, columns=8))
+            partial.write_bytes(as_sheet(samples, columns=8))
         _echo(out)
     else:
         _write_arrays(out, {"samples": samples})
@@ -333,8 +253,8 @@ def restore(
     Writes the restorations (posterior means), maps of their errors (four times the posterior
     standard deviations), and sheet.png: observation, restoration and map of the first 32 in rows.
     """
-    predictor = _load(model, device)
-    _check("--out", out, (FOLDER,), predictor, model)
+    predictor = load_predictor(model, device)
+    check_output("--out", out, (FOLDER,), [model_path(model)], RESTORED)
     import numpy as np
     import pandas as pd
     import torch
@@ -391,12 +311,12 @@ def restore(
     drawn = (problem.draw(y, restored.image), restored.image, 4 * restored.std)
     shown = [stored(images - 0.5) for images in drawn if images is not None]
     sheet = np.stack([images[:MAX_SHEET] for images in shown], 1)
-    with output("--out", out) as folder:
+    with output("--out", out, RESTORED) as folder:
         for end, images in zip(("", "-std"), shown[-2:], strict=True):
             for number, (name, image) in enumerate(zip(read.names, images, strict=True)):
                 picture = Image.fromarray(image.transpose(1, 2, 0).squeeze())
                 picture.save(folder / _picture(number, name, end))
-        content = _png(sheet.reshape(-1, *sheet.shape[2:]), sheet.shape[1])
+        content = as_sheet(sheet.reshape(-1, *sheet.shape[2:]), sheet.shape[1])
         (folder / "sheet.png").write_bytes(content)
         table.to_csv(folder / "restorations.csv", index=False)
     if simulate:
@@ -415,21 +335,24 @@ def export(model: str, file: Path) -> None:
     are log-density, anomaly score, p-value, coordinates u and projection. It needs the extra
     export.
     """
-    from submanifold.inference.export import SUFFIXES
+    from submanifold.inference.export import OUTPUTS, SUFFIXES
     from submanifold.inference.export import export as write
 
     check_output("FILE", file, SUFFIXES, [model_path(model)])
-    predictor = _load(model, "cpu")
-    click.echo("Tracing the model, which takes one to a few minutes")
+    predictor = load_predictor(model, "cpu")
     logging.getLogger("onnx_ir").setLevel(logging.WARNING)
     write(predictor, file)
+    size = file.stat().st_size / 2**20
+    click.echo(f"{size:.1f} MB, outputs {', '.join(OUTPUTS)}, with a calibration on "
+               f"{predictor.calibrated().basis}")  # fmt: skip
     _echo(file)
 
 
-COMMANDS = [score, calibrate, encode, project, sample, restore, export]
+COMMANDS = [calibrate, encode, project, sample, restore, export]
 
 
-def _load(name: str, device: str, dim: int | None = None) -> "Predictor":
+def load_predictor(name: str, device: str, dim: int | None = None) -> "Predictor":
+    """Load a model by the name of a run or its path, and use threads for the command."""
     path = model_path(name)
     from submanifold.common.device import choose_device
     from submanifold.common.threads import use_threads
@@ -443,17 +366,21 @@ def _load(name: str, device: str, dim: int | None = None) -> "Predictor":
     return Predictor(model if dim is None else model.at_dim(dim))
 
 
-def _check(
+def check_path(
     option: str, path: Path, suffixes: tuple[str, ...], predictor: "Predictor", model: str,
     inputs: Sequence[str] = (),
 ) -> None:  # fmt: skip
+    """Check the path of an output, which must not replace the model or an input."""
     from submanifold.data.images import SUFFIXES
 
     replaces = predictor.is_table or path.suffix.lower() in SUFFIXES
     check_output(option, path, suffixes, [model_path(model), *(inputs if replaces else ())])
 
 
-def _read(predictor: "Predictor", paths: Sequence[str], identifier: str | None = None) -> "Inputs":
+def read_inputs(
+    predictor: "Predictor", paths: Sequence[str], identifier: str | None = None
+) -> "Inputs":
+    """Read the images or rows of a model from files."""
     from submanifold.inference.inputs import read_images, read_rows
 
     if predictor.is_table:
@@ -464,7 +391,7 @@ def _read(predictor: "Predictor", paths: Sequence[str], identifier: str | None =
     raise unexpected("MODEL", "a model of images or of a table", "one of points", fix)
 
 
-def _training_share(predictor: "Predictor", read: "Inputs", label: int | None) -> float:
+def training_share_of(predictor: "Predictor", read: "Inputs", label: int | None) -> float:
     """Estimate the share of training images or rows among those that were read."""
     from submanifold.inference.training_events import MAX_EVENTS, hash_events, training_share
 
@@ -475,7 +402,7 @@ def _training_share(predictor: "Predictor", read: "Inputs", label: int | None) -
     return training_share(known, hash_events(predictor.model, events))
 
 
-def _write_rows(path: Path, frame: "pd.DataFrame", read: "Inputs | None") -> None:
+def write_rows(path: Path, frame: "pd.DataFrame", read: "Inputs | None") -> None:
     """Write a table, after a column of the names of the images or rows that were read."""
     if read is not None:
         frame.insert(0, unused(read.label, frame), [read.names[number] for number in frame.index])
@@ -493,7 +420,8 @@ def _write_arrays(path: Path, arrays: "dict[str, np.ndarray]") -> None:
     _echo(path)
 
 
-def _png(images: "np.ndarray", columns: int) -> bytes:
+def as_sheet(images: "np.ndarray", columns: int) -> bytes:
+    """Draw images on a sheet, as a PNG."""
     from submanifold.plots.images import as_png, sample_sheet
 
     return as_png(sample_sheet(images, columns))

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,6 +37,8 @@ from submanifold.inference.predictor import Predictor
 from submanifold.models.export import EXAMPLES, export_function
 from submanifold.models.mixture import Mixture
 from submanifold.models.model import bits_per_dim
+
+log = logging.getLogger(__name__)
 
 OUTPUTS = ("log_prob", "anomaly_score", "p_value", "is_ood", "u", "projection")
 SUFFIXES = (".onnx", ".pt2")
@@ -82,8 +85,10 @@ def export(predictor: Predictor, path: str | Path) -> None:
     if "complexity" in calibration.combined:
         inputs["png_bits"] = torch.zeros(EXAMPLES, dtype=torch.int64)
     try:
+        log.info("Tracing the model, which takes one to a few minutes")
         program = export_function(scorer(predictor), *inputs.values())
         if is_onnx:
+            log.info("Converting the graph to ONNX")
             # onnxruntime optimizes, too, and torch's optimizer drops nodes that are used
             with warnings.catch_warnings(action="ignore"):  # about torch's own code
                 graph: Any = torch.onnx.export(

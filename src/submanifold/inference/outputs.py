@@ -1,6 +1,7 @@
 """Check output paths before the computation, and write outputs atomically."""
 
 import os
+import re
 import tempfile
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,12 +15,14 @@ TABLES = (".csv", ".parquet")
 
 
 def check_output(
-    option: str, path: Path, suffixes: tuple[str, ...], inputs: Iterable[str | Path] = ()
-) -> None:
+    option: str, path: Path, suffixes: tuple[str, ...], inputs: Iterable[str | Path] = (),
+    replaced: re.Pattern[str] | None = None,
+) -> None:  # fmt: skip
     """Raise a UserError unless the output of an option can be written, and replaces no input.
 
     The path is a file, or a folder (suffix :data:`FOLDER`), which must be new or contain only
-    hidden files. Inputs are files, and folders, of which no file may be the output.
+    hidden files, or those whose names match ``replaced``. Inputs are files, and folders, of which
+    no file may be the output.
     """
     name, is_folder = f"{option}={path}", path.suffix == FOLDER
     if path.suffix.lower() not in suffixes:
@@ -30,7 +33,8 @@ def check_output(
         if path.exists() and not (path.is_dir() if is_folder else path.is_file()):
             kind = "folder" if is_folder else "file"
             raise UserError(f"{name}: expected a {kind}, got something else. Use another path.")
-        if is_folder and path.exists() and any(path.glob("[!.]*")):
+        present = [file.name for file in path.glob("[!.]*")] if is_folder else []
+        if not all(replaced and replaced.fullmatch(file) for file in present):
             raise UserError(f"{name}: expected an empty folder. Empty it, or use another path.")
         places = [path, *path.absolute().parents] if path.is_file() else []
         for file in filter(os.path.exists, inputs):
@@ -44,8 +48,13 @@ def check_output(
 
 
 @contextmanager
-def output(option: str, path: Path) -> Iterator[Path]:
-    """Yield a path for a file, or a folder for files; they appear at ``path`` on success only."""
+def output(
+    option: str, path: Path, replaced: re.Pattern[str] | None = None
+) -> Iterator[Path]:  # fmt: skip
+    """Yield a path for a file, or a folder for files; they appear at ``path`` on success only.
+
+    Files in the folder whose names match ``replaced`` are those of an earlier command.
+    """
     if path.suffix != FOLDER:
         with atomic_write(path) as partial:
             yield partial
@@ -56,7 +65,9 @@ def output(option: str, path: Path) -> Iterator[Path]:
         # inside the folder, which may be the working directory or the root of a file system
         with tempfile.TemporaryDirectory(prefix=".", dir=path) as folder:
             yield Path(folder)
-            check_output(option, path, (FOLDER,))  # another command may write there, too
+            check_output(option, path, (FOLDER,), (), replaced)  # another command may write there
+            for earlier in path.glob("[!.]*"):
+                earlier.unlink()
             for file in sorted(Path(folder).iterdir()):
                 os.replace(file, path / file.name)
     except BaseException:

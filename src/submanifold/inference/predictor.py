@@ -21,6 +21,7 @@ from submanifold.data.images import crop_and_resize
 from submanifold.data.tables import Preprocessor
 from submanifold.data.tables.columns import named
 from submanifold.data.tables.preprocessor import as_frame
+from submanifold.evaluation.attribution import explain
 from submanifold.evaluation.calibration import COMBINATION, HUGE, Calibration, select
 from submanifold.evaluation.likelihood import log_prob, to_bits_per_dim
 from submanifold.evaluation.samples import stored
@@ -202,6 +203,28 @@ class Predictor:
         """
         self.calibrated(fdr, "fdr")
         return select(p_values, fdr)
+
+    def explain(self, x: Any, *, label: Label = None) -> pd.DataFrame:
+        """Find the three columns that contribute most to the anomaly of rows, largest first.
+
+        A contribution is by how much the log-density (nats) would increase if the column had its
+        ``usual`` value and the others stayed as they are; without a density, by how much the
+        squared distance from the manifold would decrease. It is infinite for a category that the
+        training data do not have.
+
+        Returns:
+            Three entries per row, with its label as the index: ``column``, ``value``,
+            ``contribution`` and ``usual``; values are text, or "missing".
+        """
+        columns, quantiles = self.columns, np.array(self.calibrated().column_quantiles)
+        rows = self._checked(x, label)
+        if not len(quantiles):
+            fix = "Write a new file with `submanifold calibrate`, or train it again"
+            raise unexpected("model", "quantiles of its columns", "a file without them", fix)
+        table = rows.reindex(columns=list(columns.inputs))
+        explained = explain(self.model, self._standardized(rows), quantiles, table)
+        index = x.index if isinstance(x, pd.DataFrame) else rows.index
+        return explained.set_axis(index[explained.pop("number")])
 
     def log_prob(
         self, x: Any, noise_scale: float | None = None, *, label: Label = None

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,6 +22,10 @@ from submanifold.inference.records import (
     read_records,
     records_folder,
 )
+from submanifold.runs.score import score
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 HELP = ("Any settings, such as stage_1.dim=300,density.training.steps=200; a list is "
         "[8,4,2].")  # fmt: skip
@@ -170,7 +174,7 @@ def _measured(record: RunRecord, project: Path) -> dict[str, Any]:
     return {name: value for file in files for name, value in (read_json(file) or {}).items()}
 
 
-def _table(rows: list[dict[str, str]]) -> str:
+def _table(rows: "list[dict[str, str]] | pd.DataFrame") -> str:
     import pandas as pd
 
     table = pd.DataFrame(rows).fillna("")
@@ -182,8 +186,9 @@ def _table(rows: list[dict[str, str]]) -> str:
 @click.option("--audit", "is_audited", is_flag=True,
               help="Print a check of the density instead: on the training and validation data of "
               "a run; on samples if they are not there or the model is conditional.")  # fmt: skip
-def info(model: str, is_audited: bool) -> None:
-    """Print the architecture, the data and the calibration of a model as JSON."""
+@click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON.")
+def info(model: str, is_audited: bool, as_json: bool) -> None:
+    """Print the architecture, the data and the calibration of a model."""
     path = model_path(model)
     from submanifold.models import Model
 
@@ -191,7 +196,16 @@ def info(model: str, is_audited: bool) -> None:
     if not is_audited:
         calibration = {"calibrated_on": loaded.calibration.get("count"),
                        "calibration_groups": loaded.calibration.get("groups")}  # fmt: skip
-        click.echo(json.dumps({**loaded.describe(), **calibration}, indent=2))
+        if as_json:
+            click.echo(json.dumps({**loaded.describe(), **calibration}, indent=2))
+            return
+        from submanifold.runs.information import facts
+
+        texts, columns = facts(loaded)
+        for name, text in texts.items():
+            click.echo(f"{name:11}  {text}")
+        if columns is not None:
+            click.echo(f"\n{_table(columns)}")
         return
     import torch
 
@@ -230,4 +244,4 @@ def _row(record: RunRecord, project: Path) -> dict[str, str]:
     return row
 
 
-COMMANDS = [train, runs, compare, info]
+COMMANDS = [train, score, runs, compare, info]

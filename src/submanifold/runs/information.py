@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import pandas as pd
 
 from submanifold.evaluation.calibration import Calibration
 from submanifold.flows import context_of
+from submanifold.inference.predictor import Predictor
 from submanifold.inference.records import read_records
-from submanifold.models import Hierarchy, Model
+from submanifold.models import Hierarchy, Mixture, Model
 
 USUAL_ALPHA = 5  # percent of false alarms of the command, if the calibration supports it
 
@@ -32,6 +34,32 @@ def information(model: Path) -> dict[str, Any]:
         "name": names[-1] if names else None,
         "mlflow_run": active and active.info.run_id,
     }
+
+
+def facts(model: Model) -> tuple[dict[str, Any], pd.DataFrame | None]:
+    """Return texts on a model by name, and a description of the columns of its table, if any."""
+    about, texts = getattr(model, "charts", [model])[0].describe(), dict[str, Any]()
+    charts = f" of {len(model.charts)} charts" if isinstance(model, Mixture) else ""
+    texts["model"] = f"{model.kind}{charts}, {sum(p.numel() for p in model.parameters()):,} weights"
+    for number, stage in enumerate(about["stages"], start=1):
+        flows = " > ".join(flow["type"] for flow in stage["flows"])
+        dim = "" if stage["dim"] is None else f", d = {stage['dim']}"
+        texts[f"stage {number}"] = f"{flows}{dim}"
+    for number, phase in enumerate(model.notes.get("phases", ()), start=1):
+        figures = [f"{name} {value:.4g}" for name, value in phase.items()
+                   if isinstance(value, int | float) and not isinstance(value, bool)]  # fmt: skip
+        stages = ", ".join(map(str, phase["stages"]))
+        figures = ["rotated"] if phase.get("rotated") else figures
+        texts[f"phase {number}"] = ", ".join([f"stage {stages}", *figures])
+    single = {name: value for name, value in model.data.items() if isinstance(value, int | str)}
+    texts["data"] = ", ".join(f"{name} {value}" for name, value in single.items())
+    predictor = Predictor(model)
+    texts["calibration"] = model.calibration.get("why", "none")
+    if (calibration := predictor.calibration) is not None:
+        least = calibration.smallest_p_value
+        texts["calibration"] = f"{calibration.basis}; the smallest p-value is {least:.3%}"
+    table = predictor.columns.description if predictor.is_table else None
+    return texts, table
 
 
 def usage_commands(model: Model, name: str) -> list[tuple[str, str]]:

@@ -16,6 +16,7 @@ from submanifold.evaluation.metrics import (
     PROJECTION_ERRORS,
     SUBSET,
     events_of,
+    format_value,
     training_images_reach,
 )
 from submanifold.evaluation.samples import TEMPERATURES
@@ -142,8 +143,8 @@ def report_table(
         "dimensions": dimension_curves(metrics["curve"], dim, first_order, unit=unit),
     }
     content = sections.of_model(metrics, split_scores, hierarchy)
-    content |= {"columns": preprocessor.description, "anomalies": anomalies,
-                "is_rotated": first_order is not None}  # fmt: skip
+    content |= {"columns": preprocessor.description, "number": format_value,
+                "anomalies": anomalies, "is_rotated": first_order is not None}  # fmt: skip
     return _report(
         "table", figures, content, metrics, table, hierarchy, model_file, manifest, histories,
         dataset, method, seed, device,

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 import time
 from dataclasses import replace
 from itertools import accumulate
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 MAX_NORMAL = 10_000  # validation events that calibrate anomaly scores
 TOLERANCE = 0.25  # part of a time budget that a run may take longer
 START, REPORT = 16.0, 40.0  # seconds of the start; of baselines, calibration and reports
+FEW_STEPS = 100  # of all trainings, after which an evaluation of more than a minute is brief
 SHORT = 0.5  # fraction of the usual steps below which a time budget is called short
 
 
@@ -38,9 +40,9 @@ def estimate_steps(
     """Return the steps of all phases, scaled to a time if there is one, and log their duration.
 
     With a time budget the run takes a quarter longer at most, or the evaluation is ``brief`` and
-    training gets the rest, but not less than half of the budget. ``data`` are any
-    :data:`.DataSettings`; Kedro warns about unions. ``first`` are the first steps of trainings in
-    the curves of the run.
+    training gets the rest, but not less than half of the budget. It is brief after few steps, too.
+    ``data`` are any :data:`.DataSettings`; Kedro warns about unions. ``first`` are the first steps
+    of trainings in the curves of the run.
     """
     started, shape, on = time.monotonic(), data.event_shape, choose_device(device)
     log.info("Timing a few steps of each phase")
@@ -58,7 +60,8 @@ def estimate_steps(
             manifest["counts"], draws, is_brief, evaluation.volumes
         )
 
-    brief = minutes is not None and evaluating(False) > 60 * TOLERANCE * minutes
+    few = 60 if sum(usual.values()) < FEW_STEPS else math.inf
+    brief = evaluating(False) > (few if minutes is None else 60 * TOLERANCE * minutes)
     if minutes is not None:
         spent = START + manifest["seconds"] + time.monotonic() - started
         rest = 60 * (1 + TOLERANCE) * minutes - spent - evaluating(brief)

@@ -1,0 +1,233 @@
+"""Command ``score``, also of the images or rows that a model was trained on."""
+
+import logging
+import math
+import re
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from submanifold.common.errors import UserError, unexpected
+from submanifold.common.files import read_json
+from submanifold.config.project import configure
+from submanifold.inference.command import (
+    MAX_TRAINING,
+    as_sheet,
+    check_path,
+    id_option,
+    input_options,
+    load_predictor,
+    out_option,
+    read_inputs,
+    training_share_of,
+    write_rows,
+)
+from submanifold.inference.outputs import TABLES, output
+from submanifold.inference.records import find_record, records_folder
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from submanifold.inference.inputs import Inputs
+    from submanifold.inference.predictor import Predictor
+
+log = logging.getLogger(__name__)
+
+MAX_SHEET = 32  #: Number of most and of least anomalous images on a sheet.
+MIN_OWN = 200  #: Images or rows of which halves can train a model.
+USUAL = 0.9  #: Quantile of a score above which images or rows of a half do not calibrate.
+VALIDATION = 10  # of so many images of a half one is for validation
+
+
+def _rate(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d*\.?\d+)\s*(%?)", text.strip(), re.ASCII)
+    value = float(match[1]) / (100 if match[2] else 1) if match else 0.0
+    if not 0 < value < 1:
+        expected = "a rate between 0 and 1, such as 1% or 0.01"
+        raise click.BadParameter(f"expected {expected}, got {text}.")
+    return value
+
+
+@click.command()
+@input_options
+@id_option
+@out_option("CSV or Parquet file of the scores.", "scores.csv")
+@click.option("--sheet", type=click.Path(path_type=Path),
+              help="PNG file of the most and the least anomalous images.")  # fmt: skip
+@click.option("--alpha", callback=_rate, metavar="RATE", help="False-positive rate: images or rows "
+              "with a p-value of at most RATE, such as 1%, are out-of-distribution.")  # fmt: skip
+@click.option("--fdr", callback=_rate, metavar="RATE", help="False discovery rate, instead of "
+              "--alpha: of the images or rows that are out-of-distribution, at most RATE, such as "
+              "10%, are normal on average.")  # fmt: skip
+@click.option("--explain", is_flag=True, help="Write the columns of a table that contribute most "
+              "to the anomaly of flagged rows, or else of the 16 most anomalous, to a file beside "
+              "the scores, such as scores_columns.csv.")  # fmt: skip
+@click.option("--own", is_flag=True, help="Rank INPUTS that the run MODEL was trained on: two "
+              "models of halves, trained as MODEL was, score the other half.")  # fmt: skip
+def score(
+    model: str, inputs: tuple[str, ...], out: Path, sheet: Path | None, alpha: float | None,
+    fdr: float | None, explain: bool, own: bool, nearest: bool, label: int | None, device: str,
+    identifier: str | None,
+) -> None:  # fmt: skip
+    """Write the densities, distances from the manifold, and p-values of INPUTS.
+
+    The p-value is the fraction of held-out training-like images or rows that score at least as
+    high. The log-density of rows is in the units of the table.
+
+    --alpha bounds how many normal inputs are flagged, --fdr how many of the flagged are normal.
+    """
+    if alpha is not None and fdr is not None:
+        raise UserError("--fdr: expected none with --alpha. Omit either.")
+    if own and (option := "--alpha" if alpha is not None else "--fdr" if fdr is not None else ""):
+        expected = "none with --own, whose images or rows are compared with one another"
+        raise UserError(f"{option}: expected {expected}. Omit it, and look at the first ones.")
+    predictor = load_predictor(model, device)
+    check_path("--out", out, TABLES, predictor, model, inputs)
+    if own and sheet is None and predictor.is_image:
+        sheet = out.with_suffix(".png")
+    if sheet is not None:
+        check_path("--sheet", sheet, (".png",), predictor, model, inputs)
+    import numpy as np
+    import pandas as pd
+
+    from submanifold.evaluation.attribution import EXPLAINED_ROWS
+    from submanifold.evaluation.intervals import false_alarm_range
+
+    calibration = predictor.calibrated(alpha) if fdr is None else predictor.calibrated(fdr, "fdr")
+    if sheet is not None and predictor.is_table:
+        raise UserError("--sheet: expected none for a model of a table. Omit it.")
+    unit = "rows" if predictor.is_table else "images"
+    by_column = out.with_stem(f"{out.stem}_columns")
+    for option, is_set in (("--id", identifier is not None), ("--explain", explain)):
+        if is_set and not predictor.is_table:
+            expected = "none for a model of images: it needs the columns of a table"
+            raise UserError(f"{option}: expected {expected}. Omit it.")
+    if explain:
+        check_path("--explain", by_column, TABLES, predictor, model, inputs)
+    read = read_inputs(predictor, inputs, identifier)
+    count, events = len(read.names), read.events.loc if predictor.is_table else read.events
+    parts = cross_fit(model, predictor, read) if own else [(np.arange(count), predictor)]
+    table = pd.concat([
+        fitted.score(events[part], nearest, alpha=alpha, label=label).set_axis(part)
+        for part, fitted in parts
+    ]).sort_index()  # fmt: skip
+    if own:
+        table["p_value"] = table["anomaly_score"].rank(ascending=False, method="max", pct=True)
+    if fdr is not None:
+        table["ood"] = predictor.select(table["p_value"].to_numpy(), fdr)
+    scores = table.drop(columns="anomaly_score")
+    table = table.sort_values("anomaly_score", ascending=False, kind="stable")
+    write_rows(out, scores.loc[table.index] if own else scores, read)
+    if not own and (share := training_share_of(predictor, read, label)) > MAX_TRAINING:
+        log.warning("INPUTS: expected new %s, got about %.0f%% training %s, whose p-values are "
+                    "too large. Score others, or add --own.", unit, 100 * share, unit)  # fmt: skip
+    click.echo(f" p-value  {read.label}, the most anomalous first")
+    for number in table.index[:5]:
+        click.echo(f"{table['p_value'][number]:8.4f}  {read.names[number]}")
+    flagged = f"{table['ood'].sum()} of {count} {unit} are flagged" if "ood" in table else ""
+    if alpha is not None:
+        low, high = false_alarm_range(alpha, count, calibration.groups)
+        click.echo(f"{flagged} (p-value at most {alpha:g}); if all were like the training "
+                   f"{unit}, {count * low:.0f} to {count * high:.0f} would be in 95% of "
+                   "cases.")  # fmt: skip
+    if fdr is not None:
+        least = math.ceil(count * calibration.smallest_p_value / fdr)
+        click.echo(f"{flagged}; on average at most {100 * fdr:.3g}% of the flagged are like the "
+                   f"training {unit}. Fewer than {least} of {count} cannot be flagged with a "
+                   f"calibration on {calibration.basis}.")  # fmt: skip
+    if explain:
+        is_any = "ood" in table and table["ood"].any()
+        rows = table[table["ood"]] if is_any else table[:EXPLAINED_ROWS]
+        explained = pd.concat([
+            fitted.explain(events[chosen], label=label) for part, fitted in parts
+            if len(chosen := rows.index.intersection(pd.Index(part)))
+        ]).loc[rows.index]  # fmt: skip
+        kind = "flagged" if is_any else "most anomalous"
+        click.echo(f"Columns that contribute most to the anomaly of the {len(rows)} {kind} rows")
+        for number in rows.index[:5]:
+            entries = explained.loc[[number]].to_dict("records")
+            texts = ["{column} = {value} (+{contribution:.3g} with {usual})".format_map(entry)
+                     for entry in entries if entry["contribution"]]  # fmt: skip
+            click.echo(f"{read.names[number]}: {'; '.join(texts) or 'no single column'}")
+        write_rows(by_column, explained, read)
+    if sheet is not None:
+        images = read.events[table.index.to_numpy()]
+        shown = max(1, min(MAX_SHEET, count // 2))
+        blank = np.full((-shown % 8 + 8, *images.shape[1:]), 255, np.uint8)
+        pictures = np.concatenate([images[:shown], blank, images[::-1][:shown]])
+        with output("--sheet", sheet) as partial:
+            partial.write_bytes(as_sheet(pictures, columns=8))
+
+
+def cross_fit(
+    name: str, predictor: "Predictor", read: "Inputs"
+) -> "list[tuple[np.ndarray, Predictor]]":
+    """Train a model on each half of the inputs as a run was, to rank the other half.
+
+    An interrupted training continues. Groups of images are in one half. Returns the numbers of the
+    inputs of a half and the predictor that has not seen them, for both halves. It is calibrated on
+    these inputs except those with one of the highest scores.
+    """
+    import numpy as np
+
+    from submanifold.data.splits import group_images
+    from submanifold.evaluation.calibration import calibrate
+    from submanifold.evaluation.scores import score as score_events
+    from submanifold.flows import context_of
+    from submanifold.inference.predictor import Predictor
+    from submanifold.runs.experiments import CachedRun
+    from submanifold.training.cost import with_steps
+    from submanifold.training.phases import train_phases
+
+    project, count = records_folder(), len(read.names)
+    unit = "rows" if predictor.is_table else "images"
+    record = find_record(project, name, "MODEL: expected the name of a run with --own")
+    configure(project)
+    run = CachedRun(record.name, record.params, project)
+    experiment, groups = run.settings, getattr(run.settings.data, "groups", None)
+    if run.configuration.artifact_keys["model"] != record.key:
+        fix = "Train it again with `submanifold train --again`"
+        raise unexpected("MODEL", "a run of this version and these data", name, fix)
+    if context_of(predictor.model) or (groups and predictor.is_table):
+        kind = "a condition" if context_of(predictor.model) else "groups of rows"
+        raise UserError(f"--own: expected a model without {kind}. Omit it.")
+    members = group_images(groups, read.names).values() if groups else range(count)
+    numbers, group = np.unique([*members], return_inverse=True)
+    if len(numbers) < MIN_OWN:
+        raise unexpected("INPUTS", f"at least {MIN_OWN} with --own", len(numbers), "Add more")
+    metrics = read_json(project / record.metrics) or {}
+    seconds = metrics.get("seconds", {}).get("training")
+    duration = f", in about {2 * seconds / 60:.0f} min" if seconds else ""
+    click.echo(
+        f"Two models, trained as {name} on half of the {count:,} {unit} each, score the other half"
+        f"{duration}. P-values are ranks, at least 1/{count} ({1 / count:.2%}). --fdr can flag "
+        f"none of {unit} that are compared with one another: it needs a calibration on normal "
+        "ones, by `submanifold calibrate`."
+    )
+    order = np.random.default_rng(experiment.seed).permutation(len(numbers))[group]
+    steps, events = run.load("schedule")["steps"], predictor.events(read.events)
+    phases = {name: with_steps(phase, steps[name]) for name, phase in experiment.phases.items()}
+    folder = (project / record.model).parent / "own" / f"{zlib.crc32(events.tobytes()):08x}"
+    parts, is_valid = [], order // 2 % VALIDATION == 0
+    for half in (0, 1):
+        is_own = order % 2 == half
+        log.info("Half %d of 2", half + 1)
+        train, valid = events[is_own & ~is_valid], events[is_own & is_valid]
+        model = train_phases(
+            phases, experiment.model, train, valid, experiment.seed, predictor.device,
+            folder / f"half_{half + 1}",
+        )  # fmt: skip
+        model.data, rows = predictor.model.data, np.flatnonzero(~is_own)
+        x, of_rows = events[rows], group[rows]
+        model.calibration = calibrate(model, x, predictor.device, of_rows, train)
+        scores = score_events(model, x, model.calibration["combined"])
+        limits = {name: np.quantile(values, USUAL) for name, values in scores.items()}
+        # anomalies in a calibration hide one another
+        is_usual = np.all([scores[name] <= limits[name] for name in scores], axis=0)
+        model.calibration = calibrate(model, x[is_usual], predictor.device, of_rows[is_usual])
+        parts.append((rows, Predictor(model)))
+    return parts
