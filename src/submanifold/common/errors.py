@@ -51,7 +51,7 @@ def list_names(names: Iterable[str], name: str = "") -> str:
     """Join names for a message, of more than ten the ones most similar to a wrong name.
 
     Example:
-        >>> list_names("abc"), list_names("abcdefghijkl", "l")[-14:]
+        >>> list_names("abc"), list_names("abcdefghijkl", "l")[-12:]
         ('a, b, c', ' or 2 others')
     """
     names = list(names)
