@@ -45,7 +45,7 @@ SCORE_BATCH_SIZE = 64
 SCALE_BATCH_SIZE = 1024
 NOISE_SCALE = "noise_scale"  # key in the calibration of a noise-conditional model
 MISSING_OFFSETS = "missing_offsets"  # key in the calibration of a table with missing values
-LARGEST_SHARE = 0.99  # of the scores; larger ones are clipped in the fit of these offsets
+RIDGE = 0.1  # of the fit of these offsets, about a tenth of a row
 
 
 def score(
@@ -140,17 +140,16 @@ def missing_offsets(model: Model, events: np.ndarray) -> list[float]:
     """Fit the mean increase of ``smoothed_density`` by a missing value of each column, nats.
 
     A row with missing values is rarer than one without, and has fewer numbers to describe; neither
-    makes it an anomaly. Least squares, of the scores of training rows (N, D).
+    makes it an anomaly. Huber regression on the scores of training rows (N, D).
     """
     table = table_of(model)
     if table is None or not (is_missing := table.missing(as_input(events).numpy())).any():
         return []
     model.calibration.pop(MISSING_OFFSETS, None)
     values = score(model, events, (SMOOTHED_DENSITY,))[SMOOTHED_DENSITY]
-    values = values.clip(max=np.quantile(values, LARGEST_SHARE))
-    centered = is_missing - is_missing.mean(0)
-    gram = centered.T @ centered + np.eye(is_missing.shape[1])
-    return np.linalg.solve(gram, centered.T @ (values - values.mean())).tolist()
+    from sklearn.linear_model import HuberRegressor  # loads in half a second
+
+    return HuberRegressor(alpha=RIDGE).fit(is_missing, values).coef_.tolist()
 
 
 def leading_spectrum(
