@@ -1,5 +1,6 @@
 """Finding the kind and the standardization of each column of a table."""
 
+import hashlib
 import math
 import re
 import warnings
@@ -158,8 +159,8 @@ def _copies(frame: pd.DataFrame, columns: Sequence[Column]) -> dict[str, str]:
     codes: dict[bytes, Column] = {}
     for column in columns:
         if not column.is_flag and (column.kind == "categorical" or column.bits <= FEW_BITS):
-            code = pd.factorize(frame[column.name])[0].tobytes()
-            first = codes.setdefault(code, column)
+            code = pd.factorize(frame[column.name])[0]
+            first = codes.setdefault(hashlib.sha256(code).digest(), column)
             if first is not column and "categorical" in (first.kind, column.kind):
                 copies[column.name] = f"a copy of {first.name}"
     numeric = [column for column in columns if column.kind in ("continuous", "quantized")]
