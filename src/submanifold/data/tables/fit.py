@@ -160,7 +160,7 @@ def _copies(frame: pd.DataFrame, columns: Sequence[Column]) -> dict[str, str]:
     for column in columns:
         if not column.is_flag and (column.kind == "categorical" or column.bits <= FEW_BITS):
             code = pd.factorize(frame[column.name])[0]
-            first = codes.setdefault(hashlib.sha256(code).digest(), column)
+            first = codes.setdefault(hashlib.sha256(code.tobytes()).digest(), column)
             if first is not column and "categorical" in (first.kind, column.kind):
                 copies[column.name] = f"a copy of {first.name}"
     numeric = [column for column in columns if column.kind in ("continuous", "quantized")]
