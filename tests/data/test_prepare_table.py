@@ -146,7 +146,7 @@ def test_patterns_choose_columns(tmp_path):
     for choice in (
         {"inputs": "x_*"},
         {"drop": ["id", "y"]},
-        {"drop": "id|y"},
+        {"drop": "id,y"},
         {"inputs": "[xy]*", "columns": {"y": "ignore"}},
     ):
         _, manifest, _ = prepared(tmp_path, frame, **choice)

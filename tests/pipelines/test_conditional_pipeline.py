@@ -52,7 +52,7 @@ def test_a_table_is_given_columns(project):
     frame.to_csv(path, index=False)
     run = project.run(
         dataset="table", method="noise-conditional", density={"training": {"steps": 60}},
-        stage_1={"dim": 1}, data={"path": str(path), "condition": "age|dose"},
+        stage_1={"dim": 1}, data={"path": str(path), "condition": "age,dose"},
     )  # fmt: skip
     train, predictor = run.load("x_train"), Predictor.load(run.path("hierarchy"))
     assert (train.shape, train.context.shape) == ((240, 2), (240, 2))

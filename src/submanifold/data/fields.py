@@ -1,6 +1,5 @@
 """Fields of the settings of data, which sources and tables read."""
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,7 +16,7 @@ ColumnKind = Literal["integer", "number", "category", "ignore"]
 """Kind of a column that a user sets."""
 Texts = tuple[Annotated[str, Field(min_length=1)], ...]
 Paths = Annotated[Texts, BeforeValidator(lambda x: (x,) if isinstance(x, str) else x)]
-AsList = BeforeValidator(lambda x: re.split("[|,]", x) if isinstance(x, str) else x)
+AsList = BeforeValidator(lambda x: x.split(",") if isinstance(x, str) else x)
 Patterns = Annotated[Texts, AsList]
 
 
