@@ -271,9 +271,9 @@ def test_the_report_has_numbers_and_images_under_their_names(tmp_path):
                 "skipped_count": 14, "hash": "", "split_note": "", "skipped": []}  # fmt: skip
     model = calibrated_model()
     page = nodes.report_images(
-        metrics, nodes.make_table(metrics, model, "Glow"), model, str(tmp_path / "model"), manifest,
-        {"density": history}, "photos", "Glow", 0, "cpu", test, samples, cool, encoded,
-        illustrations, scored,
+        metrics, model, {"density": history}, test, samples, cool, encoded, illustrations, scored,
+        table=nodes.make_table(metrics, model, "Glow"), model_file=str(tmp_path / "model"),
+        manifest=manifest, dataset="photos", method="Glow", seed=0, device="cpu",
     )["report"]  # fmt: skip
     text = " ".join(re.sub(r"<[^>]*>", " ", page).split())
     for sentence in (

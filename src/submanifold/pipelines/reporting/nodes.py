@@ -69,10 +69,9 @@ def make_table(
 
 
 def report_images(
-    metrics: Metrics, table: pd.DataFrame, hierarchy: Model, model_file: str,
-    manifest: dict[str, Any], histories: dict[str, Any], dataset: str, method: str, seed: int,
-    device: str, test: np.ndarray, samples: np.ndarray, samples_t07: np.ndarray,
-    projections: np.ndarray, illustrations: dict[str, np.ndarray], split_scores: pd.DataFrame,
+    metrics: Metrics, hierarchy: Model, histories: dict[str, Any], test: np.ndarray,
+    samples: np.ndarray, samples_t07: np.ndarray, projections: np.ndarray,
+    illustrations: dict[str, np.ndarray], split_scores: pd.DataFrame, **shared: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Draw the figures of a model of images, and render the ``report`` (HTML)."""
     from submanifold.pipelines.reporting import sections
@@ -116,17 +115,12 @@ def report_images(
         "is_rotated": first_order is not None,
     }
     content |= sections.of_model(metrics, split_scores, hierarchy)
-    return _report(
-        "images", figures, content, metrics, table, hierarchy, model_file, manifest, histories,
-        dataset, method, seed, device,
-    )  # fmt: skip
+    return _report("images", figures, content, metrics, hierarchy, histories, **shared)
 
 
 def report_table(
-    metrics: Metrics, table: pd.DataFrame, hierarchy: Model, model_file: str,
-    manifest: dict[str, Any], histories: dict[str, Any], dataset: str, method: str, seed: int,
-    device: str, test: np.ndarray, samples: np.ndarray, split_scores: pd.DataFrame,
-    anomalies: pd.DataFrame,
+    metrics: Metrics, hierarchy: Model, histories: dict[str, Any], test: np.ndarray,
+    samples: np.ndarray, split_scores: pd.DataFrame, anomalies: pd.DataFrame, **shared: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Draw the figures of a model of a table, and render the ``report`` (HTML)."""
     from submanifold.pipelines.reporting import sections
@@ -145,17 +139,12 @@ def report_table(
     content = sections.of_model(metrics, split_scores, hierarchy)
     content |= {"columns": preprocessor.description, "number": format_value,
                 "anomalies": anomalies, "is_rotated": first_order is not None}  # fmt: skip
-    return _report(
-        "table", figures, content, metrics, table, hierarchy, model_file, manifest, histories,
-        dataset, method, seed, device,
-    )  # fmt: skip
+    return _report("table", figures, content, metrics, hierarchy, histories, **shared)
 
 
 def report_synthetic(
-    metrics: Metrics, table: pd.DataFrame, hierarchy: Model, model_file: str,
-    manifest: dict[str, Any], histories: dict[str, Any], dataset: str, method: str, seed: int,
-    device: str, test: np.ndarray, samples: np.ndarray, truth: Metrics,
-    data: SyntheticSettings,
+    metrics: Metrics, hierarchy: Model, histories: dict[str, Any], test: np.ndarray,
+    samples: np.ndarray, truth: Metrics, data: SyntheticSettings, **shared: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Draw the learned and the true manifold, and render the ``report`` (HTML)."""
     from submanifold.plots.manifolds import manifold_figure
@@ -163,10 +152,7 @@ def report_synthetic(
     points, grid = manifold_picture(hierarchy, data.manifold, test[:MAX_POINTS], samples)
     figures = {"manifold": manifold_figure(**points, grid=grid)}
     content: Metrics = {"truth": truth, "warnings": [], "comparison": None}
-    return _report(
-        "synthetic", figures, content, metrics, table, hierarchy, model_file, manifest, histories,
-        dataset, method, seed, device,
-    )  # fmt: skip
+    return _report("synthetic", figures, content, metrics, hierarchy, histories, **shared)
 
 
 def _first_order(histories: dict[str, Any]) -> Metrics | None:
@@ -177,8 +163,8 @@ def _first_order(histories: dict[str, Any]) -> Metrics | None:
 
 def _report(
     kind: Kind, figures: dict[str, Any], content: dict[str, Any], metrics: Metrics,
-    table: pd.DataFrame, hierarchy: Model, model_file: str, manifest: dict[str, Any],
-    histories: dict[str, Any], dataset: str, method: str, seed: int, device: str,
+    hierarchy: Model, histories: dict[str, Any], table: pd.DataFrame, model_file: str,
+    manifest: dict[str, Any], dataset: str, method: str, seed: int, device: str,
 ) -> dict[str, Any]:  # fmt: skip
     from submanifold.pipelines.reporting.sections import written
     from submanifold.plots.curves import training_curves

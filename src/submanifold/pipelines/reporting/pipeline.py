@@ -11,15 +11,18 @@ TABLE = Node(
     outputs="metrics_table",
     name="make_table",
 )
+SHARED = {
+    **{name: name for name in ("metrics", "hierarchy", "manifest", "histories", "samples")},
+    **{name: f"params:{name}" for name in ("model_file", "method", "seed", "device")},
+    "table": "metrics_table", "dataset": "params:data_name", "test": "x_test",
+}  # fmt: skip
 BY_KIND = {
     "images": [
         TABLE,
         Node(
             nodes.report_images,
-            inputs=["metrics", "metrics_table", "hierarchy", "params:model_file", "manifest",
-                    "histories", "params:data_name", "params:method", "params:seed",
-                    "params:device", "x_test",
-                    "samples", "samples_t07", "projections", "illustrations", "split_scores"],
+            inputs=SHARED | {name: name for name in (
+                "samples_t07", "projections", "illustrations", "split_scores")},
             outputs={
                 "report": "report",
                 "curves": "curves_figure",
@@ -35,10 +38,7 @@ BY_KIND = {
         TABLE,
         Node(
             nodes.report_table,
-            inputs=["metrics", "metrics_table", "hierarchy", "params:model_file", "manifest",
-                    "histories", "params:data_name", "params:method", "params:seed",
-                    "params:device", "x_test",
-                    "samples", "split_scores", "anomalies"],
+            inputs=SHARED | {"split_scores": "split_scores", "anomalies": "anomalies"},
             outputs={
                 "report": "report",
                 "curves": "curves_figure",
@@ -58,10 +58,7 @@ BY_KIND = {
         ),
         Node(
             nodes.report_synthetic,
-            inputs=["metrics", "metrics_table", "hierarchy", "params:model_file", "manifest",
-                    "histories", "params:data_name", "params:method", "params:seed",
-                    "params:device", "x_test",
-                    "samples", "truth", "params:data"],
+            inputs=SHARED | {"truth": "truth", "data": "params:data"},
             outputs={"report": "report", "curves": "curves_figure", "manifold": "manifold_figure"},
             name="write_report",
         ),
