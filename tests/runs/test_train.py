@@ -106,8 +106,8 @@ def test_own_images_are_ranked_by_models_that_have_not_seen_them(trained, folder
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    (["--fdr=10%"], "--fdr: expected none with --own, whose images or rows are compared with"),
-    (["--alpha=10%"], "--alpha: expected none with --own"),
+    (["--fdr=10%"], "--own and --fdr: expected one of them. Omit the other."),
+    (["--alpha=10%"], "--own and --alpha: expected one of them"),
     ([], "INPUTS: expected at least 200 with --own, got 1."),
 ])  # fmt: skip
 def test_own_images_need_many_and_no_rate(trained, folder, options, message):

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import click
 
 from submanifold.common.errors import UserError, unexpected
-from submanifold.common.files import read_json
 from submanifold.config.project import configure
 from submanifold.inference.command import (
     MAX_TRAINING,
@@ -80,12 +79,14 @@ def score(
 
     --alpha bounds how many normal inputs are flagged, --fdr how many of the flagged are normal.
     """
-    if alpha is not None and fdr is not None:
-        raise UserError("--fdr: expected none with --alpha. Omit either.")
-    if own and (option := "--alpha" if alpha is not None else "--fdr" if fdr is not None else ""):
-        expected = "none with --own, whose images or rows are compared with one another"
-        raise UserError(f"{option}: expected {expected}. Omit it, and look at the first ones.")
+    rates = {"--own": own or None, "--alpha": alpha, "--fdr": fdr}
+    if len(several := [option for option, rate in rates.items() if rate is not None]) > 1:
+        raise UserError(f"{' and '.join(several)}: expected one of them. Omit the other.")
     predictor = load_predictor(model, device)
+    unit, of_others = ("rows", {"--sheet": sheet}) if predictor.is_table else (
+        "images", {"--id": identifier, "--explain": explain})  # fmt: skip
+    if unusable := [option for option, value in of_others.items() if value]:
+        raise UserError(f"{unusable[0]}: expected none for a model of {unit}. Omit it.")
     check_path("--out", out, TABLES, predictor, model, inputs)
     if own and sheet is None and predictor.is_image:
         sheet = out.with_suffix(".png")
@@ -98,14 +99,7 @@ def score(
     from submanifold.evaluation.intervals import false_alarm_range
 
     calibration = predictor.calibrated(alpha) if fdr is None else predictor.calibrated(fdr, "fdr")
-    if sheet is not None and predictor.is_table:
-        raise UserError("--sheet: expected none for a model of a table. Omit it.")
-    unit = "rows" if predictor.is_table else "images"
     by_column = out.with_stem(f"{out.stem}_columns")
-    for option, is_set in (("--id", identifier is not None), ("--explain", explain)):
-        if is_set and not predictor.is_table:
-            expected = "none for a model of images: it needs the columns of a table"
-            raise UserError(f"{option}: expected {expected}. Omit it.")
     if explain:
         check_path("--explain", by_column, TABLES, predictor, model, inputs)
     read = read_inputs(predictor, inputs, identifier)
@@ -199,14 +193,11 @@ def cross_fit(
     numbers, group = np.unique([*members], return_inverse=True)
     if len(numbers) < MIN_OWN:
         raise unexpected("INPUTS", f"at least {MIN_OWN} with --own", len(numbers), "Add more")
-    metrics = read_json(project / record.metrics) or {}
-    seconds = metrics.get("seconds", {}).get("training")
-    duration = f", in about {2 * seconds / 60:.0f} min" if seconds else ""
     click.echo(
-        f"Two models, trained as {name} on half of the {count:,} {unit} each, score the other half"
-        f"{duration}. P-values are ranks, at least 1/{count} ({1 / count:.2%}). --fdr can flag "
-        f"none of {unit} that are compared with one another: it needs a calibration on normal "
-        "ones, by `submanifold calibrate`."
+        f"Two models, trained as {name} on half of the {count:,} {unit} each, score the other half,"
+        f" in about {run.seconds() / 30:.0f} min. P-values are ranks, at least 1/{count} "
+        f"({1 / count:.2%}). --fdr can flag none of {unit} that are compared with one another: it "
+        "needs a calibration on normal ones, by `submanifold calibrate`."
     )
     order = np.random.default_rng(experiment.seed).permutation(len(numbers))[group]
     steps, events = run.load("schedule")["steps"], predictor.events(read.events)
@@ -225,9 +216,8 @@ def cross_fit(
         x, of_rows = events[rows], group[rows]
         model.calibration = calibrate(model, x, predictor.device, of_rows, train)
         scores = score_events(model, x, model.calibration["combined"])
-        limits = {name: np.quantile(values, USUAL) for name, values in scores.items()}
         # anomalies in a calibration hide one another
-        is_usual = np.all([scores[name] <= limits[name] for name in scores], axis=0)
+        is_usual = np.all([x <= np.quantile(x, USUAL) for x in scores.values()], axis=0)
         model.calibration = calibrate(model, x[is_usual], predictor.device, of_rows[is_usual])
         parts.append((rows, Predictor(model)))
     return parts
