@@ -323,7 +323,6 @@ def _functions_of_model(model: Any, context: Tensor | None) -> _Functions:
         got = "one with an injection, noise or charts"
         fix = "Audit its invertible stages, or its charts"
         raise unexpected("flow", "a model with an exact density on R^D", got, fix)
-
     if context is not None and context.ndim != ("columns" in context_of(model)):
         got = f"shape {tuple(context.shape)}"
         raise unexpected("context", "that of one event", got, "Pass one row, such as context[0]")
@@ -334,17 +333,15 @@ def _functions_of_model(model: Any, context: Tensor | None) -> _Functions:
         repeated = context.to(x.device).expand(len(x), *context.shape)
         return repeated.to(x) if context.is_floating_point() else repeated
 
+    model = Hierarchy(stages)  # of a view: its coordinates are not normal behind a flow on the code
+
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        on, off, log_prob = model.trace(x, context=rows(x))
-        rest = [v / stage.off_manifold_scale for v, stage in zip(off, stages, strict=True)]
-        z = torch.cat([on[-1], *rest[::-1]], 1)
+        u, v, log_prob = model(x, rows(x))
+        z = torch.cat([u, v / model.off_manifold_scales], 1)
         return z, log_prob - standard_normal_log_prob(z)
 
     def inverse(z: Tensor) -> Tensor:
-        u, rest = z.tensor_split([stages[-1].dim], 1)
-        for stage in reversed(stages):
-            v, rest = rest.tensor_split([stage.latent_dim - stage.dim], 1)
-            u = stage.decode(u, stage.off_manifold_scale * v, rows(z))
-        return u
+        u, v = z.tensor_split([model.dim], 1)
+        return model.decode(u, model.off_manifold_scales * v, rows(z))
 
     return _Functions(forward, inverse, lambda x: model.log_prob(x, rows(x)))
