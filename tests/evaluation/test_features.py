@@ -63,9 +63,15 @@ def empty_cache(tmp_path, monkeypatch):
     return tmp_path / "hub" / "checkpoints"
 
 
+@pytest.fixture
+def small_batches(monkeypatch):
+    monkeypatch.setattr(features, "BATCH_SIZE", 2)
+
+
+@pytest.mark.usefixtures("small_batches")
 def test_inception_features_of_several_sets(accept_random_weights):
     sets = noise(3), noise(2, seed=1) // 2, noise(1, channels=1, seed=2)  # the last one is grey
-    found = inception_features(sets, accept_random_weights, batch_size=2)
+    found = inception_features(sets, accept_random_weights)
     assert [x.shape for x in found] == [(3, 2048), (2, 2048), (1, 2048)]
     assert all(x.dtype == np.float32 and x.min() >= 0 and x.std() > 0 for x in found)
     (alone,) = inception_features([sets[1]], accept_random_weights)
@@ -95,10 +101,11 @@ def test_download_is_cached(accept_random_weights, empty_cache, monkeypatch):
     assert [file.name for file in empty_cache.iterdir()] == [path.name]
 
 
+@pytest.mark.usefixtures("small_batches")
 def test_efficientnet_features_of_several_sets(capfd):
     sets = noise(3), noise(2, seed=1) // 2, noise(1, channels=1, seed=2)  # the last one is grey
     state = torch.random.get_rng_state()
-    rows = efficientnet_features(sets, batch_size=2)
+    rows = efficientnet_features(sets)
     assert [x.shape for x in rows] == [(3, 1280), (2, 1280), (1, 1280)]
     assert all(x.dtype == np.float32 and x.min() >= 0 and x.max() <= 6 for x in rows)  # ReLU6
     assert np.linalg.norm(rows[0][0] - rows[0][1]) > 1

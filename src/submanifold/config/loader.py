@@ -112,8 +112,7 @@ class ExperimentConfigLoader(OmegaConfigLoader):
     def run_name(self) -> str:
         """Name of the run: that of its record if it has one; a UserError if another run has it."""
         chosen, method = self.experiment.name, self.experiment.method
-        key, params = self.artifact_keys["model"], self.runtime_params or {}
-        return choose_name(self.project, chosen, key, method, params)
+        return choose_name(self.project, chosen, self.artifact_keys["model"], method)
 
     def check_images(self, part: str = "data") -> None:
         """Check the images of ``data`` or ``ood``, unless they must be downloaded first."""

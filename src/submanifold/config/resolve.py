@@ -8,13 +8,7 @@ from typing import Any
 
 import yaml
 
-from submanifold.common.errors import (
-    UserError,
-    did_you_mean,
-    error_prefix,
-    list_names,
-    unexpected,
-)
+from submanifold.common.errors import UserError, did_you_mean, error_prefix, list_names, unexpected
 from submanifold.common.settings import read_settings
 from submanifold.config.merge import Tree, add_rotations, entry, find_data, group, merge
 from submanifold.config.project import PACKAGED_CONF

@@ -3,7 +3,7 @@
 import copy
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -213,26 +213,20 @@ def inverse_error(forward: Forward, inverse: Map, x: Tensor) -> Tensor:
         return (inverse(forward(x)[0]) - x).abs()
 
 
-def dense_log_det(
-    forward: Callable[..., tuple[Tensor, Tensor]], x: Tensor, context: Tensor | None = None
-) -> Tensor:
-    """Compute log|det J| in nats, (batch,), by autograd alone.
+def dense_log_det(forward: Callable[[Tensor], Sequence[Tensor]], x: Tensor) -> Tensor:
+    """Compute log|det J| of the first result at x, (batch, ...), by autograd alone: (batch,)."""
 
-    ``forward(x)``, or ``forward(x, context)``, maps x (batch, ...) to (z, log_det).
-    """
-
-    def of(event: Tensor, row: Tensor | None) -> Tensor:
+    def of(event: Tensor) -> Tensor:
         jacobian = []
         for axes in torch.arange(event.numel(), device=x.device).split(JACOBIAN_ROWS):
             # copy i of the event gives row i of the Jacobian
             batch = event.expand(len(axes), *event.shape).clone().requires_grad_()
-            z = forward(batch, *([] if row is None else [row.expand(len(axes), -1)]))[0]
+            z = forward(batch)[0]
             total = z.flatten(1).gather(1, axes[:, None]).sum()
             jacobian.append(torch.autograd.grad(total, batch)[0].flatten(1))
         return torch.linalg.slogdet(torch.cat(jacobian))[1]
 
-    rows = [None] * len(x) if context is None else context
-    return torch.stack([of(event, row) for event, row in zip(x, rows, strict=True)])
+    return torch.stack([*map(of, x)])
 
 
 def integrate(

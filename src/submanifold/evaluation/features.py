@@ -20,6 +20,7 @@ from submanifold.common.progress import ProgressBar, track
 WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 WEIGHTS_NAME = "weights-inception-2015-12-05-6726825d.pth"
 WEIGHTS_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{WEIGHTS_NAME}"
+BATCH_SIZE = 64  # images
 TIMEOUT = 10.0  # seconds without a byte from the server
 EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
@@ -29,9 +30,8 @@ class MissingWeightsError(Exception):
 
 
 def inception_features(
-    sets: Sequence[np.ndarray], weights: str = "download", device: str | torch.device = "cpu",
-    batch_size: int = 64,
-) -> list[np.ndarray]:  # fmt: skip
+    sets: Sequence[np.ndarray], weights: str = "download", device: str | torch.device = "cpu"
+) -> list[np.ndarray]:
     """Compute the 2,048 pooled Inception features of the FID (Heusel et al. 2017).
 
     Images are uint8 (n, 3 or 1, height, width), features float32 (n, 2048). Weights are a path, or
@@ -41,11 +41,11 @@ def inception_features(
     path = _download_weights() if weights == "download" else check_weights(weights)
     extractor = fidelity.feature_extractor_inceptionv3.FeatureExtractorInceptionV3
     network = extractor("inception-v3-compat", ["2048"], str(path))
-    return _features(lambda images: network.to(device)(images)[0], sets, device, batch_size)
+    return _features(lambda images: network.to(device)(images)[0], sets, device)
 
 
 def efficientnet_features(
-    sets: Sequence[np.ndarray], device: str | torch.device = "cpu", batch_size: int = 64
+    sets: Sequence[np.ndarray], device: str | torch.device = "cpu"
 ) -> list[np.ndarray]:
     """Compute the 1,280 pooled features of EfficientNet-Lite0 (Tan and Le 2019), from ImageNet.
 
@@ -63,15 +63,14 @@ def efficientnet_features(
         pixels = F.interpolate(images / 255, (64, 64), mode="bicubic", antialias=True)
         return network.extract_features(2 * pixels - 1).mean(dim=(2, 3))
 
-    return _features(pooled, sets, device, batch_size)
+    return _features(pooled, sets, device)
 
 
 def _features(
-    network: Callable[[Tensor], Tensor], sets: Sequence[np.ndarray], device: str | torch.device,
-    batch_size: int,
-) -> list[np.ndarray]:  # fmt: skip
+    network: Callable[[Tensor], Tensor], sets: Sequence[np.ndarray], device: str | torch.device
+) -> list[np.ndarray]:
     counts = [*map(len, sets)]
-    batches = [x[i : i + batch_size] for x in sets for i in range(0, len(x), batch_size)]
+    batches = [x[i : i + BATCH_SIZE] for x in sets for i in range(0, len(x), BATCH_SIZE)]
     with torch.no_grad():
         rows = [  # of copies: torch warns of read-only memory maps
             network(torch.from_numpy(np.array(batch)).to(device).expand(-1, 3, -1, -1)).cpu()

@@ -293,14 +293,9 @@ class Predictor:
         return (frame.to_numpy() if self.is_table else frame), errors
 
     def sample(
-        self,
-        count: int = 1,
-        temperature: float = 1.0,
-        seed: int = 0,
-        *,
-        label: Label = None,
+        self, count: int = 1, temperature: float = 1.0, seed: int = 0, *, label: Label = None,
         condition: Any = None,
-    ) -> Any:
+    ) -> Any:  # fmt: skip
         """Draw samples on the manifold: images, a DataFrame of rows, or vectors.
 
         A conditional model draws ``count`` samples for each of the labels, or for each row of a
@@ -327,16 +322,9 @@ class Predictor:
         return self._in_units(np.concatenate(samples), rows)
 
     def restore(
-        self,
-        y: Tensor,
-        operator: Any,
-        noise: float | None = None,
-        *,
-        dim: int | None = None,
-        iterations: int = ITERATIONS,
-        seed: int = 0,
-        label: Label = None,
-    ) -> Restoration:
+        self, y: Tensor, operator: Any, noise: float | None = None, *, dim: int | None = None,
+        iterations: int = ITERATIONS, seed: int = 0, label: Label = None,
+    ) -> Restoration:  # fmt: skip
         """Restore images from observations y = A(x) + noise of pixels in [0, 1].
 
         The arguments are those of :func:`submanifold.inverse.restoration.restore`, whose result is

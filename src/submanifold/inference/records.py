@@ -1,6 +1,5 @@
 """Named runs: ``data/runs/<name>.json`` records a run's settings and the paths of its outputs."""
 
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
@@ -50,25 +49,17 @@ def read_records(project: Path) -> list[RunRecord]:
     return sorted(records, key=lambda record: record.started)
 
 
-def choose_name(
-    project: Path, chosen: str | None, key: str, method: str, params: Mapping[str, Any]
-) -> str:
+def choose_name(project: Path, chosen: str | None, key: str, method: str) -> str:
     """Return the name of a run: the chosen one, that of an equal run, or date and method.
 
     A chosen name that a run with other settings, or of an earlier version, has raises a UserError.
     """
-    records = {record.name: record for record in read_records(project)}
-    keys = {name: record.key for name, record in records.items()}
+    keys = {record.name: record.key for record in read_records(project)}
     taken = {path.stem for path in (project / FOLDER).glob("*.json")}
     if chosen is not None and chosen in taken and keys.get(chosen) != key:
-        file = FOLDER / f"{chosen}.json"
-        if chosen in records and records[chosen].params == params:
-            raise UserError(
-                f"name: {chosen} was trained by an earlier version or on other data. Train it "
-                f"again with `submanifold train --again`, delete {file}, or choose another name."
-            )
-        fix = f"Choose another name, or delete {file}"
-        raise unexpected("name", "a name that no run with other settings has", chosen, fix)
+        expected = "a name that no run with other settings, data, or code has"
+        fix = "Choose another one, or give it to this run with `submanifold train --again`"
+        raise unexpected("name", expected, chosen, fix)
     if chosen is not None:
         return chosen
     if equal := [name for name in keys if keys[name] == key]:
@@ -81,7 +72,7 @@ def choose_name(
 def write_record(project: Path, record: RunRecord, chosen: str | None) -> RunRecord:
     """Record a run that starts, with a name that only equal runs have, and their first start."""
     with locked(project / FOLDER, "its record"):
-        name = choose_name(project, chosen, record.key, record.method, record.params)
+        name = choose_name(project, chosen, record.key, record.method)
         path = project / FOLDER / f"{name}.json"
         starts = {record.name: record.started for record in read_records(project)}
         if name not in starts:

@@ -22,10 +22,7 @@ GAUSSIAN = "gaussian."  #: Prefix of the names of tensors of :attr:`Model.gaussi
 FACTS = ("notes", "data", "calibration")  #: Attributes of models in the header.
 
 GRADIENTS, NEAREST_GRADIENTS = 4, 16  #: Gradients of the default and of the nearest projection.
-FEW, GAUSS_NEWTON_STEPS = (
-    8,
-    12,
-)  #: Largest dimension of nearest projections by such steps, and number.
+FEW, GAUSS_NEWTON_STEPS = 8, 12  #: Largest dimension of nearest projections by steps, and number.
 
 ProjectionKind = Literal["encoder", "default", "nearest"]
 Values = TypeVar("Values")

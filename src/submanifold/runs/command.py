@@ -91,7 +91,7 @@ def train(
     from submanifold.models import Model
     from submanifold.runs.information import usage_commands
 
-    name = choose_name(project, options["name"], record.key, record.method, record.params)
+    name = choose_name(project, options["name"], record.key, record.method)
     model = project / record.model
     click.echo(f"\nReport: {project / record.report}\nModel:  {model}\n\nUse the model:")
     for command, text in usage_commands(Model.load(model), name):

@@ -13,11 +13,7 @@ from submanifold.inference.records import RunRecord
 
 
 def select(
-    project: Path,
-    data: str,
-    options: Mapping[str, Any],
-    dim: int | None,
-    params: Mapping[str, Any],
+    project: Path, data: str, options: Mapping[str, Any], dim: int | None, params: Mapping[str, Any]
 ) -> RunRecord:
     """Select and check an experiment.
 

@@ -9,12 +9,7 @@ import pandas as pd
 
 from submanifold.evaluation.calibration import Calibration, false_alarms
 from submanifold.evaluation.illustrations import pixel_errors
-from submanifold.evaluation.metrics import (
-    METRICS,
-    PROJECTION_ERRORS,
-    format_interval,
-    format_value,
-)
+from submanifold.evaluation.metrics import METRICS, PROJECTION_ERRORS, format_interval, format_value
 from submanifold.evaluation.split_scores import (
     NLL,
     density_column,
