@@ -17,7 +17,6 @@ from calibrated import table_rows as rows
 from commands import run, succeed
 from submanifold import Predictor
 from submanifold.common.errors import UserError
-from submanifold.data.tables.preprocessor import HASH_STEPS, uniform_by_content
 from submanifold.evaluation.scores import png_bits
 from submanifold.flows import RealNVP, Tabular
 from submanifold.inference import export as exports
@@ -111,20 +110,6 @@ def test_pt2_files_score_like_the_predictor(tmp_path, monkeypatch):
     module = torch.export.load(tmp_path / "model.pt2").module()
     values = [value.numpy() for value in module(*map(torch.from_numpy, inputs.values()))]
     check(model, x, dict(zip(exports.OUTPUTS, values, strict=True)), monkeypatch)
-
-
-def test_parts_of_the_graph_equal_their_models():
-    numbers = np.random.default_rng(0).integers(-(2**40), 2**40, (50, 3))
-    state = torch.full((50,), -7)
-    for column in torch.from_numpy(numbers).unbind(1):
-        state = exports._mix(state ^ column)
-    expected = uniform_by_content(numbers / HASH_STEPS, np.full(50, -7))
-    np.testing.assert_array_equal(exports._uniform(state, 3), expected)
-    t = np.array([-1.0, 0.0, 0.5, 1.0, 1.5, 4.0, 9.0])
-    for x in ([0.0, 1.0, 1.0, 1.0, 4.0], [0.0, 0.0, 0.0, 4.0, 4.0]):
-        y = np.array([0.0, 0.2, 0.4, 0.6, 1.0])
-        computed = exports._interpolation(np.array(x), y)(torch.from_numpy(t))
-        np.testing.assert_allclose(computed, np.interp(t, x, y), rtol=1e-15)
 
 
 class Unusual(Tabular):

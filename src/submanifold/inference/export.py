@@ -17,18 +17,8 @@ from submanifold.common.errors import import_extra, unexpected
 from submanifold.data.batches import add_noise, quantize
 from submanifold.data.tables import Preprocessor
 from submanifold.data.tables.columns import MISSING, SNAP, TAIL, Column
-from submanifold.data.tables.preprocessor import GOLDEN, HASH_STEPS, LOG_2_PI, MAX_HASHED, MIX
-from submanifold.evaluation.calibration import (
-    COMBINATION,
-    DECIMALS,
-    HUGE,
-    LEVELS,
-    MAX_DEVIATIONS,
-    ROUNDING,
-    SMALLEST_WIDTH,
-    TINY,
-    Calibration,
-)
+from submanifold.data.tables.preprocessor import HASH_STEPS, LOG_2_PI, MAX_HASHED, mix, uniform
+from submanifold.evaluation.calibration import COMBINATION, HUGE
 from submanifold.evaluation.likelihood import ROW_DRAWS, Draws
 from submanifold.evaluation.scores import score_batch
 from submanifold.flows import Flow, context_of
@@ -115,7 +105,7 @@ def scorer(predictor: Predictor) -> Callable[..., tuple[Tensor, ...]]:
     model, calibration = predictor.model, predictor.calibrated()
     read, write = _images(model.event_dim) if predictor.is_image else _rows(predictor.columns)
     names = {*calibration.combined, "density"}
-    combine, p_values = _combination(calibration), _p_values(calibration)
+    combine, p_values = calibration.combination(), calibration.p_values_of(COMBINATION)
 
     def score(*inputs: Tensor) -> tuple[Tensor, ...]:
         events, alpha, *png_bits = inputs
@@ -138,7 +128,7 @@ def _images(dim: int) -> tuple[Callable[..., Any], ...]:
 
     def read(images: Tensor) -> tuple[Any, ...]:
         state = (images.flatten(1).long() * weights).sum(1)
-        noise = _uniform(state, dim).float().view(images.shape)
+        noise = uniform(state, dim).float().view(images.shape)
         return add_noise(images.int(), noise), 0.0, known, None
 
     return read, quantize
@@ -181,8 +171,8 @@ def _rows(preprocessor: Preprocessor) -> tuple[Callable[..., Any], ...]:
         def dequantize(salt: int) -> tuple[Tensor, Tensor]:
             state = torch.full_like(hashed[0], salt)
             for column in hashed:
-                state = _mix(state ^ column)
-            noise, other_noise = _uniform(state, 2 * len(columns)).chunk(2, 1)
+                state = mix(state ^ column)
+            noise, other_noise = uniform(state, 2 * len(columns)).chunk(2, 1)
             normal = (-2 * noise.log()).sqrt() * (2 * torch.pi * other_noise).cos()
             shifted = snapped + step * noise
             ends = shifted, last + 1 - shifted
@@ -234,82 +224,3 @@ def table_columns(preprocessor: Preprocessor) -> list[Column]:
     """Return the columns of the inputs, in their order: those of the table without ignored ones."""
     return [column for column in preprocessor.columns
             if column.kind != "ignored" and not column.is_flag]  # fmt: skip
-
-
-def _uniform(state: Tensor, count: int) -> Tensor:
-    """Return the numbers of :func:`.uniform_by_content`, (batch, count), in int64."""
-    steps = torch.from_numpy((np.arange(1, count + 1, dtype=np.uint64) * GOLDEN).view(np.int64))
-    return (_shifted(_mix(state[:, None] + steps), 12).double() + 0.5) * 2.0**-52
-
-
-def _mix(state: Tensor) -> Tensor:
-    golden, *factors = (int(number.astype(np.int64)) for number in (GOLDEN, *MIX))
-    state = state + golden
-    for factor, bits in zip(factors, (30, 27), strict=True):
-        state = (state ^ _shifted(state, bits)) * factor
-    return state ^ _shifted(state, 31)
-
-
-def _shifted(state: Tensor, bits: int) -> Tensor:
-    return (state >> bits) & (2 ** (64 - bits) - 1)
-
-
-def _combination(calibration: Calibration) -> Callable[[dict[str, Tensor]], Tensor]:
-    """Return :meth:`.Calibration.complete` of tensors."""
-    if len(calibration.combined) == 1:
-        return lambda scores: scores[calibration.combined[0]]
-    half = 0.5 / calibration.count
-    normal = torch.special.ndtri(torch.from_numpy(LEVELS.clip(half, 1 - half)))
-    mean, precision = torch.from_numpy(calibration.mean), torch.from_numpy(calibration.precision)
-    parts = {}
-    for name in calibration.combined:
-        quantiles = calibration.quantiles[name]
-        low, middle, high = np.interp([0.159, 0.5, 0.841], LEVELS, quantiles)
-        parts[name] = (
-            _interpolation(quantiles, normal.numpy()),
-            quantiles,
-            max((high - low) / 2, SMALLEST_WIDTH * abs(middle), TINY),
-        )
-
-    def combine(scores: dict[str, Tensor]) -> Tensor:
-        columns = []
-        for name, (interpolate, quantiles, width) in parts.items():
-            values = _finite(scores[name])
-            outside = values - values.clamp(quantiles[0], quantiles[-1])
-            near = [interpolate(values + sign * ROUNDING * values.abs()) for sign in (-1, 1)]
-            columns.append((near[0] + near[1]) / 2 + outside / width)
-        z = torch.stack(columns, 1).clamp(-MAX_DEVIATIONS, MAX_DEVIATIONS) - mean
-        scale = 10.0**DECIMALS
-        return ((z @ precision * z).sum(1) * scale).round() / scale
-
-    return combine
-
-
-def _p_values(calibration: Calibration) -> Callable[[Tensor], Tensor]:
-    """Return :meth:`.Calibration.p_values` of tensors of the combination."""
-    groups = calibration.groups
-    above = _interpolation(-calibration.quantiles[COMBINATION][::-1], 1 - LEVELS[::-1])
-
-    def p_values(values: Tensor) -> Tensor:
-        finite = _finite(values)
-        return (1 + groups * above(ROUNDING * finite.abs() - finite)) / (groups + 1)
-
-    return p_values
-
-
-def _interpolation(x: np.ndarray, y: np.ndarray) -> Callable[[Tensor], Tensor]:
-    """Return :func:`numpy.interp` of tensors (batch,), with operators that ONNX has."""
-    rises, runs = np.diff(y, append=y[-1]), np.diff(x, append=np.inf)
-    slopes = np.divide(rises, runs, out=np.zeros(len(x)), where=runs > 0)
-    starts, values, slope = (torch.from_numpy(part.copy()) for part in (x, y, slopes))
-
-    def interpolate(t: Tensor) -> Tensor:
-        t = t.double()  # below all x, also if several are the smallest, it is the first value
-        index = ((starts <= t[:, None]).sum(1) - 1).clamp_min(0)
-        return values[index] + slope[index] * (t.clamp(x[0], x[-1]) - starts[index])
-
-    return interpolate
-
-
-def _finite(values: Tensor) -> Tensor:
-    return values.nan_to_num(HUGE, HUGE, -HUGE).clamp(-HUGE, HUGE)

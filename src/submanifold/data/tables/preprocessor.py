@@ -10,7 +10,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
+import torch
 from pydantic import TypeAdapter
+from torch import Tensor
 
 from submanifold.common.errors import UserError, did_you_mean, printable, unexpected
 from submanifold.data.fields import ColumnKind, Scale
@@ -31,9 +33,8 @@ Table: TypeAlias = "pd.DataFrame | np.ndarray | Sequence[Sequence[float]]"
 
 COLUMNS = TypeAdapter(tuple[Column, ...])
 LOG_2_PI = math.log(2 * math.pi)
-MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+GOLDEN, *MIX = (n - 2**64 for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 HASH_STEPS, MAX_HASHED = 2.0**16, 2.0**32  #: Rounding of standardized values before their hash.
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True)
@@ -369,19 +370,30 @@ def uniform_by_content(
     The generator is SplitMix64 (Steele, Lea & Flood 2014), seeded by a hash of the standardized
     row. Values are rounded, so that a copy of a row in other units has the same noise.
     """
-    state = np.zeros(len(values), np.uint64) if salt is None else np.asarray(salt).astype(np.uint64)
+    salts = np.zeros(len(values)) if salt is None else np.asarray(salt)
     fixed = np.rint(HASH_STEPS * values.clip(-MAX_HASHED, MAX_HASHED)).astype(np.int64)
-    for column in fixed.astype(np.uint64).T:
-        state = _mix(state ^ column)
-    steps = np.arange(1, per_value * values.shape[1] + 1, dtype=np.uint64) * GOLDEN
-    return ((_mix(state[:, None] + steps) >> np.uint64(12)) + 0.5) * 2.0**-52
+    state = torch.from_numpy(salts.astype(np.int64))
+    for column in torch.from_numpy(fixed).unbind(1):
+        state = mix(state ^ column)
+    return uniform(state, per_value * values.shape[1]).numpy()
 
 
-def _mix(state: np.ndarray) -> np.ndarray:
+def uniform(state: Tensor, count: int) -> Tensor:
+    """Draw numbers (N, count) from states, int64 (N,), with operators that ONNX has."""
+    steps = torch.from_numpy(np.arange(1, count + 1) * GOLDEN)
+    return (_shifted(mix(state[:, None] + steps), 12).double() + 0.5) * 2.0**-52
+
+
+def mix(state: Tensor) -> Tensor:
+    """Scramble states, int64 of any shape."""
     state = state + GOLDEN
-    state = (state ^ (state >> np.uint64(30))) * MIX[0]
-    state = (state ^ (state >> np.uint64(27))) * MIX[1]
-    return state ^ (state >> np.uint64(31))
+    for factor, bits in zip(MIX, (30, 27), strict=True):
+        state = (state ^ _shifted(state, bits)) * factor
+    return state ^ _shifted(state, 31)
+
+
+def _shifted(state: Tensor, bits: int) -> Tensor:
+    return (state >> bits) & (2 ** (64 - bits) - 1)
 
 
 def box_muller(first: np.ndarray, second: np.ndarray) -> np.ndarray:
