@@ -338,10 +338,8 @@ class ManifoldFlow(
             expected = f"at most {size}, the number of columns that vary"
             raise unexpected("n_components", expected, dim, "Decrease it")
         half = max(1, min(size, count) // 2)
-        if is_table:
-            model, phases = default_method("table", dim or half)
-        else:
-            model, phases = default_method("photos", dim or min(500, half))
+        dataset, usual_dim = ("table", half) if is_table else ("photos", min(500, half))
+        model, phases = default_method(dataset, dim or usual_dim)
         steps: dict[str, int] = {}
         if self.minutes is not None:
             steps = fit_budget(60 * self.minutes, phase_costs(model, phases, shape, device))

@@ -44,9 +44,7 @@ def mean_interval(values: np.ndarray, groups: np.ndarray | None = None) -> Inter
     batch = max(1, MAX_RESAMPLED_VALUES // len(sample["data"][0]))
     resampled = scipy.stats.bootstrap(**sample, n_resamples=RESAMPLES, batch=batch,
                                       method="percentile")  # fmt: skip
-    ends: Any = resampled.confidence_interval
-    if groups is not None:
-        ends = np.quantile(resampled.bootstrap_distribution, [level, 1 - level])
+    ends = np.quantile(resampled.bootstrap_distribution, [level, 1 - level])
     interval["low"], interval["high"] = map(float, ends)
     return interval
 

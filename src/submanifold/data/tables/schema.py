@@ -163,9 +163,7 @@ def _refuse_all_but_numbers(description: pd.DataFrame, kinds: Mapping[str, Colum
     is_expected = description["found"].str.fullmatch("(numbers|one value)[^;]*")
     others = description[~is_expected & ~description["column"].isin(kinds)]
     if len(others):
-        problems = [
-            ColumnProblem(found, name) for name, found in others[["column", "found"]].values
-        ]
+        problems = [*map(ColumnProblem, others["found"], others["column"])]
         raise TableError(problems, "Correct them, set their kinds in data.columns, or omit strict")
 
 

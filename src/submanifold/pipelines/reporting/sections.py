@@ -66,18 +66,15 @@ def likelihood(scored: pd.DataFrame) -> dict[str, Any]:
     column = density_column(scored)
     if not scored[column].notna().any():
         return {"histogram": None}
+    of_rows = column == NLL
+    sign, labels = (-1, ("log-density, nats", "rows")) if of_rows else (1, ())
     by_split = scored.groupby("split", sort=False)[column]
-    values = {str(split): values.to_numpy() for split, values in by_split}
-    if column == NLL:
-        values = {split: -nll for split, nll in values.items()}
-        histogram = density_histogram(values, "log-density, nats", "rows")
-    else:
-        histogram = density_histogram(values)
+    values = {str(split): sign * values.to_numpy() for split, values in by_split}
     means = split_means(scored)
     gap = generalization_gap(means)
     return {
-        "histogram": histogram,
-        "of_rows": column == NLL,
+        "histogram": density_histogram(values, *labels),
+        "of_rows": of_rows,
         "means": {split: written(column, mean) for split, mean in means.items()},
         "gap": gap,
         "difference": format_interval(gap, ".3f", signed=True),
