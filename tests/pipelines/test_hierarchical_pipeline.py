@@ -10,14 +10,11 @@ import pytest
 from kedro.framework.cli.project import run as kedro_run
 from PIL import Image
 
-from pages import cells, pictures
 from submanifold import Hierarchy
 from submanifold.data.batches import Batches
 from submanifold.evaluation.intervals import mean_interval
 from submanifold.evaluation.likelihood import dequantized_log_probs, to_bits_per_dim
 from submanifold.evaluation.reconstruction import squared_errors
-from submanifold.pipelines.reporting.nodes import report_images
-from submanifold.plots.strips import strips
 
 pytestmark = pytest.mark.pipeline
 
@@ -123,47 +120,6 @@ def test_report_is_self_contained_and_shows_all_results(run):
     assert text.count("mean squared error of default projections; encoder 0.") == 1
     for name in FIGURES:
         assert Image.open(run.path(name)).format == "PNG"
-
-
-def test_the_report_has_numbers_and_images_under_their_names(run):
-    names = ("samples", "samples_t07", "projections", "illustrations", "split_scores", "metrics",
-             "hierarchy", "manifest")  # fmt: skip
-    loaded = {name: run.load(name) for name in names}
-    histories = {
-        f"stage_{n}": {**run.load(f"stage_{n}.history"), "steps": 20 + n, "best_step": 10 + n,
-                       "seconds": 30.0 + n, "rollbacks": 40 + n}
-        for n in (1, 2)
-    }  # fmt: skip
-    table, images = run.load("metrics_table"), loaded["illustrations"]
-    page = report_images(
-        test=run.load("x_test"), table=table, dataset="photos", method="H-MM", seed=0,
-        device="cpu", model_file=str(run.path("hierarchy")), histories=histories, **loaded,
-    )["report"]  # fmt: skip
-    by_name = {row[0]: row[1:] for row in cells(page)}
-    assert by_name["phase"][2:] == ["steps", "best step", "seconds", "rollbacks"]
-    for n in (1, 2):
-        assert by_name[f"stage_{n}"][0] == str(n)
-        assert by_name[f"stage_{n}"][2:] == [str(10 * k + n) for k in (2, 1, 3, 4)]
-    for name in table.columns[1:]:
-        assert by_name[name] == [text.partition(" [")[0] for text in table[name]]
-    kinds = {f"{name} projection": name for name in ("default", "encoder", "nearest")}
-    kinds |= {"original": "originals", "PCA": "pca"}
-    expected = {label: images[name] for label, name in kinds.items()}
-    expected |= {"Temperature 1": loaded["samples"][:64], "Interpolation": images["interpolation"],
-                 "Temperature 0.7": loaded["samples_t07"][:64]}  # fmt: skip
-    nearest, last = images["sample_neighbors"], slice(-8, None)  # of two rows
-    expected |= {"samples": loaded["samples"][: len(nearest)][last],
-                 "nearest training images": nearest[last]}  # fmt: skip
-    drawn = {label: (remark, picture) for label, remark, picture in pictures(page)}
-    for label, of_row in expected.items():
-        remark, picture = drawn[label]
-        columns = 16 if label.startswith("Temperature") else len(of_row)
-        shown = strips(of_row, columns)
-        for strip, part in zip(picture[-len(shown) :], shown, strict=True):
-            np.testing.assert_array_equal(strip, part, label)
-        if label in kinds and label != "original":
-            difference = (of_row.astype(float) - images["originals"]) / 256
-            assert remark.startswith(f"MSE {np.square(difference).mean():.2g}, PSNR")
 
 
 def test_mlflow_run_has_parameters_metrics_curves_and_artifacts(run, project):

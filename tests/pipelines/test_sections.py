@@ -270,10 +270,11 @@ def test_the_report_has_numbers_and_images_under_their_names(tmp_path):
                 "groups": {"train": 11, "valid": 12, "test": 13}, "channels": 3, "split": "random",
                 "skipped_count": 14, "hash": "", "split_note": "", "skipped": []}  # fmt: skip
     model = calibrated_model()
+    table = nodes.make_table(metrics, model, "Glow")
     page = nodes.report_images(
         metrics, model, {"density": history}, test, samples, cool, encoded, illustrations, scored,
-        table=nodes.make_table(metrics, model, "Glow"), model_file=str(tmp_path / "model"),
-        manifest=manifest, dataset="photos", method="Glow", seed=0, device="cpu",
+        table=table, model_file=str(tmp_path / "model"), manifest=manifest, dataset="photos",
+        method="Glow", seed=0, device="cpu",
     )["report"]  # fmt: skip
     text = " ".join(re.sub(r"<[^>]*>", " ", page).split())
     for sentence in (
@@ -293,6 +294,10 @@ def test_the_report_has_numbers_and_images_under_their_names(tmp_path):
         "14 files skipped",
     ):
         assert sentence in text
+    by_name = {row[0]: row[1:] for row in cells(page)}
+    assert by_name["phase"][2:] == ["steps", "best step", "seconds", "rollbacks"]
+    for name in table.columns[1:]:
+        assert by_name[name] == [text.partition(" [")[0] for text in table[name]]
     errors = [f"MSE {(n / 32) ** 2:.2g}, PSNR {-20 * np.log10(n / 32):.1f} dB" for n in range(1, 5)]
     names = ("original", "default projection", "encoder projection", "nearest projection", "PCA")
     changed = illustrations["traversal"][:, ::2].reshape(-1, *shape)
