@@ -268,9 +268,10 @@ def manifolds(columns, has_grid):
 
 
 @pytest.mark.parametrize("has_grid", [True, False])
-def test_points_are_those_given(has_grid):
+def test_points_and_densities_are_those_given(has_grid):
+    """The first density is the true one."""
     given = manifolds(2, has_grid)
-    *_, samples, projection, _ = manifold_figure(**given).axes
+    *panels, samples, projection, _ = manifold_figure(**given).axes
     np.testing.assert_array_equal(samples.collections[-1].get_offsets(), given["samples"])
     np.testing.assert_array_equal(
         projection.collections[-1].get_offsets(), given["projections"][:250]
@@ -278,14 +279,7 @@ def test_points_are_those_given(has_grid):
     lines = projection.lines[0].get_xydata().reshape(250, 3, 2)
     np.testing.assert_array_equal(lines[:, 0], given["points"][:250])
     np.testing.assert_array_equal(lines[:, 1], given["projections"][:250])
-
-
-@pytest.mark.parametrize("has_grid", [True, False])
-def test_the_first_density_is_the_true_one(has_grid):
-    given = manifolds(2, has_grid)
-    for number, (axes, name) in enumerate(
-        zip(manifold_figure(**given).axes[:2], ("true", "learned"), strict=True)
-    ):
+    for number, (axes, name) in enumerate(zip(panels, ("true", "learned"), strict=True)):
         shown = axes.collections[0]
         assert axes.get_title() == f"{name.capitalize()} density"
         if has_grid:
