@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from submanifold.common.files import locked
 from submanifold.common.progress import track
 from submanifold.data.arrays import context_of_array, with_context
 from submanifold.data.batches import Batches
-from submanifold.data.tables import Preprocessor
 from submanifold.losses import InputNoise, Loss
 from submanifold.models import Hierarchy, Model, ModelSettings
 from submanifold.models.settings import ContextSizes
@@ -28,6 +27,9 @@ from submanifold.training.monitor import Row
 from submanifold.training.phase import Phase, TrainingSettings
 from submanifold.training.rotation import RotationSettings, fit_rotation
 from submanifold.training.trainer import TrainState
+
+if TYPE_CHECKING:  # imports pandas
+    from submanifold.data.tables import Preprocessor
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +62,7 @@ AnyPhaseSettings: TypeAlias = PhaseSettings | RotationSettings
 def train_phase(
     phase: PhaseSettings, model: ModelSettings, before: Model | None, train: np.ndarray,
     valid: np.ndarray, seed: int, device: torch.device, folder: str | Path, name: str,
-    on_log: Log | None = None, table: Preprocessor | None = None,
+    on_log: Log | None = None, table: "Preprocessor | None" = None,
 ) -> tuple[Model, dict[str, Any]]:  # fmt: skip
     """Train the stages of one phase, or resume the training in the same folder (:func:`.fit`).
 
@@ -141,7 +143,7 @@ def rotate_phase(
 def train_phases(
     phases: Mapping[str, AnyPhaseSettings], model: ModelSettings, train: np.ndarray,
     valid: np.ndarray, seed: int, device: torch.device, folder: str | Path,
-    table: Preprocessor | None = None,
+    table: "Preprocessor | None" = None,
 ) -> Model:  # fmt: skip
     """Train a model in phases, as the pipelines do, in one process (Alg. 2).
 
