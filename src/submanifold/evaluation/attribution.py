@@ -26,7 +26,7 @@ DIGITS = 6  # of values
 
 def column_contributions(
     score: Callable[[np.ndarray], np.ndarray], row: np.ndarray, quantiles: np.ndarray,
-    is_equal: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    shown: Callable[[np.ndarray], np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     r"""Compute how much the score of a row decreases if a single column changes.
 
@@ -36,19 +36,18 @@ def column_contributions(
 
     over quantiles c of the column and its present value (reconstruction-based contribution: Alcala
     & Qin 2009). A row that is anomalous in one column has one large contribution; a row with an
-    unusual combination has one for each column whose change resolves it. Values that are equal to
-    the user, such as other dequantizations of an integer, are not tried. Returns the contributions
+    unusual combination has one for each column whose change resolves it. Values that are ``shown``
+    as equal, such as other dequantizations of an integer, are not tried. Returns the contributions
     (D,), at least 0, and the values (D,) that attain them.
     """
     columns = np.arange(len(row))
     changed = np.tile(row, (len(columns), len(quantiles), 1))
     changed[columns, :, columns] = quantiles.T
-    scores = score(np.concatenate([row[None], changed.reshape(-1, len(row))]))
-    scores = np.nan_to_num(scores, nan=LARGEST, posinf=LARGEST)
+    rows = np.concatenate([row[None], changed.reshape(-1, len(row))])
+    scores, values = np.nan_to_num(score(rows), nan=LARGEST, posinf=LARGEST), shown(rows)
     by_level = scores[1:].reshape(len(columns), len(quantiles))
-    for column, tried in enumerate(changed):
-        equal = is_equal(np.broadcast_to(row, tried.shape), tried)[:, column]
-        by_level[column, equal] = scores[0]
+    is_equal = (values[1:] == values[0]).reshape(changed.shape)[columns, :, columns]
+    by_level[is_equal] = scores[0]
     contributions = (scores[0] - by_level.min(1)).clip(0)
     best = changed[columns, by_level.argmin(1), columns]
     return contributions, np.where(contributions > 0, best, row)
@@ -103,15 +102,14 @@ def explain(
         scores = score_batch(model, as_input(x).to(weight), x, (quantity,), context)
         return scores[quantity].cpu().numpy()
 
-    def is_equal(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        both = (preprocessor.inverse_transform(x)[names].astype(str) for x in (a, b))
-        return np.equal(*(table.to_numpy() for table in both))
+    def shown(x: np.ndarray) -> np.ndarray:
+        return preprocessor.inverse_transform(x)[names].astype(str).to_numpy()
 
     entries = []
     with ProgressBar("contributions of columns", "rows", len(x)) as progress:
         for number, row in enumerate(np.asarray(x)):
             of_row = partial(anomaly, context=None if contexts is None else contexts[[number]])
-            contributions, usual = column_contributions(of_row, row, quantiles, is_equal)
+            contributions, usual = column_contributions(of_row, row, quantiles, shown)
             contributions[unknown[number]] = np.inf
             usual_values = preprocessor.inverse_transform(usual[None])
             largest: dict[str, float] = {}  # a value and whether it is missing are of one column
