@@ -291,7 +291,9 @@ class Preprocessor:
             x[:, j] = column.transform(shifted)
             log_weights += np.nan_to_num(column.log_weight(shifted))
             if (rows := is_missing[:, j]).any():
-                normal = box_muller(noise[rows, j], noise[rows, len(columns) + j])
+                first, second = noise[rows, j], noise[rows, len(columns) + j]
+                # Box & Muller (1958)
+                normal = np.sqrt(-2 * np.log(first)) * np.cos(2 * np.pi * second)
                 x[rows, j] = normal if column.missing == "noise" else 0
                 log_weights[rows] += (normal**2 + LOG_2_PI) / 2 * (column.missing == "noise")
         return x, log_weights
@@ -394,8 +396,3 @@ def mix(state: Tensor) -> Tensor:
 
 def _shifted(state: Tensor, bits: int) -> Tensor:
     return (state >> bits) & (2 ** (64 - bits) - 1)
-
-
-def box_muller(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Map pairs of uniform numbers in (0, 1) to normal ones (Box & Muller 1958)."""
-    return np.sqrt(-2 * np.log(first)) * np.cos(2 * np.pi * second)
