@@ -291,8 +291,7 @@ def test_kinds_are_set_by_names_and_patterns(tmp_path, caplog):
     assert [each["kind"] for each in manifest["columns"]] == [
         "continuous", "continuous", "continuous", "categorical"
     ]  # fmt: skip
-    assert "4 of 4 columns" in caplog.text
-    assert "data.columns.class=ignore" in caplog.text
+    assert "class: 2 categories: a, b (as categories)" in caplog.text
     assert manifest["description"][3]["found"] == "2 categories: a, b"
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import signal
 from dataclasses import replace
@@ -233,9 +232,7 @@ def test_a_raw_table_trains_by_one_command(folder, caplog):
     steps = (f"--params={phase}.training.steps=2" for phase in ("density", "reconstruction"))
     options = ["train", "messy.csv", "--name=messy", "--id=user id", *steps]
     assert run(folder, *options, "--params=evaluation.samples=9").exit_code == 0
-    assert re.search(
-        r"months +a multiple of age +not used +data.columns.months=number", caplog.text
-    )
+    assert "months: a multiple of age (not used)" in caplog.text
     assert run(folder, "score", "messy", "messy.csv").exit_code == 0
     assert pd.read_csv(folder / "scores.csv")["user id"].tolist() == [*range(count)]
     assert "unknown to the model" not in caplog.text

@@ -122,7 +122,7 @@ def restore(
     image, std, rates, drawn, reductions, modes = zip(*parts, strict=True)
     r_hats = torch.cat(reductions)
     if count := int((r_hats > CONVERGED).sum()):
-        log.warning("the chains of %d of %d images have not converged (R-hat %.2g in the median, "
+        log.warning("the chains of %d of %d images have not converged (R-hat %.3g in the median, "
                     "expected at most %g): their standard deviations can be too small. Increase "
                     "iterations", count, len(r_hats), r_hats.median(), CONVERGED)  # fmt: skip
     return Restoration(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from submanifold.common.errors import UserError, unexpected
-from submanifold.config.project import configure
+from submanifold.config.project import configure, set_kedro_defaults
 from submanifold.inference.command import (
     MAX_TRAINING,
     as_sheet,
@@ -133,6 +133,9 @@ def score(
         click.echo(f"{flagged}; on average at most {100 * fdr:.3g}% of the flagged are like the "
                    f"training {unit}. Fewer than {least} of {count} cannot be flagged with a "
                    f"calibration on {calibration.basis}.")  # fmt: skip
+        if not table["ood"].any():
+            click.echo(f"If some of these {calibration.basis} are anomalies, they hide others: "
+                       "`submanifold calibrate` takes normal ones.")  # fmt: skip
     if explain:
         is_any = "ood" in table and table["ood"].any()
         rows = table[table["ood"]] if is_any else table[:EXPLAINED_ROWS]
@@ -166,6 +169,7 @@ def cross_fit(
     inputs of a half and the predictor that has not seen them, for both halves. It is calibrated on
     these inputs except those with one of the highest scores.
     """
+    set_kedro_defaults()
     import numpy as np
 
     from submanifold.data.splits import group_images
@@ -210,7 +214,7 @@ def cross_fit(
         train, valid = events[is_own & ~is_valid], events[is_own & is_valid]
         model = train_phases(
             phases, experiment.model, train, valid, experiment.seed, predictor.device,
-            folder / f"half_{half + 1}",
+            folder / f"half_{half + 1}", predictor.preprocessor,
         )  # fmt: skip
         model.data, rows = predictor.model.data, np.flatnonzero(~is_own)
         x, of_rows = events[rows], group[rows]

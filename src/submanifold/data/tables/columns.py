@@ -141,7 +141,7 @@ class Column:
     def restore_dtype(self, values: np.ndarray) -> Any:
         """Convert values to the type of the table's column, and seconds to dates."""
         if self.dates is not None:
-            times = pd.Series(pd.to_datetime(values, unit="s", utc=True))
+            times = pd.Series(pd.to_datetime(np.rint(values), unit="s", utc=True))
             if self.dates:
                 return times.dt.strftime(self.dates)
             is_zoned = self.dtype.startswith("datetime64") and "," in self.dtype

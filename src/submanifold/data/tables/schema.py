@@ -231,11 +231,11 @@ def prepare_table(settings: TableFields, folder: Path, raw_folder: Path) -> Prep
     key = {"key": schema_key(settings)}
     prepared = prepare_once(folder, f"the rows of {settings.source}", key, write)
     description = schema.preprocessor.description
-    shown = description if len(description) <= MAX_SHOWN else description[
-        ~description["found"].str.fullmatch("numbers.*")]  # fmt: skip
-    if len(shown):
-        lines = shown.to_string(index=False, justify="left", max_rows=MAX_SHOWN)
-        log.info("%d of %d columns:\n%s", len(shown), len(description), lines)
+    if len(description) > MAX_SHOWN:
+        description = description[~description["found"].str.startswith("numbers")][:MAX_SHOWN]
+    for row in description.to_dict("records"):
+        log.info("{column}: {found} ({used})".format_map(row))
+    log.info("data.columns.<name>=number, integer, category or ignore changes the use of a column")
     return prepared
 
 
