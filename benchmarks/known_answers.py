@@ -207,7 +207,7 @@ def case_3() -> list[Answer]:
     lost = [squared_error(h, x) for h in by_chance]
     least, spread = min(lost), max(lost) - min(lost)
     nll = [h.bits_per_dim(x).mean() for h in (by_chance[0], on_image, joint)]
-    best, error = 0.145625, squared_error(on_image, x)
+    best, reached = 0.145625, squared_error(on_image, x)
     return [
         *answers(
             3,
@@ -217,7 +217,7 @@ def case_3() -> list[Answer]:
             ("latent MSE, latent penalty", 0.5, costs, 1e-3, 1e-3, LEFT),
             ("image MSE, 1,000 rotations", 0.468125, errors.mean(), error, error, rotations),
             ("image MSE, first stage", 0.009375, squared_error(outer, x), 1e-9, 1e-4, LEFT),
-            ("image MSE, image penalty", best, error, 1e-9, 1e-3, LEFT),
+            ("image MSE, image penalty", best, reached, 1e-9, 1e-3, LEFT),
             ("image MSE, both stages at once", best, squared_error(joint, x), 1e-9, 1e-3, LEFT),
         ),
         Answer(
