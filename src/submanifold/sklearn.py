@@ -210,7 +210,9 @@ class ManifoldFlow(
     def decision_function(self, X: Any) -> np.ndarray:  # noqa: N803
         """Compute how far rows are from being outliers, (n,); it is negative for outliers.
 
-        Of tables it is the log-density minus ``offset_``, of images it depends on other scores too.
+        Of rows without missing values it is the log-density minus ``offset_``; of others the effect
+        of a missing value on the log-density is subtracted, and of images it depends on other
+        scores, too.
         """
         scores = self._predictor.score(self._validated(X), alpha=self.alpha)["anomaly_score"]
         threshold = self._predictor.calibrated().threshold(COMBINATION, self.alpha)

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 MAX_SHEET = 32  #: Number of most and of least anomalous images on a sheet.
 MIN_OWN = 200  #: Images or rows of which halves can train a model.
 USUAL = 0.9  #: Quantile of a score above which images or rows of a half do not calibrate.
-VALIDATION = 10  # of so many images of a half one is for validation
+VALIDATION = 10  # one in ten images of a half is for validation
 
 
 def _rate(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
@@ -63,7 +63,7 @@ def _rate(ctx: click.Context, param: click.Parameter, text: str | None) -> float
               "--alpha: of the images or rows that are out-of-distribution, at most RATE, such as "
               "10%, are normal on average.")  # fmt: skip
 @click.option("--explain", is_flag=True, help="Write the columns of a table that contribute most "
-              "to the anomaly of flagged rows, or else of the 16 most anomalous, to a file beside "
+              "to the anomaly of flagged rows, or else of the 16 most anomalous, to a file next to "
               "the scores, such as scores_columns.csv.")  # fmt: skip
 @click.option("--own", is_flag=True, help="Rank INPUTS that the run MODEL was trained on: two "
               "models of halves, trained as MODEL was, score the other half.")  # fmt: skip

@@ -156,7 +156,7 @@ class Preprocessor:
 
         Returns the new x, and log-weights -log q (N,) of the noise in standard units but for a
         constant, so that the log-density of a row is the log of the mean of
-        :math:`p(x) / q(x)` over draws, plus :meth:`log_det`. With missing values it is that of the
+        :math:`p(x) / q(x)` over draws, plus :meth:`log_dets`. With missing values it is that of the
         others and of the flags.
         """
         columns = zip(self.varying, np.nan_to_num(self._checked(x)).T, strict=True)
