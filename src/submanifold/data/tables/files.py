@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 SNIFFED_LINES = 50
 SEPARATORS = ",;\t|"
 NUMBER = r"(?m)(^|;)-?\d+{}\d+(;|$)"  #: A number with a decimal mark between semicolons.
-THOUSANDS = r"[-+]?(\d+|\d{1,3}(,\d{3})+)(\.\d+)?"
-"""A number that may have commas between thousands."""
+UNITS = "%$€£¥"  # before or after the numbers of a column that are text
+ENCODINGS = "utf-8-sig", "cp1252"  # the second is that of spreadsheets on Windows
 COMPRESSIONS = "", ".gz", ".bz2", ".xz"  #: Suffixes of CSV files, which pandas decompresses.
 
 
@@ -82,15 +82,24 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
+    try:
+        return _parse_csv(path, ENCODINGS[0])
+    except UnicodeDecodeError:
+        log.warning("%s: its text is not UTF-8, but read as %s", path.name, ENCODINGS[1])
+        return _parse_csv(path, ENCODINGS[1])
+
+
+def _parse_csv(path: Path, encoding: str) -> pd.DataFrame:
     """Read a CSV file; its separator, its header and its decimal mark are found."""
     first = pd.read_csv(
         path, sep="\0", header=None, dtype=str, nrows=SNIFFED_LINES, quoting=csv.QUOTE_NONE,
-        keep_default_na=False, encoding="utf-8-sig",
+        keep_default_na=False, encoding=encoding,
     )  # fmt: skip
     lines = first[0].tolist()
     headers = {mark: next(csv.reader(lines[:1], delimiter=mark)) for mark in SEPARATORS}
     separator, names = max(headers.items(), key=lambda header: len(header[1]))
     options: dict[str, Any] = {"engine": "pyarrow"}  # fast, and rounds correctly
+    decimal = "."
     words = [line.split() for line in lines]
     if len(names) == 1 < len(words[0]) and len({*map(len, words)}) == 1:
         separator, names = r"\s+", words[0]
@@ -105,15 +114,34 @@ def _read_csv(path: Path) -> pd.DataFrame:
     if separator == ";" and re.search(NUMBER.format(","), body) and not re.search(
         NUMBER.format(r"\."), body
     ):  # fmt: skip
-        options["decimal"] = ","
+        decimal = ","
     header = 0 if has_header else None
-    frame = pd.read_csv(path, sep=separator, names=names, header=header, **options)
+    frame = pd.read_csv(path, sep=separator, names=_distinct(names), header=header,
+                        decimal=decimal, encoding=encoding, **options)  # fmt: skip
     for name in frame.select_dtypes("str"):
-        frame[name] = texts = frame[name].str.strip()
-        is_number = texts.dropna().str.fullmatch(THOUSANDS)
-        if is_number.any() and is_number.all():
-            frame[name] = pd.to_numeric(texts.str.replace(",", ""))
+        frame[name] = _numbers(frame[name].str.strip(), decimal)
     return frame.set_index("").rename_axis(None) if names[0] == "" else frame
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Number the repeated names of columns, as pandas does: a, a.1."""
+    counts = [names[:index].count(name) for index, name in enumerate(names)]
+    return [f"{name}.{count}" if count else name for name, count in zip(names, counts, strict=True)]
+
+
+def _numbers(texts: pd.Series, decimal: str) -> pd.Series:
+    """Return the numbers of a column, if all texts are some with the same currency or percent."""
+    thousands, mark = ",." if decimal == "." else ".,"
+    digits = rf"\d+|\d{{1,3}}(?:[{thousands}]\d{{3}})+"
+    pattern = rf"([-+]?)([{UNITS}]?)\s?({digits})((?:[{mark}]\d+)?)\s?([{UNITS}]?)"
+    present = texts.dropna()
+    if present.empty or not present.str.fullmatch(pattern).all():
+        return texts
+    parts = present.str.extract(f"^{pattern}$").fillna("")
+    if len(parts[[1, 4]].drop_duplicates()) > 1:
+        return texts
+    whole = parts[0] + parts[2].str.replace(thousands, "")
+    return pd.to_numeric(whole + parts[3].str.replace(mark, ".")).reindex(texts.index)
 
 
 def _read_arrays(path: Path) -> pd.DataFrame:
