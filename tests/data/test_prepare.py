@@ -271,7 +271,7 @@ def test_few_broken_and_special_files_are_skipped_and_listed(tmp_path, monkeypat
     names = {item["name"] for item in manifest["skipped"]}
     assert names > {"*.heic", "link.png", "pipe.png"}
     assert (len(names), manifest["skipped_count"]) == (4, 6)
-    assert "skipped 6 files (2 *.heic); see " in caplog.text
+    assert "skipped 6 files (2 *.heic, link.png, pipe.png, " in caplog.text
 
 
 # ---- missing files, full disks and other processes

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 Pool = tuple[list[str], dict[str, int]]
 """Names of images in the order in which they are read, and how many of them each split gets."""
 
-MAX_LISTED = 1000
+MAX_LISTED, MAX_NAMED = 1000, 5  # skipped files in the manifest, and in the log
 BROKEN_FILES = 10
 """Number of images that may always be broken, but at most half; of many images 1% may be."""
 MIN_IMAGES, FEW_IMAGES, MIN_CLASSES = 2, 100, 2
@@ -58,12 +58,11 @@ def prepare(settings: ImageSettings, folder: Path, raw_folder: Path) -> Prepared
 
     prepared = prepare_once(folder, f"the arrays of {settings.source}", key, write)
     if count := prepared[3]["skipped_count"]:
-        formats = ", ".join(
-            f"{entry['reason'].split()[0]} {entry['name']}"
-            for entry in prepared[3]["skipped"]
-            if entry["name"][:2] == "*."
-        )
-        log.warning("skipped %d files%s; see %s", count, formats and f" ({formats})",
+        entries = prepared[3]["skipped"][:MAX_NAMED]
+        names = (f"{entry['reason'].split()[0]} {entry['name']}" if entry["name"][:2] == "*."
+                 else entry["name"] for entry in entries)  # fmt: skip
+        log.warning("skipped %d files (%s%s); see %s", count, ", ".join(names),
+                    ", ..." if len(prepared[3]["skipped"]) > MAX_NAMED else "",
                     folder / "manifest.json")  # fmt: skip
     return prepared
 

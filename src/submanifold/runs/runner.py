@@ -45,8 +45,8 @@ class RankRunner(AbstractRunner):
                 names = [list[str]()]
                 if distributed.rank() == 0:
                     names = [[node.name for node in select_missing(pipeline, catalog).nodes]]
-                    existing = len(pipeline.nodes) - len(names[0])
-                    log.info("Skipping %d nodes, whose outputs exist", existing)
+                    if existing := len(pipeline.nodes) - len(names[0]):
+                        log.info("Skipping %d nodes, whose outputs exist", existing)
                 if distributed.world_size() > 1:
                     dist.broadcast_object_list(names)
                 pipeline = pipeline.filter(node_names=names[0]) if names[0] else Pipeline([])
