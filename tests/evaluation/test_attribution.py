@@ -8,7 +8,14 @@ import torch
 from splits import recorded
 from strategies import affine
 from submanifold.data.tables import Preprocessor
-from submanifold.evaluation.attribution import LEVELS, column_contributions, explain_rows
+from submanifold.evaluation.attribution import (
+    LEVELS,
+    column_contributions,
+    column_quantiles,
+    explain,
+    explain_rows,
+)
+from submanifold.evaluation.scores import MISSING_OFFSETS
 from submanifold.evaluation.split_scores import score_splits
 from submanifold.models import Hierarchy, Stage
 
@@ -55,3 +62,26 @@ def test_values_are_replaced_by_quantiles_of_training_rows():
         np.testing.assert_array_equal(call["quantiles"], np.quantile(train, LEVELS, axis=0))
         np.testing.assert_array_equal(call["row"], test[number])
     assert explained["row"].unique().tolist() == (100 + worst).tolist()
+
+
+def test_missing_values_contribute_what_the_score_does_not_subtract():
+    table = pd.DataFrame(RNG.normal(size=(400, 2)), columns=["a", "b"])
+    table.loc[RNG.random(400) < 0.1, "b"] = np.nan
+    preprocessor = Preprocessor.fit(table)
+    model = Hierarchy([Stage(affine(torch.eye(3)), 2)])
+    model.data = {"table": preprocessor.to_dict()}
+    quantiles = column_quantiles(preprocessor.transform(table))
+    rows = preprocessor.transform(pd.DataFrame({"a": [0.1, 0.1], "b": [np.nan, 9]}))
+    rows[0, 1] = 5  # an extreme draw of the noise
+
+    def of_b(offset):
+        model.calibration = {MISSING_OFFSETS: [offset]}
+        explained = explain(model, rows, quantiles)
+        return explained[explained["column"] == "b"].reset_index(drop=True)
+
+    counted, subtracted = of_b(0.0), of_b(1.0)
+    rare = 0.5 * (rows[0, 2] ** 2 - np.square(quantiles[:, 2]).min())
+    assert counted["contribution"][0] == pytest.approx(rare, rel=1e-4)
+    assert subtracted["contribution"][0] == pytest.approx(rare - 1, rel=1e-4)
+    assert counted["value"].tolist() == ["missing", "9"]
+    assert "missing" not in [*counted["usual"]]

@@ -11,7 +11,7 @@ from submanifold.common.progress import ProgressBar
 from submanifold.data.batches import as_input, context_tensor
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.metrics import format_value, is_missing
-from submanifold.evaluation.scores import SMOOTHED_DENSITY, score_batch
+from submanifold.evaluation.scores import MISSING_OFFSETS, SMOOTHED_DENSITY, score_batch
 from submanifold.flows import is_noise_conditional
 from submanifold.flows.bijection import Context
 from submanifold.models import Model
@@ -83,7 +83,8 @@ def explain(
 
     The contributions are increases of the log-density, smoothed if the model is noise-conditional,
     or decreases of the squared distance from the manifold if the model has no density. Categories
-    of the ``table`` of the rows that the training data do not have contribute infinitely.
+    of the ``table`` of the rows that the training data do not have contribute infinitely. That a
+    value is missing contributes what the score does not subtract (:func:`.missing_offsets`).
 
     Returns entries of the ``number`` of a row, ``column``, ``value``, ``contribution``, and
     ``usual``, the value with which the row is least anomalous. Values are text without separators
@@ -105,11 +106,21 @@ def explain(
     def shown(x: np.ndarray) -> np.ndarray:
         return preprocessor.inverse_transform(x)[names].astype(str).to_numpy()
 
+    is_missing = preprocessor.missing(np.asarray(x))
+    offsets = np.array(model.calibration.get(MISSING_OFFSETS) or [0.0] * is_missing.shape[1])
+    coordinates = [*preprocessor.missing_codes]
+    numbers, flags = [*preprocessor.flags], [*preprocessor.flags.values()]
     entries = []
     with ProgressBar("contributions of columns", "rows", len(x)) as progress:
         for number, row in enumerate(np.asarray(x)):
             of_row = partial(anomaly, context=None if contexts is None else contexts[[number]])
             contributions, usual = column_contributions(of_row, row, quantiles, shown)
+            is_noise = is_missing[number, : len(flags)]
+            contributions[coordinates] -= is_missing[number] * offsets
+            contributions[numbers] *= ~is_noise
+            contributions[flags] *= is_noise  # a value is not replaced by a missing one
+            usual[flags] = np.where(is_noise, usual[flags], row[flags])
+            contributions = contributions.clip(0)
             contributions[unknown[number]] = np.inf
             usual_values = preprocessor.inverse_transform(usual[None])
             largest: dict[str, float] = {}  # a value and whether it is missing are of one column

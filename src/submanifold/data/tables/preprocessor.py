@@ -120,7 +120,7 @@ class Preprocessor:
         return describe_columns(self.columns)
 
     @cached_property
-    def _flags(self) -> dict[int, int]:
+    def flags(self) -> dict[int, int]:
         """Coordinates of flags by those of their numbers."""
         flags = {column.name: index for index, column in enumerate(self.varying) if column.is_flag}
         return {index: flags[column.name] for index, column in enumerate(self.varying)
@@ -161,7 +161,7 @@ class Preprocessor:
         """
         columns = zip(self.varying, np.nan_to_num(self._checked(x)).T, strict=True)
         snapped = np.stack([column.floor(column.restore(values)) for column, values in columns], 1)
-        for number, flag in self._flags.items():
+        for number, flag in self.flags.items():
             snapped[snapped[:, flag] == 1, number] = np.nan
         drawn, log_weights = self._dequantized(snapped, np.full(len(x), salt))
         is_exact = ~np.isnan(snapped) & [column.step is None for column in self.varying]
@@ -220,12 +220,12 @@ class Preprocessor:
 
     def log_dets(self, x: np.ndarray) -> np.ndarray:
         """Return the log-determinants (N,) of transformed rows (N, D): missing numbers have 1."""
-        log_scales = [math.log(self.varying[number].scale) for number in self._flags]
+        log_scales = [math.log(self.varying[number].scale) for number in self.flags]
         return self.log_det + self.missing_numbers(x) @ np.array(log_scales, np.float64)
 
     def missing_numbers(self, x: np.ndarray) -> np.ndarray:
         """Return where numbers of transformed rows (N, D) are noise, (N, columns with flags)."""
-        return self.missing(x)[:, : len(self._flags)]
+        return self.missing(x)[:, : len(self.flags)]
 
     def missing(self, x: np.ndarray) -> np.ndarray:
         """Return where rows (N, D) have missing values, by column (:attr:`missing_codes`)."""
@@ -240,7 +240,7 @@ class Preprocessor:
 
         The flags of numbers are first, in the order of the numbers.
         """
-        codes = dict.fromkeys(self._flags.values(), 1)
+        codes = dict.fromkeys(self.flags.values(), 1)
         return codes | {index: column.names.index(MISSING)
                         for index, column in enumerate(self.varying)
                         if column.kind == "categorical"
