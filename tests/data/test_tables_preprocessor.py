@@ -269,6 +269,13 @@ def test_missing_values_are_flags_and_noise_and_come_back():
     pd.testing.assert_frame_equal(found, frame[["normal", "city"]], atol=1e-4)
 
 
+def test_numbers_among_text_come_back_as_numbers():
+    frame = pd.DataFrame({"a": [*map(str, range(30)), "?"], "b": RNG.normal(size=31)})
+    preprocessor = Preprocessor.fit(frame)
+    found = preprocessor.inverse_transform(preprocessor.transform(frame))["a"]
+    np.testing.assert_array_equal(found, [*range(30), np.nan])
+
+
 def test_weights_of_missing_values_are_inverse_densities_of_their_noise():
     frame, _, gaps = table_with_gaps()
     frame, gaps = frame[["normal", "full"]], gaps[:, :1]

@@ -154,6 +154,8 @@ class Column:
         if is_integer and values.dtype.kind == "f":
             info = np.iinfo(self.dtype)
             return np.rint(values).clip(info.min, info.max).astype(self.dtype)
+        if values.dtype.kind == "f" and not types.is_numeric_dtype(self.dtype):
+            return values  # of text, such as numbers and "?"
         try:
             return pd.Series(values).astype(self.dtype).array  # type: ignore[call-overload]
         except (TypeError, ValueError):
