@@ -6,9 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from kedro.io import AbstractDataset, DatasetError
 from matplotlib.figure import Figure
 
+from submanifold.config.project import PACKAGED_CONF
 from submanifold.data.arrays import context_of_array, with_context
 from submanifold.data.prepare import draw
 from submanifold.data.settings import SyntheticSettings
@@ -26,6 +28,15 @@ WRITTEN = {
     "text": ("text.TextDataset", "a page", None),
     "figure": ("matplotlib.MatplotlibDataset", Figure(), "ImagePreview"),
 }  # fmt: skip
+
+
+def test_names_such_as_null_are_no_missing_values(tmp_path):
+    catalog = yaml.safe_load((PACKAGED_CONF / "base/catalog.yml").read_text("utf-8"))
+    entry = {**catalog["_csv"], "filepath": str(tmp_path / "a.csv")}
+    dataset = AbstractDataset.from_config("anomalies", entry)
+    rows = pd.DataFrame({"column": ["null", "NA"], "p_value": [0.5, np.nan]})
+    dataset.save(rows)
+    pd.testing.assert_frame_equal(dataset.load(), rows)
 
 
 @pytest.mark.parametrize("kind", WRITTEN)
