@@ -73,6 +73,19 @@ def test_unknown_categories_are_flagged(model, model_file, tmp_path):
         assert found["ood"][unknown].all()
 
 
+@pytest.mark.parametrize(("count", "moved"), [(40, 5), (40, 4), (19, 19)])
+def test_many_rows_beyond_those_of_the_training_are_a_warning(
+    model_file, tmp_path, caplog, count, moved
+):
+    table = rows(count, 2)
+    high = rows(500, 0)["weight"].max()
+    table["weight"] = table["weight"].clip(upper=high).mask(table.index < moved, high + 1)
+    table.to_csv(tmp_path / "new.csv", index=False)
+    succeed("score", model_file, tmp_path / "new.csv", "--out", tmp_path / "scores.csv")
+    texts = [text for text in caplog.messages if "beyond those of the training" in text]
+    assert ["weight: 12% of the rows" in text for text in texts] == [True] * (moved == 5)
+
+
 def test_scores_of_files_are_those_of_the_frame(model, model_file, table, tmp_path):
     output = succeed("score", model_file, table, "--alpha=10%", "--out", tmp_path / "scores.csv")
     found = pd.read_csv(tmp_path / "scores.csv")

@@ -22,6 +22,7 @@ from submanifold.inference.predictor import Predictor
 log = logging.getLogger(__name__)
 
 BYTES_PER_PIXEL = 9  #: Of an image, and of its coordinates in float32 while they are concatenated.
+MANY_ROWS, MANY_BEYOND = 20, 0.1  #: Rows, and their share beyond the training rows, to warn of.
 OTHER_SIZE = "expected an observation of"
 
 
@@ -131,6 +132,12 @@ def read_rows(
     if condition is None and [*frame] == unnamed:  # of an array: matched by position
         frame = frame.set_axis(list(columns.inputs), axis=1)
     rows = columns.check_names(frame).reset_index(drop=True)
+    beyond = columns.beyond(rows)
+    for name in beyond.index[(beyond > MANY_BEYOND) & (len(rows) >= MANY_ROWS)]:
+        found = columns.description.set_index("column")["found"][name]
+        log.warning("column %s: %.0f%% of the rows are beyond those of the training (%s), and "
+                    "count as anomalous; data.drop leaves a column out of the training",
+                    table_name(name), 100 * beyond[name], found)  # fmt: skip
     return Inputs(rows, _row_names(index), label)
 
 

@@ -209,6 +209,15 @@ class Preprocessor:
             for name, known in self.categories.items() if name in frame
         }, frame.index)  # fmt: skip
 
+    def beyond(self, table: Table) -> pd.Series:
+        """Return the share of the rows that are beyond the training rows, by column of numbers."""
+        frame, shares = as_frame(table, self.inputs), dict[str, float]()
+        for column in self.varying:
+            if column.kind in ("continuous", "quantized"):
+                numbers, _ = to_numbers(frame[column.name], column.dates)
+                shares[column.name] = ((numbers < column.low) | (numbers > column.high)).mean()
+        return pd.Series(shares, dtype=float)
+
     @property
     def log_det(self) -> float:
         """The log-determinant of the standardization of rows without missing values.
