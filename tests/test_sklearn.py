@@ -208,6 +208,14 @@ def opened(model, folder):
     return ManifoldFlow.load(folder / "model")
 
 
+def test_rows_of_mixed_columns_are_dataframes():
+    frame = pd.DataFrame({"a": normal(60, 1.0)[:, 0], "city": ["Bern", "Rome", "Oslo"] * 20})
+    flow = ManifoldFlow(n_components=1, **FEW).fit(frame)
+    for rows in (flow.sample(3), flow.project(frame), flow.inverse_transform([[0.0]])):
+        assert rows.dtypes.tolist() == frame.dtypes.tolist()
+        assert [*rows] == ["a", "city"]
+
+
 def test_it_opens_models_of_pipelines(plane, pipeline_model, tmp_path):
     loaded = opened(pipeline_model, tmp_path)
     rows = pd.DataFrame(of_plane(50), columns=["x0", "x1"])

@@ -240,25 +240,28 @@ class ManifoldFlow(
         single = getattr(rows, "dtype", None) == np.float32
         return u.astype(np.float32 if single else np.float64)
 
-    def inverse_transform(self, X: Any) -> np.ndarray:  # noqa: N803
-        """Map coordinates u (n, n_components) to rows on the manifold, in the units of the data."""
-        return np.asarray(self._predictor.decode(check_array(X, dtype=np.float64)))
+    def inverse_transform(self, X: Any) -> Any:  # noqa: N803
+        """Map coordinates u (n, n_components) to rows on the manifold, see :meth:`sample`."""
+        return _rows_of(self._predictor.decode(check_array(X, dtype=np.float64)))
 
-    def project(self, X: Any, nearest: bool | None = None) -> np.ndarray:  # noqa: N803
+    def project(self, X: Any, nearest: bool | None = None) -> Any:  # noqa: N803
         """Project rows onto the manifold: the points of the manifold that are nearest to them.
 
-        Distances are in standardized units, and rows of the result in the units of the data.
+        Distances are in standardized units, and rows of the result as those of :meth:`sample`.
         ``nearest`` computes the nearest projection (:meth:`.Model.project`), which is slower. None
         does it for tables, so that the result is ``inverse_transform(transform(X))``.
         """
         rows = self._validated(X)
         nearest = self.preprocessor_ is not None if nearest is None else nearest
-        return np.asarray(self._predictor.project(rows, nearest)[0])
+        return _rows_of(self._predictor.project(rows, nearest)[0])
 
-    def sample(self, n_samples: int = 1, random_state: Any = None) -> np.ndarray:
-        """Draw rows on the manifold, in the units of the data."""
+    def sample(self, n_samples: int = 1, random_state: Any = None) -> Any:
+        """Draw rows on the manifold, in the units of the data.
+
+        They are an array; a DataFrame if the model was fitted to one with text, dates or booleans.
+        """
         seed = int(check_random_state(random_state).randint(2**31 - 1))
-        return np.asarray(self._predictor.sample(n_samples, seed=seed))
+        return _rows_of(self._predictor.sample(n_samples, seed=seed))
 
     def save(self, path: str | Path) -> None:
         """Write the model to a file, which :meth:`load` and the command line read."""
@@ -351,3 +354,9 @@ class ManifoldFlow(
             factor = self.steps / sum(usual.values())
             steps = {name: max(1, round(factor * count)) for name, count in usual.items()}
         return model, phases | {name: with_steps(phases[name], steps[name]) for name in steps}
+
+
+def _rows_of(rows: Any) -> Any:
+    """Return rows as an array, if they have one type."""
+    array = np.asarray(rows)
+    return rows if array.dtype == object else array
