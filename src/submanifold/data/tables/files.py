@@ -3,6 +3,7 @@
 import csv
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -125,8 +126,11 @@ def _parse_csv(path: Path, encoding: str) -> pd.DataFrame:
 
 def _distinct(names: Sequence[str]) -> list[str]:
     """Number the repeated names of columns, as pandas does: a, a.1."""
-    counts = [names[:index].count(name) for index, name in enumerate(names)]
-    return [f"{name}.{count}" if count else name for name, count in zip(names, counts, strict=True)]
+    seen, distinct = Counter[str](), list[str]()
+    for name in names:
+        distinct.append(f"{name}.{seen[name]}" if seen[name] else name)
+        seen[name] += 1
+    return distinct
 
 
 def _numbers(texts: pd.Series, decimal: str) -> pd.Series:
