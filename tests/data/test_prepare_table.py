@@ -226,7 +226,7 @@ def test_a_table_of_a_european_spreadsheet_is_read(tmp_path, caplog):
     (tmp_path / "t.csv").write_bytes(text.encode("cp1252"))
     frame = read_table(tmp_path / "t.csv")
     assert frame.to_dict("list") == {"Größe": [1.5, 2.5], "Preis": [1234.5, -7]}
-    assert "t.csv: its text is not UTF-8, but read as cp1252" in caplog.text
+    assert "t.csv: read as cp1252, because it is not UTF-8" in caplog.text
 
 
 def parquet_bytes(tmp_path, frame=FRAME):

@@ -86,7 +86,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
     try:
         return _parse_csv(path, ENCODINGS[0])
     except UnicodeDecodeError:
-        log.warning("%s: its text is not UTF-8, but read as %s", path.name, ENCODINGS[1])
+        log.warning("%s: read as %s, because it is not UTF-8", path.name, ENCODINGS[1])
         return _parse_csv(path, ENCODINGS[1])
 
 
