@@ -308,12 +308,15 @@ class Preprocessor:
         return x, log_weights
 
     def _warn(self, frame: pd.DataFrame) -> None:
+        changed = []
         for column in self.columns:
             if column.kind == "constant" and not column.names and column.name in frame:
                 numbers = pd.to_numeric(frame[column.name], errors="coerce").dropna()
                 if not numbers.between(column.low, column.high).all():
-                    log.warning("column %s is constant in the training data but not here; it is "
-                                "ignored", named([column.name]))  # fmt: skip
+                    changed.append(column.name)
+        if changed:
+            log.warning("constant in the training data but not here, and ignored: %s",
+                        named(changed))  # fmt: skip
         for name, is_unknown in self.unknown(frame).items():
             if is_unknown.any():
                 names = sorted(set(frame[str(name)][is_unknown.to_numpy()].astype(str)))
