@@ -4,7 +4,6 @@ from kedro.pipeline import Pipeline
 
 from submanifold.config.loader import session_experiment
 from submanifold.pipelines.data import pipeline as data
-from submanifold.pipelines.dimension import pipeline as dimension
 from submanifold.pipelines.evaluation import pipeline as evaluation
 from submanifold.pipelines.ood import pipeline as ood
 from submanifold.pipelines.reporting import pipeline as reporting
@@ -20,6 +19,5 @@ def register_pipelines() -> dict[str, Pipeline]:
         "data": data.create_pipeline(),
         "hierarchical": full,
         "ood": trained + ood.create_pipeline(experiment),
-        "dimension": full + dimension.create_pipeline(),
         "__default__": full,
     }

@@ -18,7 +18,6 @@ pytestmark = pytest.mark.pipeline
     ("hierarchical", {"method": "NIF", "stage_1": {"dim": 24, "noise": 0.1},
                       "stage_2": {"dim": 24}}, "stage_1.noise"),
     ("ood", {"ood": "circle"}, "ood: expected images, got the points circle"),
-    ("dimension", {"dataset": "circle"}, "--pipeline=dimension: expected images or a table"),
     ("data", {"dataset": "table"}, "data.path: expected the path of a table"),
     ("data", {"dataset": "wine", "stage_1": {"dim": 14}}, "dim"),
     ("data", {"dataset": "wine", "data": {"size": 32}}, "data.size is not a setting"),

@@ -16,7 +16,7 @@ DATA = ("data",)
 TRAINING = ("common", "flows", "geometry", "losses", "models", "training")
 MEASURES = ("evaluation", "inverse")
 REPORTS = ("inference", "plots")
-PIPELINES = {"run": ("evaluation", "reporting", "dimension"), "ood_run": ("ood",)}
+PIPELINES = {"run": ("evaluation", "reporting"), "ood_run": ("ood",)}
 """Of a user's own pipelines no result depends."""
 
 

@@ -137,9 +137,8 @@ COMPARED = {metric.column or name: metric for name, metric in METRICS.items() if
 
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Return the values of the table's metrics, of AUROCs and of dimensions, without intervals."""
+    """Return the values of the table's metrics and of AUROCs, without intervals."""
     values = {name: metric.read(metrics) for name, metric in METRICS.items()}
     values |= {f"auroc.{name}": score["auroc"] for name, score in metrics.get("scores", {}).items()}
-    values |= {f"dimension.{name}": x for name, x in metrics.get("estimates", {}).items()}
     values = {name: x.get("value") if isinstance(x, Mapping) else x for name, x in values.items()}
     return {name: float(value) for name, value in values.items() if not is_missing(value)}

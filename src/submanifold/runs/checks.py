@@ -54,10 +54,9 @@ def check_experiment(experiment: "Experiment", names: list[str]) -> None:
     if experiment.is_conditional and ranks > 1:
         expected = "one process with data.condition"
         raise unexpected("torchrun", expected, ranks, "Use submanifold run")
-    if experiment.data.kind == "synthetic" and (wrong := {"ood", "dimension"} & {*names}):
-        fix = "Choose another with --params=dataset=<name>"
-        got = f"dataset={experiment.dataset}"
-        raise unexpected(f"--pipeline={wrong.pop()}", "images or a table", got, fix)
+    if experiment.data.kind == "synthetic" and "ood" in names:
+        got, fix = f"dataset={experiment.dataset}", "Choose another with --params=dataset=<name>"
+        raise unexpected("--pipeline=ood", "images or a table", got, fix)
     if experiment.ood is None and "ood" in names:
         expected = "a dataset, or a folder or zip of images; for a table, another table"
         raise unexpected("ood", expected, None, "Change it with --params=ood=<name or path>")

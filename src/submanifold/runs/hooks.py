@@ -34,8 +34,8 @@ from submanifold.runs.checks import check_experiment, check_inputs, select_missi
 
 log = logging.getLogger(__name__)
 
-MEASUREMENTS = {"metrics", "truth", "ood_metrics", "dimension_metrics"}
-PAGES = ("report", "ood_report", "dimension_report")
+MEASUREMENTS = {"metrics", "truth", "ood_metrics"}
+PAGES = ("report", "ood_report")
 
 
 class RunHooks(MlflowHook):
