@@ -31,7 +31,7 @@ def write_files(name, folder):
     """Write a source's files and return their path."""
     images = {f"{i:05d}.png": numbered(i) for i in range(COUNT)}
     match name:
-        case "photos":
+        case "photos" | "digits":
             return None
         case "celeba":
             return write_celeba(folder / "in", codes="001020" * (COUNT // 6))
@@ -56,7 +56,8 @@ def source(request, tmp_path, monkeypatch):
     for fake in ("CIFAR10", "SVHN"):
         monkeypatch.setattr(torchvision.datasets, fake, FakeDataset)
     path = write_files(request.param, tmp_path)
-    return ImageSettings(source=request.param, path=path and str(path), size=8, channels=3)
+    size = 28 if request.param == "digits" else 8
+    return ImageSettings(source=request.param, path=path and str(path), size=size, channels=3)
 
 
 def test_a_source_is_prepared_with_its_labels_and_groups(source, tmp_path):

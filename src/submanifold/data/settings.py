@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 INSTALLED = {
     "breast_cancer": "569 tumors, 30 measurements of cell nuclei; the label is benign or malignant",
     "diabetes": "442 patients, 10 measurements; the label is the progression of the disease",
-    "digits": "1,797 handwritten digits, 64 pixels of 17 grey levels; the label is the digit",
+    "digits_table": "1,797 handwritten digits, 64 pixels of 17 grey levels; the label is the digit",
     "wine": "178 wines, 13 chemical measurements; the label is the cultivar",
 }
 """Tables that are installed with scikit-learn, with descriptions."""

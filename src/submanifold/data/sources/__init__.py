@@ -1,6 +1,7 @@
 """Sources of images. To add one, write a module with a :class:`SourceType` and register it here."""
 
 from submanifold.data.sources.base import Source, SourceType
+from submanifold.data.sources.digits import DIGITS
 from submanifold.data.sources.labelled import MEDMNIST, torchvision_source
 from submanifold.data.sources.photos import PHOTOS
 from submanifold.data.sources.stores import CELEBA, FILES
@@ -8,6 +9,7 @@ from submanifold.data.sources.stores import CELEBA, FILES
 __all__ = ["SOURCES", "Source", "SourceType"]
 
 SOURCES: dict[str, SourceType] = {
+    "digits": DIGITS,
     "photos": PHOTOS,
     "celeba": CELEBA,
     "lsun_bedroom": FILES,

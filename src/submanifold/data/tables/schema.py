@@ -94,7 +94,7 @@ def load_rows(
     else:
         from sklearn import datasets
 
-        load = getattr(datasets, f"load_{settings.source}")
+        load = getattr(datasets, f"load_{settings.source.removesuffix('_table')}")
         frame = load(as_frame=True).frame.rename(columns=str)
     rows = np.arange(len(frame), dtype=np.uint32)
     if settings.missing == "drop":
