@@ -1,20 +1,23 @@
-from collections import Counter
-
 import numpy as np
 import pytest
 import torch
 
 from strategies import affine, initialized_glow, perturb
 from submanifold.data.batches import Batches
-from submanifold.evaluation import reconstruction as module
-from submanifold.evaluation.baselines import evenly_spaced
-from submanifold.evaluation.reconstruction import error_curve, psnr, reconstruction, squared_errors
+from submanifold.evaluation.baselines import FULL, compared_events
+from submanifold.evaluation.reconstruction import (
+    error_curve,
+    psnr,
+    reconstruction,
+    smallest_dim,
+    squared_errors,
+)
 from submanifold.models import Hierarchy, Stage
 
 LARGEST = 16
 PCA = {"pca_mse": [0.1] * (LARGEST + 1), "pca_mse_half_width": [0.0] * (LARGEST + 1)}
-BASELINES = {"subsets": {"64": PCA}}
-PSNRS = range(18, 31)
+COUNT = FULL.curve
+BASELINES = {"subsets": {str(COUNT): PCA}}
 
 
 def test_psnr_is_that_of_the_mean_squared_error():
@@ -58,9 +61,7 @@ def model(images):
 
 @pytest.fixture(scope="module")
 def curve(model, images):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "CURVE_PSNRS", PSNRS)
-        return error_curve(model, images, BASELINES, torch.device("cpu"))
+    return error_curve(model, images, BASELINES, torch.device("cpu"))
 
 
 def error(project, images):
@@ -68,13 +69,14 @@ def error(project, images):
 
 
 def test_error_curve_has_the_errors_of_each_dimension(curve, model, images):
-    few = evenly_spaced(images, 64)
-    assert curve["n"] == len(few) == 64
-    assert (curve["dims"][0], curve["dims"][-1]) == (1, LARGEST)
+    few = images[compared_events(len(images), COUNT)]
+    assert curve["n"] == len(few) == COUNT
+    assert (curve["dims"][0], curve["dims"][-1]) == (1, LARGEST - 2), "others are nearly exact"
     for dim, mse in zip(curve["dims"], curve["mse"], strict=True):
         expected = error(model.at_dim(dim).encoder_projection, few)
         assert mse == pytest.approx(expected, rel=1e-4, abs=1e-9)
     assert curve["pca_mse"] == [0.1] * len(curve["dims"])
+    assert curve["nearest_dims"] == [2, 8]
     for dim, mse in zip(curve["nearest_dims"], curve["nearest_mse"], strict=True):
         at = model.at_dim(dim)
         nearest = error(lambda x, at=at: at.project(x, nearest=True), few)
@@ -82,30 +84,23 @@ def test_error_curve_has_the_errors_of_each_dimension(curve, model, images):
         assert mse < 0.999 * error(at.encoder_projection, few)
 
 
+@pytest.mark.parametrize(("goal", "expected"), [
+    (0.05, 2), (0.04, 2), (0.02, 4), (0.0201, 4), (0.0199, 5), (0.005, 16), (0.0025, 32),
+    (0.002, None),
+])  # fmt: skip
+def test_the_smallest_dimension_is_interpolated(goal, expected):
+    """The error is 0.08 / d."""
+    assert smallest_dim([2, 8, 32], [0.04, 0.01, 0.0025], goal) == expected
+
+
 def test_error_curve_of_vectors_has_goals_in_the_variance():
     """With orthogonal axes of known variances, d axes explain a known share."""
     scales = np.sqrt([6.0, 2.2, 1.4, 0.4], dtype=np.float32)
     rows = np.random.default_rng(0).choice([-1, 1], (400, 4)).astype(np.float32) * scales
     model = Hierarchy([Stage(affine(torch.eye(4)), 2)]).eval()
-    pca = {"subsets": {"64": {"pca_mse": [0.0] * 5, "pca_mse_half_width": None}}}
+    pca = {"subsets": {str(COUNT): {"pca_mse": [0.0] * 5, "pca_mse_half_width": None}}}
     found = error_curve(model, rows, pca, torch.device("cpu"))
     assert found["goals"]["explained variance 0.9"] == pytest.approx(0.25, rel=0.02)
-    assert [*found["smallest"].values()] == [1, 2, 3, 3, 4]
-    assert found["nearest_dims"] == [1, 2, 3]
-    assert found["mse"][:3] == pytest.approx([1.0, 0.45, 0.1], rel=1e-5)
-
-
-def test_the_curve_projects_once_for_each_dimension(model, images, monkeypatch):
-    """Also for the goals, which look for the smallest dimension that reaches them."""
-    monkeypatch.setattr(module, "CURVE_PSNRS", PSNRS)
-    calls = Counter()
-
-    def counted(project, batches):
-        at = getattr(project, "func", project)
-        calls[at.__self__.dim, at.__name__] += 1
-        return np.full(300, 0.5**at.__self__.dim)
-
-    monkeypatch.setattr(module, "squared_errors", counted)
-    curve = error_curve(model, images, BASELINES, torch.device("cpu"))
-    assert len({*curve["smallest"].values()}) > 3
-    assert {*calls.values()} == {1}
+    assert found["nearest_dims"] == found["dims"] == [1, 2]
+    assert found["mse"] == found["nearest_mse"] == pytest.approx([1.0, 0.45], rel=1e-5)
+    assert [*found["smallest"].values()] == [1, 2, None, None, None]

@@ -1,6 +1,5 @@
-"""The default method for images, and the pipelines that use its model: ood and dimension."""
+"""The default method for images, and the pipeline ood, which uses its model."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,13 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from browser import browse
 from conftest import command_environment
 from splits import checked_splits
 from strategies import assert_close
 from submanifold.data.arrays import read_sidecar
 from submanifold.data.batches import Batches
 from submanifold.data.settings import ImageSettings
+from submanifold.evaluation.illustrations import pixel_errors
 from submanifold.evaluation.ood import measure_ood
 from submanifold.evaluation.reconstruction import psnr
 from submanifold.pipelines.ood.nodes import gather_images
@@ -39,9 +38,9 @@ for cell in json.load(open(sys.argv[1]))["cells"]:
 @pytest.fixture(scope="module")
 def run(project):
     with checked_splits() as checked:
-        finished = project.run("dimension", method=METHOD)
+        finished = project.run(method=METHOD)
     assert {"train_phase: train", "rotate_phase: train", "fit: valid", "score_splits: test",
-            "sample_quality: train", "estimate: train"} <= checked  # fmt: skip
+            "sample_quality: train"} <= checked  # fmt: skip
     return finished
 
 
@@ -52,6 +51,9 @@ def x(run):
 
 def test_it_is_the_default_for_images(project):
     with project.session(env="base") as session:
+        experiment = session._get_config_loader().experiment
+        assert (experiment.dataset, experiment.method) == ("digits", "density-first-small")
+    with project.session(env="base", dataset="photos") as session:
         assert session._get_config_loader().experiment.method == "density-first"
     with project.session(env="base", dataset="circle") as session:
         assert session._get_config_loader().experiment.method == "H-MM"
@@ -72,9 +74,9 @@ def test_trainings_train_and_rotations_keep_the_density(run, x):
 def test_errors_are_measured_at_every_dimension(run):
     metrics = run.load("metrics")
     curve = metrics["curve"]
-    assert (curve["dims"][0], curve["dims"][-1]) == (1, 192)
-    assert curve["mse"][0] > curve["mse"][len(curve["mse"]) // 2] > curve["mse"][-1]
-    assert curve["mse"][-1] == pytest.approx(0, abs=1e-6)
+    assert (curve["dims"][0], curve["dims"][-1]) == (1, 190)
+    assert curve["mse"][0] > curve["mse"][len(curve["mse"]) // 2] > curve["mse"][-1] > 0
+    assert {2, 8, 24, 32, 100} == {*curve["nearest_dims"]}
     smallest = [d for d in curve["smallest"].values() if d is not None]
     assert smallest == sorted(smallest)
     errors = [metrics[name]["value"] for name in ("nearest_mse", "projection_mse", "mse")]
@@ -86,33 +88,15 @@ def test_errors_are_measured_at_every_dimension(run):
     assert "MSE, nearest projection" in run.load("metrics_table").columns
 
 
-@pytest.mark.browser
-def test_slider_shows_the_stated_errors(run, tmp_path):
-    arrays, test = run.load("illustrations"), run.load("x_test")[:8]
-    dims, page = arrays["by_dim_dims"].tolist(), tmp_path / "page.html"
-    script = """<script>
-    for (let k = 0; k < DIMS; k++) {
-      input = document.getElementById("dim");
-      input.value = k;
-      input.dispatchEvent(new Event("input"));
-      for (const row of document.querySelectorAll(".film:not(.absent)")) {
-        const text = name => row.querySelector(name).innerText.trim();
-        console.log("SHOWN" + JSON.stringify([k, text("b"), text(".mean")]) + "END");
-      }
-    }
-    </script>"""
-    page.write_text(run.path("report").read_text() + script.replace("DIMS", str(len(dims))))
-    _, console = browse(page.as_uri(), tmp_path / "profile")
-    shown = [json.loads(line.split("SHOWN")[1].split("END")[0].replace('\\"', '"'))
-             for line in console if "SHOWN" in line]  # fmt: skip
-    assert len(console) == len(shown) > 3 * len(dims), "there is no error"
-    for k, name, mean in shown:
-        kind = name.partition(" ")[0].lower()  # default, encoder, nearest, PCA
-        index = arrays.get(f"by_dim_{kind}_dims", arrays["by_dim_dims"]).tolist().index(dims[k])
-        difference = arrays[f"by_dim_{kind}"][index].astype(float) - test
-        error = np.square(difference / 256).mean()
-        exact = f"MSE {error:.2g}, PSNR {psnr(error):.1f} dB"
-        assert mean == ("exact" if error < 1e-9 else exact)
+def test_the_report_shows_nearest_projections_of_few_dimensions(run):
+    arrays, test, page = run.load("illustrations"), run.load("x_test"), run.path("report")
+    dims, text = arrays["by_dim_dims"].tolist(), page.read_text()
+    assert dims == [2, 8, 32, 100]
+    for number, dim in enumerate(dims):
+        error = pixel_errors(arrays["by_dim_nearest"][number], test[8:16]).mean()
+        shown = f"MSE {error:.2g}, PSNR {psnr(error):.1f} dB"
+        assert f"<b>d = {dim}, nearest projection</b> {shown}" in text
+        assert f"<b>d = {dim}, PCA</b>" in text
 
 
 def test_split_scores_agree_with_the_report(run):
@@ -123,19 +107,6 @@ def test_split_scores_agree_with_the_report(run):
     assert test["encoder_mse"].mean() == pytest.approx(mse, rel=0.02)
     assert test["bits_per_dim"].mean() == pytest.approx(bits, abs=0.02)
     assert f"{(test['p_value'] <= 0.1).sum()} of 64" in page
-
-
-def test_dimension_pipeline_recommends_a_dimension(run, project):
-    found, page = run.load("dimension_metrics"), run.path("dimension_report").read_text()
-    assert found["advice"]["sentence"] in page
-    if (dim := found["advice"]["dim"]) is not None:
-        assert f"PICTURES --dim={dim}" in page
-        assert f"stage_1.dim={dim}" in page
-    assert "TwoNN" in page
-    logged = run.mlflow.data.metrics["detail/dimension.TwoNN"]
-    assert logged == pytest.approx(found["estimates"]["TwoNN"]["value"])
-    again = project.run("dimension", method=METHOD, only_missing_outputs=True)
-    assert again.mlflow is None, "nothing is computed again"
 
 
 def test_the_flow_on_the_coordinates_keeps_the_manifold(run, project, x):
@@ -222,6 +193,6 @@ def test_every_cell_of_the_notebook_runs(run, project):
     )  # fmt: skip
     parameters.write_text(before)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    for text in ("bits per dimension, from", "nearest projection: mean squared", "AUROC", "TwoNN"):
+    for text in ("bits per dimension, from", "nearest projection: mean squared", "AUROC"):
         assert text in done.stdout
     assert "negative-0.png" in done.stdout

@@ -13,7 +13,7 @@ from pages import cells
 from pages import pictures as rows_of_images
 from submanifold.evaluation.calibration import Calibration
 from submanifold.evaluation.intervals import plus_minus
-from submanifold.evaluation.metrics import METRICS, format_value
+from submanifold.evaluation.metrics import METRICS, NONE, format_value
 from submanifold.evaluation.ood import ANOMALY, LINEAR, LINEAR_COMBINATION, MEASURES, NORMAL, OOD
 from submanifold.flows import RealNVP, context_of
 from submanifold.models import Hierarchy, Stage
@@ -21,10 +21,11 @@ from submanifold.pipelines.ood.nodes import write_page
 from submanifold.pipelines.ood.sections import score_rows, thresholds
 from submanifold.pipelines.reporting import nodes
 from submanifold.pipelines.reporting.sections import (
-    against_pca,
     alarms,
     extremes,
     likelihood,
+    quality,
+    warnings,
 )
 from submanifold.plots.pages import render
 from submanifold.plots.strips import strips
@@ -50,7 +51,8 @@ def scored(shift=0.0, count=400, p_values=None):
     (0.3, 1, "too few images"),
 ])  # fmt: skip
 def test_overfitting_is_concluded_from_the_interval(shift, count, conclusion):
-    assert conclusion in render("gap.html", likelihood=likelihood(scored(shift, count)))
+    about = {"likelihood": likelihood(scored(shift, count)), "metrics": {"counts": {}}}
+    assert conclusion in render("gap.html", **about)
 
 
 def test_extreme_images_are_the_most_and_the_least_likely_ones():
@@ -84,7 +86,7 @@ def test_anomalous_rows_are_listed_with_their_columns():
 
 
 @pytest.mark.parametrize(("power", "sentence"), [
-    (1.0, "All observed rates are in the ranges of normal images."),
+    (1.0, "All rates of false alarms are in the ranges of normal images."),
     (0.3, "Fewer test images are flagged than promised at 10%, 5%"),
     (4.0, "More test images are flagged than promised at 10%, 5%, 1%"),
 ])  # fmt: skip
@@ -131,26 +133,37 @@ def test_the_code_of_the_report_runs(tmp_path, monkeypatch, kind, make):
     assert len(scope["samples"]) == (20 if kind == "table" else 64)
 
 
-@pytest.mark.parametrize(("encoder", "nearest", "warns", "size"), [
-    (0.5, 0.4, False, "0.5 times that"),
-    (0.996, 0.98, False, "about as large as that"),
-    (3.0, 0.9, False, "3 times that"),
-    (300, 1.5, True, "300 times that"),
+@pytest.mark.parametrize(("encoder", "nearest", "warns"), [
+    (0.8, 0.5, False), (2.5, 0.9, False), (1.9, 1.5, False), (2.1, 1.01, True),
 ])  # fmt: skip
-def test_errors_above_those_of_pca_are_a_warning(encoder, nearest, warns, size):
-    metrics = {"encoder_mse": {"value": encoder, "n": 512}, "nearest_mse": {"value": nearest},
-               "baselines": {"pca_subset": {"mse": {"value": 1.0}}}}  # fmt: skip
-    comparison, warning = against_pca(metrics)
-    about = {"comparison": comparison, "events": "images"}
-    sentence = render("comparison.html", metrics={**metrics, "counts": {"test": 512}}, **about)
-    assert f"{size} of PCA (encoder projections)" in sentence
-    assert f"{nearest:.2g} times that of PCA (nearest projections)" in sentence
-    assert (warning is not None) == warns
-    assert "512" not in sentence
-    more = render("comparison.html", metrics={**metrics, "counts": {"test": 776}}, **about)
-    assert "of 512 evenly spaced test images" in more
-    missing = {"pca_subset": {"why": "too few"}}
-    assert against_pca({**metrics, "baselines": missing}) == (None, None)
+def test_errors_above_those_of_pca_are_a_warning(encoder, nearest, warns):
+    metrics = {"encoder_mse": {"value": encoder}, "nearest_mse": {"value": nearest}}
+    pca = {"mse": {"value": 1.0}}
+    found = warnings(metrics | {"baselines": {"pca_subset": pca}})
+    assert len(found) == warns
+    assert not warnings(metrics | {"baselines": {"pca_subset": {"why": "too few"}}})
+
+
+def test_the_table_of_quality_compares_with_references():
+    curve = {"dims": [2, 5, 8], "pca_mse": [0.4, 0.3, 0.2], "n": 32, "variance": None,
+             "nearest_dims": [2, 5, 8], "nearest_mse": [0.2, None, 0.01]}  # fmt: skip
+    metrics = {
+        "bits_per_dim": plus_minus(1.3, 0.01), "nearest_psnr": plus_minus(20.0, 0.1),
+        "kid": plus_minus(0.5, 0.1), "training_images": {"kid": plus_minus(0.1, 0.01)},
+        "recall": plus_minus(0.6, 0.1), "dims": [64, 8], "curve": curve,
+        "baselines": {"gaussian": {"bits_per_dim": plus_minus(5.4, 0.01)}},
+        "seconds": {"training": 61.0, "evaluation": 12.0},
+    }  # fmt: skip
+    rows = {row["name"]: (row["value"], row["reference"]) for row in quality(metrics)}
+    assert rows == {
+        "BPD": ("1.300 [1.290, 1.310]", "Gaussian: 5.400"),
+        "error over PCA's": ("0.5 at d = 2, 0.05 at d = 8", "PCA: 1"),
+        "PSNR, nearest projection, dB": ("20.00 [19.90, 20.10]", NONE),
+        "KID": ("0.50 [0.40, 0.60]", "training images: 0.100"),
+        "recall": ("0.60 [0.50, 0.70]", NONE),
+        "training (s)": ("61", "evaluation: 12"),
+    }
+    assert all(row["help"] for row in quality(metrics))
 
 
 def measured(auroc, linear=0.5, false_alarms=0.05, detected=0.9, expected=0.02):
@@ -244,6 +257,8 @@ def test_the_report_has_numbers_and_images_under_their_names(tmp_path):
              enumerate(("originals", "default", "encoder", "nearest", "pca"))}  # fmt: skip
     illustrations = kinds | {
         "sample_neighbors": samples[:16] + 16, "test_neighbors": test[:16] + 64,
+        "by_dim_dims": np.array([2]), "by_dim_nearest": originals[None] + 2,
+        "by_dim_pca": originals[None] + 4,
         "interpolation": noise(size=(9, *shape)), "traversal": noise(size=(2, 7, *shape)),
         "by_class": noise(size=(2, 8, *shape)),
     }  # fmt: skip
@@ -257,8 +272,9 @@ def test_the_report_has_numbers_and_images_under_their_names(tmp_path):
     metrics = nested({name: plus_minus(1 + 0.01 * n, 0.001) | extra
                       for n, name in enumerate(METRICS)})  # fmt: skip
     metrics["baselines"]["gaussian"] = {"bits_per_dim": plus_minus(7.0, 0.01), "shrinkage": 0.1}
-    curve = {"dims": [1, 2], "mse": [0.2, 0.1], "pca_mse": [0.3, 0.2], "nearest_dims": [],
-             "nearest_mse": [], "variance": None, "n": 5, "smallest": {"20 dB": 2}}  # fmt: skip
+    curve = {"dims": [2, 16], "mse": [0.2, 0.1], "pca_mse": [0.3, 0.2], "nearest_dims": [2, 16],
+             "nearest_mse": [0.15, 0.05], "variance": None, "n": 5,
+             "smallest": {"20 dB": 2}}  # fmt: skip
     metrics |= {"dims": [192, 16], "parameters": 77, "warnings": [], "curve": curve,
                 "counts": count, "features": "inception",
                 "seconds": {"training": 61.0, "evaluation": 62.0}}  # fmt: skip
@@ -278,16 +294,14 @@ def test_the_report_has_numbers_and_images_under_their_names(tmp_path):
     )["report"]  # fmt: skip
     text = " ".join(re.sub(r"<[^>]*>", " ", page).split())
     for sentence in (
-        "Evaluated on 20 test images",
-        "1.0000 bits per dimension; Gaussian: 7.000",
-        "1.1400 mean squared error of default projections; encoder 1.1300, nearest (upper bound) "
-        "1.1500, PCA 1.1600",
-        "1.1800 dB PSNR of default projections",
-        "77 parameters; training took 61 s",
+        "evaluated on 20 test images",
+        "BPD 1.0000 [0.9990, 1.0010] Gaussian: 7.000",
+        "0.5 at d = 2, 0.25 at d = 16 PCA: 1",
         "durations density 53 s, evaluation 62 s",
         "0.06 for these samples and 0.25 for as many test images",
         "Training images have 1.145, validation images 2.045 and test images 3.095 bits per "
-        "dimension on average; test minus training: +1.950",
+        "dimension on average; a Gaussian with full covariance has 7.000 on test images. Test "
+        "minus training: +1.950",
         "density 1 likelihood 51 52 53 54",
         "31 training, 32 validation and 33 test images",
         "11 training, 12 validation and 13 test groups",

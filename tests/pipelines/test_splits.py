@@ -10,17 +10,17 @@ from PIL import Image
 
 from splits import recorded
 from strategies import initialized_glow
+from submanifold.config.schema import EvaluationSettings
 from submanifold.data.batches import Batches, as_input
 from submanifold.data.settings import ImageSettings
 from submanifold.evaluation import baselines as baselines_module
 from submanifold.evaluation import illustrations, split_scores
-from submanifold.evaluation.baselines import PCA, Extent, fit_baselines, fit_gaussian
+from submanifold.evaluation.baselines import PCA, fit_baselines, fit_gaussian
 from submanifold.evaluation.calibration import calibrate
 from submanifold.evaluation.gaussian import Gaussian
 from submanifold.evaluation.intervals import mean_interval, proportion_interval
 from submanifold.evaluation.samples import stored
 from submanifold.inference.training_events import training_hashes
-from submanifold.pipelines.dimension import nodes as dimension_nodes
 from submanifold.pipelines.evaluation import nodes
 from submanifold.pipelines.ood.nodes import gather_images
 from submanifold.pipelines.reporting import sections
@@ -70,7 +70,7 @@ def test_validation_images_and_their_groups_calibrate(model):
 @pytest.mark.parametrize("is_brief", [False, True])
 def test_metrics_are_of_test_images_and_their_groups(model, monkeypatch, is_brief):
     for module in (baselines_module, nodes):
-        monkeypatch.setattr(module, "FULL", Extent(compared=20))
+        monkeypatch.setattr(module, "MOST_COMPARED", 20)
     with recorded(fit_gaussian, PCA.error_curve, mean_interval) as calls:
         baselines = fit_baselines(**SPLITS, groups=GROUPS)[0]
     for call in calls["fit_gaussian"]:
@@ -87,7 +87,7 @@ def test_metrics_are_of_test_images_and_their_groups(model, monkeypatch, is_brie
         monkeypatch.setattr(
             nodes, name, lambda *a, n=name: arguments.update({n: a}) or {"inverse_error": 0}
         )
-    settings = SimpleNamespace(dequantizations=1, inception_weights=None, volumes=2)
+    settings = EvaluationSettings(samples=20, volumes=2, brief=is_brief)
     metrics, projections = nodes.evaluate(
         model,
         TRAIN,
@@ -95,7 +95,6 @@ def test_metrics_are_of_test_images_and_their_groups(model, monkeypatch, is_brie
         SAMPLES,
         baselines,
         GROUPS,
-        {"brief": is_brief},
         {},
         0.0,
         settings,
@@ -161,17 +160,6 @@ def test_neighbors_are_training_images_and_other_pictures_test_images(model, mon
     for name, images in (("sample_neighbors", SAMPLES[:16]), ("test_neighbors", TEST[:16])):
         distances = np.square(images[:, None].astype(float) - TRAIN).sum((2, 3, 4))
         np.testing.assert_array_equal(pictures[name], TRAIN[distances.argmin(1)])
-
-
-def test_dimensions_are_of_training_images_and_the_spectrum_of_test_images(model, monkeypatch):
-    calls = []
-    for name in ("intrinsic_dimensions", "spectrum_dimension", "advise"):
-        monkeypatch.setattr(dimension_nodes.dimension, name, lambda *a: calls.append(a))
-    dimension_nodes.estimate(model, {"curve": {}}, {}, TRAIN, TEST, GROUPS, "cpu")
-    (images,), (_, spectrum_images, groups), _ = calls
-    assert_are("train", images)
-    assert_are("test", spectrum_images)
-    assert groups.tolist() == groups_of_images(spectrum_images)
 
 
 def test_ood_images_are_in_the_order_of_their_groups(tmp_path):

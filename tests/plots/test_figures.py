@@ -146,18 +146,16 @@ def test_training_curves_are_pale_for_training_and_dots_for_validation_data():
 def test_errors_by_dimension_are_under_their_names():
     curve = {"dims": [1, 2, 4], "mse": [0.9, 0.5, 0.2], "pca_mse": [0.8, 0.6, 0.3],
              "nearest_dims": [2, 3], "nearest_mse": [0.4, 0.25]}  # fmt: skip
-    first_order = {"dims": [1, 3], "mse": [0.7, 0.35]}
-    (axes,) = dimension_curves(curve, 2, first_order, advised=3, unit="inches").axes
-    shown = series(axes)
-    recommended = shown.pop("recommended: d = 3")
-    assert {x for x, _ in recommended} == {3}
-    assert shown == {
+    first_order = {"dims": [1, 3, 5], "mse": [0.7, 0.35, 1e-9]}
+    (axes,) = dimension_curves(curve, 2, first_order, unit="inches").axes
+    assert series(axes) == {
         "encoder projection": [[1, 0.9], [2, 0.5], [4, 0.2]],
         "nearest projection": [[2, 0.4], [3, 0.25]],
         "PCA": [[1, 0.8], [2, 0.6], [4, 0.3]],
         "first-order estimate": [[1, 0.7], [3, 0.35]],
     }
-    assert {*axes.lines[-2].get_xdata()} == {2}, "the dimension of the model"
+    assert {*axes.lines[-1].get_xdata()} == {2}, "the dimension of the model"
+    assert "None" not in [line.get_marker() for line in axes.lines[:3]], "measured points"
     assert labels(axes) == ("dimension of the manifold", "mean squared error, inches")
 
 

@@ -23,6 +23,7 @@ from submanifold.training.phases import AnyPhaseSettings, PhaseSettings
 from submanifold.training.rotation import RotationSettings
 
 SMALLEST_IMAGE = 7  # pixels: the side of the patches of the structural similarity
+BRIEF_MINUTES = 10  # time budgets below have a brief evaluation
 IMAGES_ONLY = ("dequantizations", "inception_weights")
 VECTOR_FLOWS = {"soft_glow": "soft_realnvp"}  # for the flow of images with the same property
 GROUPS = ("data", "training", "evaluation")
@@ -68,7 +69,7 @@ def resolve(parameters: Mapping[str, Any], raw_folder: Path | None = None) -> Ex
         raise unexpected("data.size", f"at least {SMALLEST_IMAGE}", data.size, fix)
     ood_data = _ood(tables["datasets"], user, data)
     phases = _phases(method["phases"], user_phases, training, phase_defaults)
-    evaluation = groups["evaluation"]
+    evaluation = {"brief": minutes is not None and minutes < BRIEF_MINUTES, **groups["evaluation"]}
     if not isinstance(data, ImageSettings):
         evaluation = {k: v for k, v in evaluation.items() if k not in IMAGES_ONLY}
     if unknown := [str(name) for name in user if name not in Choices.model_fields]:

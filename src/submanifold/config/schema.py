@@ -25,12 +25,14 @@ class EvaluationSettings(Settings):
         dequantizations: Noise draws of the importance-weighted bound on an image's bits.
         volumes: Images whose volume is measured, for the density on the manifold.
         inception_weights: For FID: ``download`` or a path; None uses EfficientNet.
+        brief: Whether fewer test events are measured; by default with less than 10 minutes.
     """
 
     samples: int = Field(gt=1)
     dequantizations: int | None = Field(default=None, gt=0)
     volumes: int = Field(default=0, ge=0)
     inception_weights: str | None = None
+    brief: bool = False
 
 
 class TimeBudget(Settings):

@@ -21,16 +21,20 @@ LEADING, OVERSAMPLING, ITERATIONS = 2048, 16, 4
 MOST_FITTED = 16384
 
 
+MOST_COMPARED = 512  # test events among which those are that are projected
+
+
 @dataclass(frozen=True)
 class Extent:
-    """How much an evaluation measures; its events are evenly spaced test events."""
+    """How much an evaluation measures."""
 
-    compared: int = 512  # events whose projections are compared
-    curve: int = 64  # events of the error by dimension
-    nearest_dims: int = 4  # dimensions of its nearest projections
+    all_events: bool = True  # or at most 512 evenly spaced test events
+    compared: int = 128  # events whose projections are compared
+    curve: int = 32  # events of the error by dimension
 
 
-FULL, BRIEF = Extent(), Extent(compared=32, curve=32, nearest_dims=3)
+FULL = Extent()
+BRIEF = Extent(all_events=False, compared=32)  #: Of a run with a time budget.
 
 
 @dataclass(frozen=True)
@@ -212,8 +216,8 @@ def fit_baselines(
     """Fit PCA and the Gaussian to uint8 images or float vectors (N, ...) and evaluate them.
 
     In the ``baselines``, ``pca_mse`` are mean squared errors with the first 0, 1, ... axes, and
-    ``subsets`` are the same of 512, 64 and 32 evenly spaced test events, by number. ``pca`` are
-    the mean and up to 2,048 axes as rows, float16 (1 + axes, D), for a file.
+    ``subsets`` are the same of :func:`compared_events`, by their number. ``pca`` are the mean and
+    up to 2,048 axes as rows, float16 (1 + axes, D), for a file.
     """
     pca, n_train = fit_gaussian(train, valid)
     bits = to_bits_per_dim(per_event(pca.log_prob, pca_batches(test)), test)
@@ -226,8 +230,8 @@ def fit_baselines(
         counts = {} if groups_of_rows is None else {"groups": len(np.unique(groups_of_rows))}
         return {"pca_mse": mse.tolist(), "pca_mse_half_width": half_widths, **counts}
 
-    subsets = {n: evenly_spaced(np.arange(len(test)), n) for n in (FULL.compared, FULL.curve)}
-    subsets[BRIEF.compared] = evenly_spaced(subsets[FULL.compared], BRIEF.compared)
+    sizes = {MOST_COMPARED, FULL.compared, FULL.curve, BRIEF.compared, BRIEF.curve}
+    subsets = {size: compared_events(len(test), size) for size in sizes}
     baselines = errors() | {
         "subsets": {str(n): errors(rows) for n, rows in subsets.items()},
         "gaussian": {"bits_per_dim": mean_interval(bits, of_test), "shrinkage": pca.shrinkage},
@@ -235,6 +239,11 @@ def fit_baselines(
     }
     axes = torch.cat([pca.mean[:, None], pca.axes[:, :LEADING]], 1).T
     return baselines, axes.half().cpu().numpy()
+
+
+def compared_events(total: int, count: int) -> np.ndarray:
+    """Return the numbers of `count` of a total of events, evenly spaced among 512 of them."""
+    return evenly_spaced(evenly_spaced(np.arange(total), MOST_COMPARED), count)
 
 
 def evenly_spaced(values: np.ndarray, count: int) -> np.ndarray:

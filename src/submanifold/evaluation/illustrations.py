@@ -9,11 +9,11 @@ from torch.nn import functional as F
 
 from submanifold.data.batches import Batch, Batches, fixed_batches
 from submanifold.evaluation.baselines import pca_projection
+from submanifold.evaluation.reconstruction import SHOWN_DIMS
 from submanifold.evaluation.samples import stored
 from submanifold.flows.bijection import Context
 from submanifold.models import Hierarchy, Model
 
-NEAREST_DIMS = 4
 COORDINATES, STEPS, DEVIATIONS, OF_CLASS = 8, 7, 3.0, 8
 MEASURED = 256  # images that measure the mean and the standard deviation of coordinates
 CHUNK = 1024
@@ -59,27 +59,21 @@ def interpolate_latents(a: Tensor, b: Tensor, steps: int) -> Tensor:
 
 @torch.no_grad()
 def project_by_dim(model: Hierarchy, images: np.ndarray, pca: np.ndarray) -> Arrays:
-    """Project images as :func:`project_all` onto the nested manifolds of a hierarchy.
+    """Find nearest projections of images onto the nested manifolds of a hierarchy, beside PCA's.
 
-    The ``dims`` are the powers of two, the model's and the largest dimension. Projections are uint8
-    (dims, N, ...), those of ``nearest`` and ``pca`` at ``nearest_dims`` and ``pca_dims``.
+    The ``dims`` are those of :data:`SHOWN_DIMS` at which there are both. Projections are uint8,
+    (dims, N, ...).
     """
-    (x, context), largest = _batch(model, images), model.max_dim
-    dims = sorted({2**k for k in range(largest.bit_length())} | {model.dim, largest})
-    smaller = [dim for dim in dims if dim < model.event_dim]
-    every = -(-len(smaller) // NEAREST_DIMS)
-    nearest_dims = sorted({*smaller[::-every], model.dim} & {*smaller})
-    views = {dim: model.at_dim(dim) for dim in dims}
-    by_pca = {d: y for d in dims if (y := pca_projection(pca, x, d)) is not None}
+    x, context = _batch(model, images)
+    largest = min(model.max_dim, model.event_dim - 2, len(pca) - 1)
+    dims = [dim for dim in SHOWN_DIMS if dim <= largest] or [min(model.dim, largest)]
+    views = [model.at_dim(dim) for dim in dims]
     return {
         "dims": np.array(dims),
-        "encoder": _stack(view.encoder_projection(x, context) for view in views.values()),
-        "default": _stack(view.project(x, context=context) for view in views.values()),
-        "nearest_dims": np.array(nearest_dims, int),
-        "nearest": _stack(views[d].project(x, nearest=True, context=context) for d in nearest_dims),
-        "pca_dims": np.array([*by_pca]),
-        "pca": _stack(by_pca.values()),
-    }
+        "nearest": _stack(view.project(x, nearest=True, context=context) for view in views),
+        "pca": _stack(projected for dim in dims
+                      if (projected := pca_projection(pca, x, dim)) is not None),
+    }  # fmt: skip
 
 
 @torch.no_grad()

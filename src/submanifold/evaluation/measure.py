@@ -13,7 +13,7 @@ from submanifold.common.progress import track
 from submanifold.data.arrays import context_of_array
 from submanifold.data.batches import Batches, as_input
 from submanifold.data.tables import Preprocessor
-from submanifold.evaluation.baselines import BRIEF, FULL, Extent, evenly_spaced, pca_error
+from submanifold.evaluation.baselines import FULL, Extent, compared_events, evenly_spaced, pca_error
 from submanifold.evaluation.intervals import ENDS, Interval, mean_interval, proportion_interval
 from submanifold.evaluation.likelihood import (
     BATCH_SIZE,
@@ -93,22 +93,6 @@ def measure(
     }
 
 
-def evaluation_work(
-    counts: Mapping[str, int], draws: int, is_brief: bool, volumes: int = 0
-) -> float:
-    """Return after how many training steps of one event as much time as an evaluation has passed.
-
-    The ``counts`` are those of the events of each split. The weights were measured with the default
-    method on images of 32 pixels.
-    """
-    extent, test = BRIEF if is_brief else FULL, counts["test"]
-    if is_brief:
-        test, draws = min(test, FULL.compared), 1
-    curve = (14 * extent.nearest_dims + 32) * min(test, extent.curve)
-    nearest = 18 * min(test, extent.compared) + curve
-    return nearest + 390 * volumes + (2 + 0.45 * draws) * test + counts["valid"] + 2500
-
-
 def density(
     model: Model, test: np.ndarray, batches: Batches, input_noise: float, dequantizations: int,
     groups: np.ndarray | None, table: Preprocessor | None,
@@ -138,9 +122,10 @@ def density(
                 metrics["nll"] = mean_interval(-(nats + log_dets), groups)
     else:
         log_probs = dequantized_log_probs(model, test, dequantizations, batches.device)
-        bound = interval(importance_log_prob(log_probs))
         metrics["bits_per_dim"] = interval(log_probs[0])
-        metrics["bits_per_dim_importance"] = bound | {"draws": dequantizations}
+        if dequantizations > 1:
+            bound = interval(importance_log_prob(log_probs))
+            metrics["bits_per_dim_importance"] = bound | {"draws": dequantizations}
     if input_noise > 0:
         metrics["bits_per_dim_noisy"] = interval(noisy_log_prob(model, batches, input_noise))
     return metrics
@@ -153,7 +138,7 @@ def reconstructions(
     summarize = partial(reconstruction, of_images=not batches.is_continuous)
     errors = squared_errors(model.encoder_projection, track(batches, "projecting", len(test)))
     metrics = summarize(errors, groups=groups)
-    chosen = evenly_spaced(np.arange(len(test)), count)
+    chosen = compared_events(len(test), count)
     compared = {"encoder": errors[chosen]}
     if model.dim < model.event_dim:
         subset = Batches(test[chosen], NEAREST_BATCH_SIZE, device=batches.device)
@@ -167,7 +152,7 @@ def reconstructions(
         metrics |= {f"{kind}_{name}": x for name, x in by_name if name in ("mse", "psnr")}
     if isinstance(model, Hierarchy):
         metrics["stage_1_mse"] = metrics["mse"]
-        if len(model.stages) > 1:
+        if model.stages[0].dim > model.dim:  # else later stages keep the manifold
             first = Hierarchy(model.stages[:1])
             errors = squared_errors(first.encoder_projection, batches)
             metrics["stage_1_mse"] = summarize(errors, groups=groups)["mse"]

@@ -1,8 +1,8 @@
 """Squared error of projections onto the manifold, and its dependence on the dimension."""
 
-from bisect import bisect_left
+import math
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,14 +11,15 @@ from torch import Tensor
 
 from submanifold.common.progress import ProgressBar
 from submanifold.data.batches import Batch, Batches
-from submanifold.evaluation.baselines import FULL, Extent, evenly_spaced, pca_error
+from submanifold.evaluation.baselines import FULL, Extent, compared_events, pca_error
 from submanifold.evaluation.intervals import mean_interval
 from submanifold.evaluation.likelihood import per_event
 from submanifold.models import Hierarchy, Model
 
 NEAREST_BATCH_SIZE = 64  # each nearest projection costs about twenty encodings
-CURVE_DIMS = 20
-SMALLEST_NEAREST_DIM = 32  # smallest dimension of nearest projections of images in the curve
+CURVE_DIMS = 12
+SHOWN_DIMS = (2, 8, 32, 100)  #: Dimensions at which reports of images show nearest projections.
+NEAREST_DIMS = 8  # dimensions of nearest projections in the curve
 CURVE_PSNRS, CURVE_SHARES = (20, 25, 30, 35), (0.5, 0.8, 0.9, 0.95, 0.99)
 """Goals for images, in dB, and for vectors, as shares of the variance of the test data."""
 
@@ -60,14 +61,18 @@ def psnr(errors: Any) -> Any:
 
 
 def error_curve(
-    model: Model, test: np.ndarray, baselines: Mapping[str, Any], device: torch.device,
+    model: Model,
+    test: np.ndarray,
+    baselines: Mapping[str, Any],
+    device: torch.device,
     extent: Extent = FULL,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Compute squared errors of projections of the same test events as a function of d.
 
-    They are ``mse`` and ``pca_mse`` at ``dims``, and ``nearest_mse`` at ``nearest_dims``; ``goals``
-    are errors by name, such as ``30 dB`` or ``explained variance 0.9``, and ``smallest`` is the
-    smallest d at which the encoder projection reaches them, or None.
+    They are ``mse`` and ``pca_mse`` at ``dims``, and ``nearest_mse`` at ``nearest_dims``
+    (:func:`nearest_dims`). From d = D - 1 on projections are nearly exact; these are left out.
+    ``goals`` are errors by name, such as ``30 dB`` or ``explained variance 0.9``, and ``smallest``
+    is the smallest d at which nearest projections reach them, interpolated, or None.
     """
     of_images = test.dtype == np.uint8
     goals = {f"{goal} dB": 10 ** (-goal / 10) for goal in CURVE_PSNRS}
@@ -75,44 +80,73 @@ def error_curve(
     if not of_images:
         variance = float(np.var(test, axis=0, dtype=np.float64).mean())
         goals = {f"explained variance {goal}": (1 - goal) * variance for goal in CURVE_SHARES}
-    batches = Batches(evenly_spaced(test, extent.curve), NEAREST_BATCH_SIZE, device=device)
+    chosen = test[compared_events(len(test), extent.curve)]
+    batches = Batches(chosen, NEAREST_BATCH_SIZE, device=device)
 
-    @cache
     def mse(dim: int, nearest: bool) -> float | None:  # None if all projections overflow
         view = model.at_dim(dim) if isinstance(model, Hierarchy) else model
         project = partial(view.project, nearest=True) if nearest else view.encoder_projection
         return reconstruction(squared_errors(project, batches), of_images)["mse"]["value"]
 
-    def smallest_dim(goal: float) -> int | None:
-        def misses(dim: int) -> bool:
-            return (error := mse(dim, False)) is None or error > goal
-
-        below = range(dims[-1] - 1, dims[0] - 1, -1)
-        return None if misses(dims[-1]) else dims[-1] - bisect_left(below, True, key=misses)
-
-    dims = nearest_dims = [model.dim]
+    dims = of_nearest = [model.dim]
     if isinstance(model, Hierarchy):
-        last = model.max_dim
-        dims = _geometric(1, last, CURVE_DIMS)
-        first = min(SMALLEST_NEAREST_DIM if of_images else 1, last - 1)
-        nearest_dims = _geometric(first, last - 1, extent.nearest_dims) if last > 1 else []
-    with ProgressBar("error by dimension", "dimensions", len(dims) + len(nearest_dims)) as progress:
-        for nearest, of_kind in ((False, dims), (True, nearest_dims)):
+        of_nearest = nearest_dims(model)
+        last = min(model.max_dim, model.event_dim - 2)
+        dims = sorted({*_geometric(1, last, CURVE_DIMS), *of_nearest}) if last > 0 else []
+    errors: dict[bool, list[float | None]] = {False: [], True: []}
+    with ProgressBar("error by dimension", "dimensions", len(dims) + len(of_nearest)) as progress:
+        for nearest, of_kind in ((False, dims), (True, of_nearest)):
             for dim in of_kind:
-                mse(dim, nearest)  # kept
+                errors[nearest].append(mse(dim, nearest))
                 progress.update()
     pca = [pca_error(baselines, d, extent.curve).get("mse", {}).get("value") for d in dims]
     return {
         "dims": dims,
-        "mse": [mse(d, False) for d in dims],
+        "mse": errors[False],
         "pca_mse": pca,
-        "nearest_dims": nearest_dims,
-        "nearest_mse": [mse(d, True) for d in nearest_dims],
+        "nearest_dims": of_nearest,
+        "nearest_mse": errors[True],
         "n": len(batches),
         "variance": variance,
         "goals": goals,
-        "smallest": {name: smallest_dim(goal) for name, goal in goals.items()},
+        "smallest": {
+            name: smallest_dim(of_nearest, errors[True], goal) for name, goal in goals.items()
+        },
     }
+
+
+def nearest_dims(model: Hierarchy) -> list[int]:
+    """Return the dimensions of nearest projections in the curve, eight if there are as many.
+
+    Those of images are the ones that reports show, the model's, and others up to half of the
+    coordinates.
+    """
+    largest = min(model.max_dim, model.event_dim - 2)
+    if len(model.event_shape) == 1:
+        return _geometric(1, largest, NEAREST_DIMS) if largest > 0 else [model.dim]
+    dims = {dim for dim in (*SHOWN_DIMS, model.dim) if dim <= largest}
+    missing = NEAREST_DIMS - len(dims)
+    if (half := min(largest, model.event_dim // 2)) > max(SHOWN_DIMS):
+        dims |= {*_geometric(max(SHOWN_DIMS), half, missing + 1)}
+    return sorted(dims or {*range(1, largest + 1)})
+
+
+def smallest_dim(dims: list[int], errors: list[float | None], goal: float) -> int | None:
+    """Interpolate, in logarithms, the smallest d whose error is at most a goal; None if none is.
+
+    Example:
+        >>> smallest_dim([2, 8, 32], [0.04, 0.01, 0.0025], 0.005)
+        16
+    """
+    for number, (dim, error) in enumerate(zip(dims, errors, strict=True)):
+        if error is None or error > goal:
+            continue
+        before = errors[number - 1] if number else None
+        if not before or not error:
+            return dim
+        share = math.log(before / goal) / math.log(before / error)
+        return math.ceil(dims[number - 1] * (dim / dims[number - 1]) ** share - 1e-9)
+    return None
 
 
 def _geometric(smallest: int, largest: int, count: int) -> list[int]:

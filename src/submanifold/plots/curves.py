@@ -94,36 +94,40 @@ def _limit(axes: Axes) -> None:
 
 
 def dimension_curves(
-    curve: Mapping[str, Any], dim: int, first_order: Mapping[str, Any] | None = None,
-    advised: int | None = None, unit: str = "pixels in [0, 1]",
-) -> Figure:  # fmt: skip
-    """Draw errors over the dimension; mark the dimension of the model and the advised one.
+    curve: Mapping[str, Any],
+    dim: int,
+    first_order: Mapping[str, Any] | None = None,
+    unit: str = "pixels in [0, 1]",
+) -> Figure:
+    """Draw errors over the dimension, with a marker at each measured one; mark the model's.
 
-    A curve of a single point is left out; the figure has no axes if there is no other.
+    From d = D - 1 on projections are nearly exact, so that these dimensions are left out. A curve
+    of a single point is left out; the figure has no axes if there is no other.
     """
     figure, (axes,) = panel_grid(1, 1, (8, 4.5))
     lines: list[tuple[str, Any, Any, dict[str, Any]]] = [
-        ("encoder projection", curve["dims"], curve["mse"], {"marker": "."}),
         ("nearest projection", curve["nearest_dims"], curve["nearest_mse"], {"marker": "o"}),
-        ("PCA", curve["dims"], curve["pca_mse"], {"color": "0.4", "linestyle": "--"}),
+        ("PCA", curve["dims"], curve["pca_mse"], {"color": "0.4", "marker": ".", "ls": "--"}),
+        ("encoder projection", curve["dims"], curve["mse"], {"marker": ".", "linewidth": 1}),
     ]
     if first_order is not None:
-        look: dict[str, Any] = {"color": "C0", "linestyle": ":", "linewidth": 1}
+        look: dict[str, Any] = {"color": "C1", "linestyle": ":", "linewidth": 1}
         lines.append(("first-order estimate", first_order["dims"], first_order["mse"], look))
+    largest = max(curve["dims"], default=dim)
     for label, dims, errors, look in lines:
-        points = [(d, e) for d, e in zip(dims, errors, strict=True) if e is not None and e > 0]
+        points = [
+            (d, e)
+            for d, e in zip(dims, errors, strict=True)
+            if e is not None and e > 0 and d <= largest
+        ]
         if len(points) > 1:
             axes.plot(*np.transpose(points), label=label, **look)
     if not axes.lines:  # of a model of one dimension
         axes.remove()
         return figure
     axes.axvline(dim, color="0.6", linestyle=":", linewidth=1)
-    if advised is not None:
-        axes.axvline(advised, color="C3", linewidth=1, label=f"recommended: d = {advised}")
-    smallest = min(curve["mse"][:-1], default=1e-6)  # all dimensions reconstruct exactly
-    axes.set(xscale="log", yscale="log", xlabel="dimension of the manifold",
-             ylabel=f"mean squared error, {unit}")  # fmt: skip
-    axes.set_ylim(bottom=max(smallest / 10, 1e-7))
+    axes.set(xscale="log", yscale="log")
+    axes.set(xlabel="dimension of the manifold", ylabel=f"mean squared error, {unit}")
     axes.xaxis.set_major_formatter(LogFormatter())  # 200, not 2 x 10^2
     axes.xaxis.set_minor_formatter(LogFormatter())
     axes.grid(alpha=0.25, which="both")

@@ -32,44 +32,16 @@ def strips(images: np.ndarray, columns: int) -> list[Image.Image]:
     return [sheet.reduce(factor) if factor > 1 else sheet for sheet in sheets]
 
 
-def films(frames: np.ndarray) -> list[dict[str, Any]]:
-    """Stack :func:`strips` of rows of images (frames, N, ...), of which a page shows one at a time.
-
-    Each has a white gap below it. With the picture of all frames are the numbers of its images and
-    the ratio of the width to the height of a frame without its gap.
-    """
-    by_frame = [strips(images, len(images)) for images in frames]
-    pictures = []
-    for k, rows in enumerate(zip(*by_frame, strict=True)):
-        pixels = np.stack([*map(np.asarray, rows)])
-        _, height, width, _ = pixels.shape
-        padding = (0, 0), (0, max(1, height // 16)), (0, 0), (0, 0)
-        stacked = np.pad(pixels, padding, constant_values=255).reshape(-1, width, 3)
-        pictures.append({"picture": Image.fromarray(stacked), "ratio": width / height,
-                         "images": range(frames.shape[1])[PHONE * k :][:PHONE]})  # fmt: skip
-    return pictures
-
-
-def dimension_slider(originals: np.ndarray, by_dim: Mapping[str, np.ndarray], dim: int) -> Any:
-    """Prepare a slider over the dimension of nested manifolds, which starts at `dim`.
-
-    The ``rows`` of each kind of projection have the index of the frame ``shown`` at each dimension,
-    or None where there is no projection.
-    """
-    dims, rows = by_dim["dims"].tolist(), []
-    for kind, name in KINDS.items():
-        available = by_dim.get(f"{kind}_dims", by_dim["dims"]).tolist()
-        if not available:
-            continue
-        errors = pixel_errors(by_dim[kind], originals)
-        index = [available.index(d) if d in available else None for d in dims]
-        rows.append({
-            "name": name, "films": films(by_dim[kind]), "frames": len(available), "shown": index,
-            "means": [None if k is None else _describe(errors[k].mean()) for k in index],
-            "images": [[] if k is None else [_decibels(e) for e in errors[k]] for k in index],
-        })  # fmt: skip
-    return {"dims": dims, "start": dims.index(dim), "columns": len(originals),
-            "originals": films(originals[None]), "rows": rows}  # fmt: skip
+def by_dim(originals: np.ndarray, projected: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Prepare rows of originals, and of their nearest and PCA's projections at each dimension."""
+    rows = [{"name": "original", "strips": strips(originals, len(originals)), "text": ""}]
+    for number, dim in enumerate(projected["dims"].tolist()):
+        for kind in ("nearest", "pca"):
+            images = projected[kind][number]
+            error = _describe(pixel_errors(images, originals).mean())
+            pictures = strips(images, len(images))
+            rows.append({"name": f"d = {dim}, {KINDS[kind]}", "strips": pictures, "text": error})
+    return rows
 
 
 def side_by_side(

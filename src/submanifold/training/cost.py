@@ -88,11 +88,6 @@ def phase_costs(
     return costs
 
 
-def training_seconds(costs: Mapping[str, PhaseCost]) -> float:
-    """Return the duration of all phases."""
-    return sum(cost.fixed + cost.per_step * cost.steps / STEPS_SHARE for cost in costs.values())
-
-
 def fit_budget(seconds: float, costs: Mapping[str, PhaseCost]) -> dict[str, int]:
     """Scale the steps, or probes, of all phases by one factor, so that they take a given time.
 

@@ -14,7 +14,7 @@ from submanifold.data.settings import SyntheticSettings
 from submanifold.data.splits import Groups, groups_of
 from submanifold.evaluation import illustrations
 from submanifold.evaluation import samples as sampling
-from submanifold.evaluation.baselines import BRIEF, FULL, evenly_spaced
+from submanifold.evaluation.baselines import BRIEF, FULL, MOST_COMPARED, compared_events
 from submanifold.evaluation.measure import measure, warnings
 from submanifold.evaluation.sample_quality import sample_quality
 from submanifold.evaluation.truth import against_truth
@@ -22,7 +22,7 @@ from submanifold.flows import context_of
 from submanifold.models import Hierarchy, Model
 
 PROJECTIONS = 16  # test images whose projections the report shows
-BY_DIM = 8  # the first are shown at every dimension, the last with all kinds of projections
+SHOWN = 8  # of them, the last ones, at several dimensions and with all kinds of projections
 CANDIDATES = 256  # test images, for an interpolation from the first to the last one of its class
 INTERPOLATED = 9  # images of an interpolation
 
@@ -37,17 +37,17 @@ def draw_samples(
 
 def evaluate(
     hierarchy: Model, train: np.ndarray, test: np.ndarray, samples: np.ndarray,
-    baselines: dict[str, Any], groups: Groups, schedule: dict[str, Any],
+    baselines: dict[str, Any], groups: Groups,
     histories: dict[str, Any], input_noise: float, evaluation: EvaluationSettings, device: str,
 ) -> tuple[dict[str, Any], np.ndarray]:  # fmt: skip
     """Evaluate the model and its samples, and project the first test images or vectors."""
     started, on = time.monotonic(), choose_device(device)
     measured, test_groups, draws = test, groups_of(groups, "test"), evaluation.dequantizations or 1
-    extent = BRIEF if schedule["brief"] else FULL
-    if extent is BRIEF:
-        rows, draws = evenly_spaced(np.arange(len(test)), FULL.compared), 1
+    extent = BRIEF if evaluation.brief else FULL
+    if not extent.all_events:
+        rows, draws = compared_events(len(test), MOST_COMPARED), 1
         measured, test_groups = test[rows], None if test_groups is None else test_groups[rows]
-        baselines = baselines | baselines["subsets"][str(FULL.compared)]
+        baselines = baselines | baselines["subsets"][str(MOST_COMPARED)]
     metrics = measure(
         hierarchy, measured, baselines, input_noise, draws, on, test_groups, extent,
         evaluation.volumes,
@@ -76,9 +76,10 @@ def illustrate(
     ends = shown[[0, -1]]
     if (labels := context_of_array(test[:CANDIDATES])) is not None:  # of one class
         ends = test[np.flatnonzero(labels == labels[0])[[0, -1]]]
-    shown_images = illustrations.project_all(model, shown[-BY_DIM:], pca)
+    originals = shown[-SHOWN:]
+    shown_images = illustrations.project_all(model, originals, pca)
     if isinstance(model, Hierarchy):
-        by_dim = illustrations.project_by_dim(model, shown[:BY_DIM], pca)
+        by_dim = illustrations.project_by_dim(model, originals, pca)
         shown_images |= {f"by_dim_{name}": images for name, images in by_dim.items()}
     if classes := context_of(model).get("classes"):
         shown_images["by_class"] = illustrations.sample_by_class(model, classes)
@@ -87,7 +88,7 @@ def illustrate(
     count = len(samples[:PROJECTIONS])
     return {
         **shown_images,
-        "originals": shown[-BY_DIM:],
+        "originals": originals,
         "sample_neighbors": neighbors[:count],
         "test_neighbors": neighbors[count:],
         "interpolation": illustrations.interpolate(model, ends, INTERPOLATED),

@@ -64,7 +64,7 @@ def create_pipeline(experiment: Experiment) -> Pipeline:
             Node(
                 nodes.evaluate,
                 inputs=["hierarchy", "x_train", "x_test", "samples", "baselines", "groups",
-                        "schedule", "histories", "params:input_noise", "params:evaluation",
+                        "histories", "params:input_noise", "params:evaluation",
                         "params:device"],
                 outputs=["metrics", "projections"],
                 name="evaluate",

@@ -78,7 +78,7 @@ def report_images(
     from submanifold.plots.curves import dimension_curves
     from submanifold.plots.images import image_grid
     from submanifold.plots.paper import interleave, rejection_blocks, rejections
-    from submanifold.plots.strips import dimension_slider, side_by_side, strips
+    from submanifold.plots.strips import by_dim, side_by_side, strips
 
     first_order, dim = _first_order(histories), metrics["dims"][-1]
     projected = np.asarray(test[: len(projections)])
@@ -88,16 +88,13 @@ def report_images(
     for name, images in drawn.items():
         title = f"Samples at temperature {TEMPERATURES[name]:g}"
         figures[name] = image_grid(images[:64], columns=16, title=title)
-    by_dim = {name.removeprefix("by_dim_"): images for name, images in illustrations.items()
-              if name.startswith("by_dim_")}  # fmt: skip
     # at -3, -1, 1 and 3 standard deviations, because phones show four images in a row
-    slider, path, changed = None, illustrations["interpolation"], illustrations["traversal"][:, ::2]
-    if by_dim:
-        slider = dimension_slider(test[: by_dim["encoder"].shape[1]], by_dim, dim)
+    path, changed = illustrations["interpolation"], illustrations["traversal"][:, ::2]
+    nested = {name.removeprefix("by_dim_"): images for name, images in illustrations.items()
+              if name.startswith("by_dim_")}  # fmt: skip
     content = {
         "projections": side_by_side(illustrations["originals"], illustrations),
-        "dimension_slider": slider,
-        "nearest_dims": by_dim["nearest_dims"].tolist() if by_dim else [],
+        "by_dim": by_dim(illustrations["originals"], nested) if nested else None,
         "extremes": sections.extremes(split_scores, test),
         "samples": [
             {"name": f"Temperature {TEMPERATURES[name]:g}", "strips": strips(images[:64], 16)}
@@ -147,11 +144,12 @@ def report_synthetic(
     samples: np.ndarray, truth: Metrics, data: SyntheticSettings, **shared: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Draw the learned and the true manifold, and render the ``report`` (HTML)."""
+    from submanifold.pipelines.reporting.sections import quality
     from submanifold.plots.manifolds import manifold_figure
 
     points, grid = manifold_picture(hierarchy, data.manifold, test[:MAX_POINTS], samples)
     figures = {"manifold": manifold_figure(**points, grid=grid)}
-    content: Metrics = {"truth": truth, "warnings": [], "comparison": None}
+    content: Metrics = {"truth": truth, "warnings": [], "quality": quality(metrics, truth)}
     return _report("synthetic", figures, content, metrics, hierarchy, histories, **shared)
 
 

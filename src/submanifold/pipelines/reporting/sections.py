@@ -9,7 +9,16 @@ import pandas as pd
 
 from submanifold.evaluation.calibration import Calibration, false_alarms
 from submanifold.evaluation.illustrations import pixel_errors
-from submanifold.evaluation.metrics import METRICS, PROJECTION_ERRORS, format_interval, format_value
+from submanifold.evaluation.metrics import (
+    METRICS,
+    NONE,
+    PROJECTION_ERRORS,
+    SUBSET,
+    events_of,
+    format_interval,
+    format_value,
+)
+from submanifold.evaluation.reconstruction import SHOWN_DIMS
 from submanifold.evaluation.split_scores import (
     NLL,
     density_column,
@@ -35,33 +44,84 @@ def written(name: str, measured: Any) -> str:
 
 def of_model(metrics: Metrics, scored: pd.DataFrame, model: Model) -> dict[str, Any]:
     """Return what the reports of images and of tables have in common."""
-    comparison, warning = against_pca(metrics)
     has_p_values = "groups" in model.calibration
     fitted = Calibration.from_dict(model.calibration) if has_p_values else None
     return {
-        "comparison": comparison,
-        "warnings": [warning] if warning else [],
+        "quality": quality(metrics),
+        "warnings": warnings(metrics),
         "calibration": model.calibration,
         "fitted": fitted,
-        "likelihood": likelihood(scored),
+        "likelihood": likelihood(scored, metrics["baselines"]["gaussian"]),
         "alarms": alarms(scored, fitted),
     }
 
 
-def against_pca(metrics: Metrics) -> tuple[dict[str, str] | None, str | None]:
-    """Write errors of projections as multiples of PCA's; warn if the training was too short."""
+def warnings(metrics: Metrics) -> list[str]:
+    """Warn if the training was too short for projections better than PCA's."""
     pca = metrics["baselines"]["pca_subset"].get("mse")
     if not pca or not pca["value"]:
-        return None, None
-    ratios = {kind: metrics[name]["value"] / pca["value"]
-              for kind, name in PROJECTION_ERRORS.items() if name in metrics}  # fmt: skip
-    sizes = {kind: f"{format_value(ratio, 2)} times" for kind, ratio in ratios.items()}
+        return []
+    ratios = {
+        kind: metrics[name]["value"] / pca["value"]
+        for kind, name in PROJECTION_ERRORS.items()
+        if name in metrics
+    }
     if ratios["encoder"] > TOO_LARGE and min(ratios.values()) > 1:
-        return sizes, "The errors are larger than PCA's: train for more steps"
-    return sizes, None
+        return ["The errors are larger than PCA's: train for more steps"]
+    return []
 
 
-def likelihood(scored: pd.DataFrame) -> dict[str, Any]:
+def quality(metrics: Metrics, truth: Metrics | None = None) -> list[dict[str, str]]:
+    """Return the few metrics that say how good a model is, with references to compare them with.
+
+    A row has the ``name``, its definition as ``help``, the ``value``, and the ``reference``: that
+    of a Gaussian with full covariance, of PCA with as many axes, or of training images.
+    """
+    gaussian = metrics["baselines"]["gaussian"] or {}
+    training = metrics.get("training_images") or {}
+    rows = []
+
+    def add(name: str, measured: Any, what: str = "", reference: Any = None) -> None:
+        metric = METRICS[name]
+        text = f"{what}: {written(name, reference)}" if reference is not None else NONE
+        rows.append({"name": metric.label.replace(SUBSET, ""), "help": metric.help,
+                     "value": metric.write(measured), "reference": text})  # fmt: skip
+
+    for name in ("divergence", "projection_distance", "sample_distance"):
+        if truth is not None and name in truth:
+            add(name, truth[name])
+    density = "nll" if events_of(metrics) == "rows" else "bits_per_dim"
+    add(density, metrics[density], "Gaussian", gaussian.get(density))
+    rows += _errors_over_pca(metrics)
+    if "nearest_psnr" in metrics:
+        add("nearest_psnr", metrics["nearest_psnr"])
+    for name in ("fid", "frechet_distance", "kid", "precision", "recall"):
+        if name in metrics:
+            add(name, metrics[name], "training images", training.get(name))
+    add("seconds.training", metrics["seconds"]["training"], "evaluation",
+        metrics["seconds"]["evaluation"])  # fmt: skip
+    return rows
+
+
+def _errors_over_pca(metrics: Metrics) -> list[dict[str, str]]:
+    """Return a row with the errors of nearest projections over PCA's at a few dimensions."""
+    curve = metrics["curve"]
+    pca = dict(zip(curve["dims"], curve["pca_mse"], strict=True))
+    errors = zip(curve["nearest_dims"], curve["nearest_mse"], strict=True)
+    ratios = {dim: error / pca[dim] for dim, error in errors if error is not None and pca.get(dim)}
+    if not ratios:
+        return []
+    shown = [dim for dim in (*SHOWN_DIMS, metrics["dims"][-1]) if dim in ratios]
+    texts = [f"{format_value(ratios[dim], 2)} at d = {dim}" for dim in sorted({*shown})]
+    text = (
+        "Squared error of nearest projections as a multiple of that of PCA with as many axes, of "
+        f"{curve['n']} evenly spaced test events. Below 1 is better than PCA."
+    )
+    return [{"name": "error over PCA's", "help": text, "value": ", ".join(texts),
+             "reference": "PCA: 1"}]  # fmt: skip
+
+
+def likelihood(scored: pd.DataFrame, gaussian: Metrics | None = None) -> dict[str, Any]:
     """Return the histogram of densities, their means by split, and the gap between the splits."""
     column = density_column(scored)
     if not scored[column].notna().any():
@@ -78,6 +138,7 @@ def likelihood(scored: pd.DataFrame) -> dict[str, Any]:
         "means": {split: written(column, mean) for split, mean in means.items()},
         "gap": gap,
         "difference": format_interval(gap, ".3f", signed=True),
+        "gaussian": written(column, gaussian[column]) if gaussian else None,
     }
 
 

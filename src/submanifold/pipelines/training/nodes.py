@@ -2,92 +2,57 @@
 
 import copy
 import logging
-import math
-import time
-from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
 from submanifold.common.device import choose_device
-from submanifold.config.schema import EvaluationSettings
 from submanifold.data.settings import TableSettings
 from submanifold.data.splits import Groups, groups_of
 from submanifold.evaluation.calibration import calibrate
 from submanifold.evaluation.gaussian import Gaussian
-from submanifold.evaluation.measure import evaluation_work
 from submanifold.inference.training_events import training_hashes
 from submanifold.models import Hierarchy, Model, ModelSettings
 from submanifold.runs.tracking import log_callback
-from submanifold.training.cost import fit_budget, phase_costs, training_seconds, with_steps
+from submanifold.training.cost import fit_budget, phase_costs, with_steps
 from submanifold.training.phases import PhaseSettings, encode_rows, rotate_phase, train_phase
 from submanifold.training.rotation import RotationSettings
 
 log = logging.getLogger(__name__)
 
 MAX_NORMAL = 10_000  # validation events that calibrate anomaly scores
-TOLERANCE = 0.25  # part of a time budget that a run may take longer
-START, REPORT = 16.0, 40.0  # seconds of the start; of baselines, calibration and reports
-FEW_STEPS = 100  # of all trainings, after which an evaluation of more than a minute is brief
+REST = 45.0  # seconds of a time budget for the start, a brief evaluation and the report
 SHORT = 0.5  # fraction of the usual steps below which a time budget is called short
 
 
-def estimate_steps(
-    minutes: float | None, phases: dict[str, Any], model: ModelSettings, data: Any,
-    evaluation: EvaluationSettings, device: str, manifest: dict[str, Any],
-) -> dict[str, Any]:  # fmt: skip
-    """Return the steps of all phases, scaled to a time if there is one, and log their duration.
+def plan_steps(
+    minutes: float | None, phases: dict[str, Any], model: ModelSettings, data: Any, device: str
+) -> dict[str, Any]:
+    """Return the steps of all phases, scaled by one factor to a time budget if there is one.
 
-    With a time budget the run takes a quarter longer at most, or the evaluation is ``brief`` and
-    training gets the rest, but not less than half of the budget. It is brief after few steps, too.
     ``data`` are any :data:`.DataSettings`; Kedro warns about unions. ``first`` are the first steps
     of trainings in the curves of the run.
     """
-    started, shape, on = time.monotonic(), data.event_shape, choose_device(device)
-    log.info("Timing a few steps of each phase")
-    costs = phase_costs(model, phases, shape, on)
     usual = {name: phase.training.steps for name, phase in phases.items()
              if isinstance(phase, PhaseSettings)}  # fmt: skip
     steps: dict[str, Any] = {name: getattr(phase, "probes", None) for name, phase in phases.items()}
     steps |= usual
-    first = next(iter(usual))
-    per_event = costs[first].per_step / phases[first].training.batch_size
-
-    def evaluating(is_brief: bool) -> float:
-        draws = evaluation.dequantizations or 1
-        return REPORT + per_event * evaluation_work(
-            manifest["counts"], draws, is_brief, evaluation.volumes
-        )
-
-    few = 60 if sum(usual.values()) < FEW_STEPS else math.inf
-    brief = evaluating(False) > (few if minutes is None else 60 * TOLERANCE * minutes)
     if minutes is not None:
-        spent = START + manifest["seconds"] + time.monotonic() - started
-        rest = 60 * (1 + TOLERANCE) * minutes - spent - evaluating(brief)
-        steps = {**fit_budget(min(60 * minutes, max(rest, 30 * minutes)), costs)}
+        log.info("Timing a few steps of each phase")
+        costs = phase_costs(model, phases, data.event_shape, choose_device(device))
+        steps = {**fit_budget(max(60 * minutes - REST, 30 * minutes), costs)}
         shown = ", ".join(f"{name} {count:,}" for name, count in steps.items())
         log.info("Steps in %g min: %s", minutes, shown)
         if all(steps[name] < SHORT * count for name, count in usual.items()):
             log.warning(
                 "The steps are less than %.0f%% of the default. Such a model shows that everything "
-                "works; for good projections and samples use more minutes", 100 * SHORT
-            )  # fmt: skip
-    training = training_seconds({k: replace(cost, steps=steps[k] or cost.steps)
-                                 for k, cost in costs.items()})  # fmt: skip
-    parts = {"data": manifest["seconds"], "training": training, "evaluation": evaluating(brief)}
-    shown = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in parts.items())
-    total = _duration(sum(parts.values()))
-    log.info("About %s: %s (measured now; other programs make it longer)", total, shown)
+                "works; for good projections and samples use more minutes",
+                100 * SHORT,
+            )
     ends = accumulate((steps[name] for name in usual), initial=0)
     starts = dict(zip(usual, ends, strict=False))
-    return {"minutes": minutes, "steps": steps, "first": starts, "brief": brief}
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    return {"minutes": minutes, "steps": steps, "first": starts}
 
 
 def encode(

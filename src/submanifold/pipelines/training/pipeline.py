@@ -44,14 +44,13 @@ def encode(name: str) -> Node:
 
 def create_pipeline(experiment: Experiment) -> Pipeline:
     """Build the phases of an experiment, each in its namespace, and the finished model."""
-    # Kedro runs nodes in alphabetical order: the first is before the baselines are fitted
     pipeline = Pipeline([
         Node(
-            nodes.estimate_steps,
+            nodes.plan_steps,
             inputs=["params:minutes", "params:phases", "params:model", "params:data",
-                    "params:evaluation", "params:device", "manifest"],
+                    "params:device"],
             outputs="schedule",
-            name="estimate_steps",
+            name="plan_steps",
         ),
         Node(
             nodes.collect_histories,
