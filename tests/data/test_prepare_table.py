@@ -121,6 +121,16 @@ def test_labels_and_groups_are_kept_beside_the_rows(tmp_path):
     assert not rows["train"] & rows["test"]
 
 
+@pytest.mark.parametrize("counts", [
+    {"train": 90, "valid": 30, "test": 20}, {"test": 20}, {"train": 90, "valid": 30},
+])  # fmt: skip
+def test_splits_of_groups_have_as_many_rows_as_counts_say(tmp_path, counts):
+    arrays, *_ = prepared(tmp_path, FRAME, groups="patient", inputs=INPUTS, counts=counts)
+    assert {split: len(arrays[split]) for split in counts} == counts
+    groups = read_sidecar(tmp_path / "out", "groups")
+    assert not set(groups["train"]) & set(groups["test"])
+
+
 @pytest.mark.parametrize(("rows", "counts", "expected"), [
     (300, {}, (240, 30, 30)),
     (178, {}, (138, 20, 20)),  # p-values need 20 validation rows

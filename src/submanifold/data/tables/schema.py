@@ -20,7 +20,7 @@ from submanifold.common.errors import unexpected
 from submanifold.common.files import read_json, write_json
 from submanifold.common.source_hash import source_hash
 from submanifold.data.arrays import Prepared, Sidecars, context_path, prepare_once, write_chunks
-from submanifold.data.fields import ColumnKind, TableFields
+from submanifold.data.fields import ColumnKind, Counts, TableFields
 from submanifold.data.sources.stores import identify
 from submanifold.data.splits import SPLITS, assign_groups, check_groups, count_of, split_sizes
 from submanifold.data.tables.columns import ColumnProblem, TableError, matching, named
@@ -118,7 +118,8 @@ def _split(
         sizes = split_sizes(total, counts, "rows", held_out)
         if groups is not None:
             split_of = assign_groups(Counter(groups.tolist()), sizes, settings.seed)
-            return np.array([split_of[group] for group in groups.tolist()])
+            split = np.array([split_of[group] for group in groups.tolist()], object)
+            return _limited(split, counts)
         sizes[""] = total - sum(sizes.values())
         return np.repeat([*sizes], [*sizes.values()])
     split = frame[_name("split", settings.split, frame)].astype(str).to_numpy(object)[rows]
@@ -128,6 +129,11 @@ def _split(
         raise unexpected(f"split={settings.split}", expected, named(sorted(values)), fix)
     if groups is not None:
         check_groups(zip(groups.tolist(), split, strict=True))
+    return _limited(split, counts)
+
+
+def _limited(split: np.ndarray, counts: Counts) -> np.ndarray:
+    """Replace the names of splits of rows by "" after as many rows as the counts say."""
     for name in SPLITS:
         numbers = np.flatnonzero(split == name)
         split[numbers[count_of(name, counts, len(numbers)) :]] = ""
