@@ -1,5 +1,6 @@
 """The preprocessor of tables: kinds of columns, exact round trips, densities, and mistakes."""
 
+import datetime
 import json
 import math
 
@@ -403,8 +404,53 @@ def test_mistakes_are_named(name):
         Preprocessor.fit(pd.DataFrame(values), **options)
 
 
+RESTORED = {
+    "years 1000 and 9999": (["1000-01-01", "9999-12-31", "2024-02-29"] * 12, {}),
+    "days as objects": ([datetime.date(9999, 12, 31), datetime.date(2024, 2, 29)] * 9, {}),
+    "seconds": (np.array(["9999-12-31", "2024-02-29"] * 9, "datetime64[s]"), {}),
+    "nanoseconds with gaps": (pd.to_datetime(["2024-02-29", None, "2024-03-01"] * 9), {}),
+    "milliseconds": (
+        np.array(["2024-02-29T00:00:00.125", "2024-02-29T00:00:01"] * 9, "datetime64[ms]"), {},
+    ),
+    "continuous milliseconds": (np.datetime64("2024-02-29T00:00:00.125") + np.arange(100) ** 3, {}),
+    "one day": (np.array(["2024-02-29T00:00:00.125"] * 18, "datetime64[ms]"), {}),
+    "booleans with gaps": ([True, None, False] * 9, {"columns": {"a": "category"}}),
+    "text that is missing": (["missing", None, "x", "x"] * 9, {}),
+}  # fmt: skip
+
+
+def plain(values):
+    """Values of a column with None for missing ones, and one type for dates."""
+    return [None if pd.isna(value)
+            else pd.Timestamp(value) if isinstance(value, datetime.date) else value
+            for value in values.astype(object)]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RESTORED)
+def test_values_come_back(name, caplog):
+    values, options = RESTORED[name]
+    frame = pd.DataFrame({"a": values, "b": np.arange(len(values))})
+    preprocessor = Preprocessor.fit(frame, **options)
+    parts = [preprocessor]
+    if "a" in preprocessor.categories:
+        parts += preprocessor.split(["a"])[1:]
+    for part in parts:
+        restored = part.inverse_transform(part.transform(frame[[*part.inputs]]))
+        assert plain(restored["a"]) == plain(frame["a"])
+    assert not caplog.messages
+
+
+def test_text_that_is_missing_is_unknown_where_only_blanks_were():
+    frame = pd.DataFrame({"a": ["x", None] * 9})
+    rows = pd.DataFrame({"a": ["missing", None]})
+    assert Preprocessor.fit(frame).unknown(rows)["a"].tolist() == [True, False]
+
+
 def test_only_training_rows_determine_the_columns_but_all_are_checked():
     frame = pd.DataFrame({"a": [1.5, 2, 3, 4, np.nan]})
     training = np.array([True, True, False, False, False])
     assert Preprocessor.fit(frame[:4], training=training[:4]).columns[0].high == 2
     assert Preprocessor.fit(frame, training=training).features == ("a", "a=missing")
+    frame, training = pd.DataFrame({"a": [1, None, 2.5, None, None, None]}), np.arange(6) < 3
+    flag = Preprocessor.fit(frame, training=training).columns[1]
+    assert flag == Preprocessor.fit(frame[:3]).columns[1]

@@ -101,11 +101,15 @@ def _fit_column(
         if kind is not None:
             raise ColumnProblem("no numbers", column.name)
         return [_ignored(column, "no values")]
+    if column.dates is not None:
+        column = replace(column, decimals=_decimals_of_seconds(known))
     column = _fit_numbers(column, known, kind, scale)
     if not is_missing.any():
         return [column]
     flag = Column(column.name, "constant", "bool", dates=column.dates, is_flag=True)
-    shares = ("present", float(1 - is_missing.mean())), (MISSING, float(is_missing.mean()))
+    missing_count = max(1, int(is_missing[training].sum()))
+    total = len(known) + missing_count
+    shares = ("present", len(known) / total), (MISSING, missing_count / total)
     return [replace(column, missing="noise"), _as_categories(flag, shares)]
 
 
@@ -129,11 +133,20 @@ def _date_format(values: pd.Series, inferred: str) -> str | None:
                  texts, format=form, errors="coerce").notna().all()), None)  # fmt: skip
 
 
+def _decimals_of_seconds(seconds: np.ndarray) -> int:
+    """Return 0, 3 or 6: whether times are whole seconds, milliseconds or microseconds."""
+    for decimals in (0, 3):
+        if (abs(seconds - np.round(seconds, decimals)) < 10.0 ** -(decimals + 3)).all():
+            return decimals
+    return 6
+
+
 def _fit_categories(column: Column, values: pd.Series, training: np.ndarray) -> Column:
-    counts = Counter(values[training].dropna().astype(str))
     if values.isna().any():
-        counts[MISSING] += max(1, int(values[training].isna().sum()))
         column = replace(column, missing="category")
+    counts = Counter(column.categories_of(values[training]))
+    if column.missing == "category":
+        counts[MISSING] = max(1, counts[MISSING])
     if len(counts) > MAX_CATEGORIES:
         raise ColumnProblem(f"more than {MAX_CATEGORIES} categories", column.name)
     names = sorted(counts, key=lambda name: (-counts[name], name))
@@ -217,9 +230,14 @@ def _fit_numbers(
         column = replace(column, kind="continuous", origin=low + mean, scale=deviation)
     else:
         column = replace(
-            column, kind="quantized", offset=mean + step / 2, step=step, decimals=decimals,
-            levels=levels, scale=math.sqrt(deviation**2 + step**2 / 12),
-        )  # fmt: skip
+            column,
+            kind="quantized",
+            offset=mean + step / 2,
+            scale=math.sqrt(deviation**2 + step**2 / 12),
+            step=step,
+            decimals=column.decimals if decimals is None else decimals,
+            levels=levels,
+        )
     if scale == "none":
         if (step or deviation / 100) < MIN_RESOLUTION * largest:
             what = "differences that float32 cannot represent (scale=none)"
