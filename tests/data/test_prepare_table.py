@@ -256,7 +256,7 @@ MISTAKES = {
     ),
     "strict with missing values": (
         NUMBERS.replace("\n7,", "\n,").replace("\n8,", "\n,").replace("\n9,", "\n,"),
-        {"strict": True}, r"got numbers, \d+ to 39, in steps of 1; 7.5% missing in a",
+        {"strict": True}, r"got numbers, \d+ to 39, in steps of 1; 15.0% missing in a",
     ),
     "too many values below": (NUMBERS * 2 + "1,2,3\n", {}, "readable csv table, got an error"),
     "not text": (b"a,b\n\x81,2\n", {}, "readable csv table, got an error"),
@@ -330,6 +330,20 @@ def test_rows_with_missing_values_are_kept_unless_they_are_dropped(tmp_path):
     arrays, manifest, _ = prepared(tmp_path / "dropped", table, missing="drop")
     assert sum(map(len, (arrays[split] for split in arrays))) == table.notna().all(axis=1).sum()
     assert manifest["dim"] == 3
+
+
+def test_text_and_infinities_among_numbers_are_dropped_as_missing_values(tmp_path):
+    """The first rows of the table are the broken ones."""
+    table = FRAME[[*INPUTS, "class"]].astype({"count": object})
+    table.loc[:1, "count"] = "?"
+    table.loc[1:3, "ratio"] = np.inf, -np.inf, np.nan
+    arrays, manifest, _ = prepared(tmp_path, table, missing="drop")
+    assert sum(map(len, arrays.values())) == N - 4
+    assert [column["kind"] for column in manifest["columns"]] == [
+        "continuous", "quantized", "continuous", "categorical"
+    ]  # fmt: skip
+    assert manifest["dropped"] == 4
+    assert min(read_sidecar(tmp_path / "out", "rows")["test"]) > 3
 
 
 def test_held_out_rows_of_unseen_categories_are_left_out(tmp_path):

@@ -316,7 +316,17 @@ COLUMNS = {
     "text": (RNG.choice(["Rome", "Oslo"], N, p=[0.2, 0.8]), "2 categories: Oslo, Rome", "ignore"),
     "coded": (pd.Categorical(RNG.choice([*"bc"], N, p=[0.1, 0.9])), "2 categories: c, b", "ignore"),
     "gaps": (np.where(np.arange(N) % 5, NORMAL, np.nan), "; 20.0% missing", "ignore"),
-    "unknown": (np.where(np.arange(N) % 5, NORMAL, "?"), "; 20.0% missing", "ignore"),
+    "unknown": (np.where(np.arange(N) % 5, NORMAL, "?"), "; 20.0% text (?)", "ignore"),
+    "grade": (
+        [*"1123AB2", None] * 60 + [None] * 20,
+        "numbers, 1 to 3, in steps of 1; 24.0% text (A, B); 16.0% missing", "category",
+    ),
+    "code": (RNG.integers(1, 6, N), "numbers, 1 to 5, in steps of 1", "category"),
+    "hash": (2**63 + np.arange(N, dtype=np.uint64), "integers beyond 2^53", "category"),
+    "key": (
+        2**63 + (np.arange(N, dtype=np.uint64) + 1) % 3, "3 categories: 9223372036854775809, 92",
+        "ignore",
+    ),
     "infinite": (np.where(np.arange(N) % 5, NORMAL, np.inf), "; 20.0% missing", "ignore"),
     "text gaps": (
         np.where(np.arange(N) % 5, RNG.choice(["x", "y", "z"], N), None),
@@ -349,10 +359,20 @@ def test_columns_of_a_raw_table_are_described_and_used_or_ignored(name):
     is_used = any(column.name == name for column in preprocessor.varying)
     assert is_used == (row["used"] != "not used")
     back = preprocessor.inverse_transform(preprocessor.transform(frame))
-    if is_used and name not in ("unknown", "infinite"):
+    if is_used and name not in ("unknown", "infinite", "grade"):
         pd.testing.assert_frame_equal(back[[name]], frame[[name]], check_freq=False, atol=1e-4)
     if is_used and kind:
         assert name not in Preprocessor.fit(frame, columns={name: "ignore"}).inputs
+
+
+def test_the_largest_integers_of_a_type_do_not_overflow():
+    values = np.linspace(0, 2**64 - 2**12, N).astype(np.uint64)
+    frame = pd.DataFrame({"a": values, "b": (values // 2).astype(np.int64)})
+    kinds = {"a": "number", "b": "number"}
+    preprocessor = Preprocessor.fit(frame, columns=kinds)
+    beyond = preprocessor.inverse_transform(preprocessor.transform(frame) * 1.01)
+    assert beyond.dtypes.tolist() == frame.dtypes.tolist()
+    assert (np.diff(beyond.to_numpy(float), axis=0) >= 0).all()
 
 
 def test_copies_and_multiples_of_columns_are_ignored():
@@ -392,6 +412,10 @@ MISTAKES = {
     "many categories": (
         {"a": [f"name {i}" for i in range(999)]}, {"columns": {"a": "category"}},
         "more than 256 categories in a",
+    ),
+    "rounded integers": (
+        {"a": np.arange(2**63, 2**63 + 80, dtype=np.uint64)}, {"columns": {"a": "number"}},
+        r"integers beyond 2\^53, which are not kept exactly, in a.*or set another kind",
     ),
     "no numbers": ({"a": list("xyz")}, {"columns": {"a": "number"}}, "got no numbers in a"),
 }  # fmt: skip

@@ -58,6 +58,8 @@ class Column:
     dates: str | None = None  #: Format of dates as text; empty for pandas' types of dates.
     #: What becomes of missing values: an error; noise; in a condition the mean; a category.
     missing: Literal["refused", "noise", "mean", "category"] = "refused"
+    texts: tuple[str, ...] = ()  #: Text among numbers, a missing value, the most frequent first.
+    text_share: float = 0.0  #: Share of the training rows with such text.
     is_flag: bool = False  #: Whether it says where the values of the other column are missing.
     reason: str = ""  #: Why the column is ignored.
 
@@ -163,7 +165,8 @@ class Column:
         is_integer = self.dtype.startswith(("int", "uint")) and "[" not in self.dtype
         if is_integer and values.dtype.kind == "f":
             info = np.iinfo(self.dtype)
-            return np.rint(values).clip(info.min, info.max).astype(self.dtype)
+            largest = np.nextafter(float(info.max) + 1, 0)  # the largest integer may be rounded up
+            return np.rint(values).clip(info.min, largest).astype(self.dtype)
         if values.dtype.kind == "f" and not types.is_numeric_dtype(self.dtype):
             return values  # of text, such as numbers and "?"
         try:
