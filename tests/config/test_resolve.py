@@ -10,11 +10,12 @@ import pytest
 import yaml
 
 from submanifold.common.errors import UserError
+from submanifold.common.settings import flatten
 from submanifold.config import cache_keys
 from submanifold.config.cache_keys import artifact_keys
 from submanifold.config.merge import find_data, merge
 from submanifold.config.resolve import default_method, packaged_tables, resolve
-from submanifold.config.schema import effective, flatten, nest
+from submanifold.config.schema import effective, nest
 from submanifold.losses import Loss
 
 BASE = packaged_tables()

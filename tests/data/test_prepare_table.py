@@ -1,6 +1,7 @@
 """Tables of every format on disk: splits, labels, groups, notes, and mistakes."""
 
 import json
+import shlex
 
 import numpy as np
 import pandas as pd
@@ -8,11 +9,15 @@ import pytest
 
 from submanifold.common.errors import UserError
 from submanifold.common.settings import read_settings
+from submanifold.config.loader import load_configuration
+from submanifold.config.merge import parse_params
+from submanifold.config.project import PACKAGED_CONF
 from submanifold.data.arrays import read_sidecar
 from submanifold.data.settings import INSTALLED, TableSettings, read_data_settings
 from submanifold.data.tables import Preprocessor, schema
 from submanifold.data.tables.files import read_table
 from submanifold.data.tables.schema import prepare_table
+from submanifold.runs.selection import select
 
 RNG = np.random.default_rng(0)
 N = 200
@@ -319,6 +324,33 @@ def test_kinds_are_set_by_names_and_patterns(tmp_path, caplog):
     ]  # fmt: skip
     assert "class: 2 categories: a, b (as categories)" in caplog.text
     assert manifest["description"][3]["found"] == "2 categories: a, b"
+
+
+NAMES = [*"0*=-", "sepal.length", "sepal", "..", "a=b", "a,b=c", "a b", "a: b", "it's", '5" pipe']
+NAMES += ["Größe (cm)", "x[0]", "${x}"]
+
+
+def test_printed_settings_of_columns_work_in_a_shell(tmp_path):
+    frame = pd.DataFrame({name: RNG.choice([1, 2, 3], N) for name in NAMES}).assign(
+        other=RNG.random(N)
+    )
+    path = tmp_path / "table.csv"
+    frame.to_csv(path, index=False)
+    printed = Preprocessor.fit(frame).description.set_index("column")["change"][NAMES]
+    texts = [shlex.split(text) for text in printed]
+    assert {len(words) for words in texts} == {1}
+    params = parse_params([text for (text,) in texts])
+    record = select(tmp_path, str(path), {}, None, params)
+    data = load_configuration(PACKAGED_CONF, record.params).experiment.data
+    assert data.columns == dict.fromkeys(NAMES, "category")
+    kinds = {column.name: column.kind for column in data.read().preprocessor.columns}
+    assert kinds == dict.fromkeys(NAMES, "categorical") | {"other": "continuous"}
+
+
+def test_names_of_columns_may_be_nested_at_their_dots():
+    nested = {"path": "t.csv", "columns": {"sepal": {"length": "ignore"}, "a": "number"}}
+    settings = read_data_settings({"source": "table", **nested})
+    assert settings.columns == {"sepal.length": "ignore", "a": "number"}
 
 
 def test_rows_with_missing_values_are_kept_unless_they_are_dropped(tmp_path):

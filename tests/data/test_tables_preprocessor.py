@@ -3,6 +3,7 @@
 import datetime
 import json
 import math
+import shlex
 
 import numpy as np
 import pandas as pd
@@ -355,7 +356,7 @@ def test_columns_of_a_raw_table_are_described_and_used_or_ignored(name):
     preprocessor = Preprocessor.fit(frame)
     row = preprocessor.description.iloc[0]
     assert found in row["found"]
-    assert row["change"] == (kind and f"data.columns.{name}={kind}")
+    assert row["change"] == (kind and shlex.quote(f"data.columns.{name}={kind}"))
     is_used = any(column.name == name for column in preprocessor.varying)
     assert is_used == (row["used"] != "not used")
     back = preprocessor.inverse_transform(preprocessor.transform(frame))

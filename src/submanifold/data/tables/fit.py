@@ -1,8 +1,10 @@
 """Finding the kind and the standardization of each column of a table."""
 
 import hashlib
+import json
 import math
 import re
+import shlex
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -379,7 +381,14 @@ def _describe(column: Column, flag: Column | None) -> tuple[str, str, str, str]:
         used += ", and a flag of missing values"
     if _may_be_categories(column):
         kind = "category"
-    return column.name, found, used, kind and f"data.columns.{column.name}={kind}"
+    return column.name, found, used, kind and _setting(column.name, kind)
+
+
+def _setting(name: str, kind: str) -> str:
+    """Return the value of --params that sets the kind of a column, quoted for a shell."""
+    if re.fullmatch(r"\w[\w -]*", name):
+        return shlex.quote(f"data.columns.{name}={kind}")
+    return shlex.quote(f"data.columns={{{json.dumps(name, ensure_ascii=False)}: {kind}}}")
 
 
 def _may_be_categories(column: Column) -> bool:
