@@ -1,5 +1,6 @@
 """Tables of every format on disk: splits, labels, groups, notes, and mistakes."""
 
+import io
 import json
 import shlex
 
@@ -200,6 +201,12 @@ RIGHT = {
     "wrong separator": (NUMBERS.replace(",", ";"), {}),
     "spaces as separators": (NUMBERS.replace(",", "  "), {}),
     "decimal comma": (NUMBERS.replace(",", ";").replace(".", ","), {}),
+    "blank lines first": ("\n  \r\n,\n" + NUMBERS.replace("\n7,", "\n\n7,"), {}),
+    "utf-16": (NUMBERS.encode("utf-16"), {}),
+    "years as names": (
+        NUMBERS.replace("\n", ",1,2,3\n").replace("1,2,3", "1999,2000,2001", 1),
+        {"drop": "1999,2000,2001"},
+    ),
     "byte order mark": ("\ufeff" + NUMBERS, {}),
     "windows line ends": (NUMBERS.replace("\n", "\r\n"), {}),
     "two dropped columns": (
@@ -207,6 +214,7 @@ RIGHT = {
         {"drop": "c,d"},
     ),
     "columns of one name": (NUMBERS.replace("\n", ",9\n").replace("9", "a", 1), {"drop": "a.1"}),
+    "big-endian": (np.array([[i, i * i % 17 + 0.5] for i in range(40)], ">f8"), {"name": "t.npy"}),
     "index of pandas": (",a,b\n" + "".join(f"{i},{i},{i * i % 17}.5\n" for i in range(40)), {}),
 }
 
@@ -216,7 +224,8 @@ def test_variants_of_csv_are_read(tmp_path, name):
     text, options = RIGHT[name]
     arrays, _, settings = prepared(tmp_path, text, **options)
     found = rows_of(settings, arrays)
-    assert list(found.columns) == ["a", "b"]
+    assert list(found.columns) == (["x0", "x1"] if name == "big-endian" else ["a", "b"])
+    found.columns = ["a", "b"]
     assert list(found["a"]) == list(range(40))
     assert list(found["b"]) == [i * i % 17 + 0.5 for i in range(40)]
 
@@ -224,7 +233,8 @@ def test_variants_of_csv_are_read(tmp_path, name):
 FORMATTED = {
     "1234.5;6": [1234.5, 6], "1,234.5;-850;;+2": [1234.5, -850, None, 2], "12%;3.5 %": [12, 3.5],
     "$1,200.50;-$3": [1200.5, -3], "1200 €;3 €": [1200, 3],
-    "1,2;3,4": ["1,2", "3,4"], "12%;3": ["12%", "3"], "$12;€3": ["$12", "€3"],
+    "1,2;3,4": ["1,2", "3,4"], "0,125;3": ["0,125", "3"],
+    "12%;3": ["12%", "3"], "$12;€3": ["$12", "€3"],
 }  # fmt: skip
 
 
@@ -234,6 +244,23 @@ def test_texts_of_numbers_with_one_unit_are_numbers(tmp_path, texts):
     (tmp_path / "t.csv").write_text(f"a,b\n{lines}")
     column = read_table(tmp_path / "t.csv")["a"].astype(object)
     assert column.where(column.notna(), None).tolist() == FORMATTED[texts]
+
+
+TAB_SEPARATED = {
+    "0,125;0,5": None, "1,250;3": None, "1,250;1,500 %": ["1,250", "1,500 %"],
+    "1,250;2,000.5": [1250, 2000.5], "1,250,000;2,000": [1_250_000, 2000],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("texts", TAB_SEPARATED)
+def test_a_comma_in_numbers_between_tabs_is_text_unless_it_is_clear(tmp_path, caplog, texts):
+    cells, expected = texts.split(";"), TAB_SEPARATED[texts]
+    (tmp_path / "t.tsv").write_text("a\tb\n" + "".join(f"{cell}\t7\n" for cell in cells))
+    assert read_table(tmp_path / "t.tsv")["a"].tolist() == (expected or cells)
+    warned = "t.tsv: column a: expected numbers"
+    assert (warned in caplog.text) == (expected is None or isinstance(expected[0], str))
+    if expected is None:
+        assert f"got {cells[0]}" in caplog.text
 
 
 def test_a_table_of_a_european_spreadsheet_is_read(tmp_path, caplog):
@@ -247,6 +274,14 @@ def test_a_table_of_a_european_spreadsheet_is_read(tmp_path, caplog):
 def parquet_bytes(tmp_path, frame=FRAME):
     WRITE["parquet"](tmp_path / "whole.parquet", frame)
     return (tmp_path / "whole.parquet").read_bytes()
+
+
+def forged_npy(shape):
+    """A file whose header promises more than it contains."""
+    file = io.BytesIO()
+    fields = {"descr": "<f8", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, fields)
+    return file.getvalue() + bytes(160)
 
 
 ROWS = FRAME[INPUTS]
@@ -265,6 +300,18 @@ MISTAKES = {
     ),
     "too many values below": (NUMBERS * 2 + "1,2,3\n", {}, "readable csv table, got an error"),
     "not text": (b"a,b\n\x81,2\n", {}, "readable csv table, got an error"),
+    "no header": (
+        "5.1,a,3.5\n" + "4.9,a,3.0\n4.7,b,3.2\n" * 20, {},
+        r"names of columns in the first line, got the numbers 5.1, 3.5. .* such as x0,x1,x2",
+    ),
+    "a header of two lines": (
+        '"a\nb",c\n1,2\n', {}, "names of columns in one line, got a line break within quotes",
+    ),
+    "utf-16 without a mark": (
+        NUMBERS.encode("utf-16-le"), {}, "expected text in UTF-8, got null characters",
+    ),
+    "forged npy": (forged_npy((10**12, 2)), {"name": "t.npy"}, "readable npy table, got an error"),
+    "a huge npy": (forged_npy((2**70, 2)), {"name": "t.npy"}, "readable npy table, got an error"),
     "cut parquet": ("parquet", {"name": "t.parquet"}, "readable parquet table, got an error"),
     "text as npy": (NUMBERS, {"name": "t.npy"}, "readable npy table, got an error"),
     "excel": (NUMBERS, {"name": "t.xlsx"}, "expected a CSV, .* got the suffix .xlsx"),
