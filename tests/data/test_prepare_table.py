@@ -207,6 +207,7 @@ RIGHT = {
         NUMBERS.replace("\n", ",1,2,3\n").replace("1,2,3", "1999,2000,2001", 1),
         {"drop": "1999,2000,2001"},
     ),
+    "quoted names between semicolons": (NUMBERS.replace("a,b", '"a";"b"').replace(",", ";"), {}),
     "byte order mark": ("\ufeff" + NUMBERS, {}),
     "windows line ends": (NUMBERS.replace("\n", "\r\n"), {}),
     "two dropped columns": (

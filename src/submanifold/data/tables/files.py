@@ -127,8 +127,11 @@ def _parse_csv(path: Path, encoding: str) -> pd.DataFrame:
     if any("\0" in line for line in lines):
         fix = "Save the table as CSV in UTF-8"
         raise unexpected(f"path={path}", "text in UTF-8", "null characters", fix)
-    headers = {mark: _header(path, lines[0], mark) for mark in SEPARATORS}
+    headers = {mark: next(csv.reader(lines[:1], delimiter=mark)) for mark in SEPARATORS}
     separator, names = max(headers.items(), key=lambda header: len(header[1]))
+    if len([*csv.reader(lines[:2], delimiter=separator)]) < len(lines[:2]):
+        expected, fix = "names of columns in one line", "Remove it from the name of the column"
+        raise unexpected(f"path={path}", expected, "a line break within quotes", fix)
     options: dict[str, Any] = {"engine": "pyarrow"}  # fast, and rounds correctly
     decimal = "."
     words = [line.split() for line in lines]
@@ -148,15 +151,6 @@ def _parse_csv(path: Path, encoding: str) -> pd.DataFrame:
         frame[name] = _numbers(frame[name].str.strip(), decimal, separator == ",", column)
     _check_header(path, names, frame, decimal, " " if separator == r"\s+" else separator)
     return frame.set_index("").rename_axis(None) if names[0] == "" else frame
-
-
-def _header(path: Path, line: str, separator: str) -> list[str]:
-    try:
-        return next(csv.reader([line], delimiter=separator, strict=True))
-    except csv.Error as error:
-        got = "a line break within quotes, or text after them"
-        fix = "Remove it from the name of the column"
-        raise unexpected(f"path={path}", "names of columns in one line", got, fix) from error
 
 
 def _check_header(
