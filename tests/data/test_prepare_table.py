@@ -111,6 +111,19 @@ def test_equal_training_rows_have_different_noise(tmp_path):
     assert "20 of 20 test rows equal a training row" in manifest["split_note"]
 
 
+def test_duplicates_are_held_out_rows_that_equal_training_rows(tmp_path):
+    """Some rows repeat a training row, others a row of another split; the first one is broken."""
+    table = FRAME[[*INPUTS, "part"]].copy()
+    table.loc[0, "count"] = None
+    copied = {0: range(100, 104), 110: range(160, 163), 7: range(163, 165), 30: range(20, 30)}
+    for first, copies in copied.items():
+        originals = range(first, first + len(copies))
+        table.loc[copies, INPUTS] = table.loc[originals, INPUTS].to_numpy()
+    _, manifest, _ = prepared(tmp_path, table, split="part")
+    assert manifest["duplicates"] == {"valid": 4, "test": 2}
+    assert "4 of 60 valid rows equal a training row" in manifest["split_note"]
+
+
 def test_labels_and_groups_are_kept_beside_the_rows(tmp_path):
     arrays, manifest, settings = prepared(
         tmp_path, FRAME, label="class", groups="patient", drop="part"

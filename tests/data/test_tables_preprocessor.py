@@ -341,6 +341,8 @@ COLUMNS = {
     ),
     "durations": (pd.to_timedelta(RNG.integers(0, 99, N), "s"), "in steps of 1", "ignore"),
     "user_id": (range(N), "identifiers", "integer"),
+    "visit_id": (np.arange(N) // 2, "numbers, 0 to 249, in steps of 1", "ignore"),
+    "some dates": (["31.12.2024", "unknown"] * (N // 2), "2 categories: 31.12.2024, un", "ignore"),
     "row": (map("a{}".format, range(N)), "identifiers", "category"),
     "comment": (map("text {}".format, range(N)), "text of 500 different values", "category"),
     "empty": ([None] * N, "no values", ""),
