@@ -279,12 +279,12 @@ def test_numbers_among_text_come_back_as_numbers():
 
 
 def test_constant_columns_that_vary_later_are_one_warning(caplog):
-    frame = pd.DataFrame({"a": [1.0, 2.0, 3.0, 4.5], "b": 5.0, "c": 7})
+    frame = pd.DataFrame({"a": [1.0, 2.0, 3.0, 4.5], "b": 5.0, "c": 7, "day": "2024-02-29"})
     preprocessor = Preprocessor.fit(frame)
     preprocessor.transform(frame)
     assert not caplog.messages
-    preprocessor.transform(frame.assign(b=[5, 5, 5, 6], c=8))
-    assert [text.partition(": ")[2] for text in caplog.messages] == ["b, c"]
+    preprocessor.transform(frame.assign(b=[5, 5, 5, 6], c=8, day="2024-03-01"))
+    assert [text.partition(": ")[2] for text in caplog.messages] == ["b, c, day"]
 
 
 def test_weights_of_missing_values_are_inverse_densities_of_their_noise():
