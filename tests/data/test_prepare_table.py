@@ -376,6 +376,17 @@ def test_numbers_are_read_to_the_last_bit(tmp_path):
         pd.testing.assert_frame_equal(read_table(tmp_path / name), frame, check_exact=True)
 
 
+def test_large_integers_of_a_csv_file_are_not_rounded(tmp_path):
+    """Those with gaps, and those beyond 64 bits, are no integers of numpy."""
+    lines = (f"{'' if n % 7 == 1 else 2**53 + n % 3},{2**70 + n % 3},{n}e20\n" for n in range(99))
+    (tmp_path / "t.csv").write_text("a,b,c\n" + "".join(lines))
+    frame = read_table(tmp_path / "t.csv")
+    assert frame["a"].dropna().tolist() == [2**53 + n % 3 for n in range(99) if n % 7 != 1]
+    assert frame["b"].tolist() == [2**70 + n % 3 for n in range(99)]
+    kinds = [column.kind for column in Preprocessor.fit(frame).columns]
+    assert kinds == ["categorical", "categorical", "continuous"]
+
+
 def test_kinds_are_set_by_names_and_patterns(tmp_path, caplog):
     caplog.set_level("INFO")
     kinds = {"count": "number", "c*s": "category", "p*": "ignore"}

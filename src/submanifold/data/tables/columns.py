@@ -15,6 +15,7 @@ from submanifold.common.errors import UserError, did_you_mean, printable, unexpe
 Kind = Literal["continuous", "quantized", "constant", "categorical", "indicator", "ignored"]
 
 MISSING = "missing"  #: Category of missing values.
+MAX_EXACT = 2.0**53  #: Up to it float64 represents all integers.
 MAX_NAMED = 5  #: Number of columns that a message names.
 SNAP = 1e-3  #: Largest distance from the grid at which a value counts as on it, in steps.
 TAIL = 0.2  #: Part of the outer intervals of categories that becomes an exponential tail.

@@ -19,7 +19,7 @@ from pandas.api import types
 
 from submanifold.common.errors import UserError, printable, unexpected
 from submanifold.data.sources.stores import HIDDEN
-from submanifold.data.tables.columns import MAX_NAMED, named
+from submanifold.data.tables.columns import MAX_EXACT, MAX_NAMED, named
 
 log = logging.getLogger(__name__)
 
@@ -144,11 +144,24 @@ def _parse_csv(path: Path, encoding: str) -> pd.DataFrame:
         NUMBER.format(r"\."), body
     ):  # fmt: skip
         decimal = ","
-    frame = pd.read_csv(path, sep=separator, names=_distinct(names), header=0, skiprows=start,
-                        decimal=decimal, encoding=encoding, **options)  # fmt: skip
+    file_options: dict[str, Any] = {
+        "sep": separator,
+        "names": _distinct(names),
+        "header": 0,
+        "skiprows": start,
+        "encoding": encoding,
+    }
+    frame = pd.read_csv(path, decimal=decimal, **file_options, **options)
+    numbers = frame.select_dtypes("float64")
+    if large := [*numbers.columns[numbers.abs().max() >= MAX_EXACT]]:  # may be rounded integers
+        texts = pd.read_csv(path, engine="c", dtype=str, usecols=large, **file_options)
+        for name, column in texts.items():
+            if column.dropna().str.fullmatch(r"\s*-?\d+\s*").all():
+                integers = column.astype(object).where(column.notna(), "0").map(int)
+                frame[name] = integers.astype(object).where(column.notna(), None)
     for name in frame.select_dtypes("str"):
-        column = f"{path.name}: column {printable(name)}"
-        frame[name] = _numbers(frame[name].str.strip(), decimal, separator == ",", column)
+        where = f"{path.name}: column {printable(name)}"
+        frame[name] = _numbers(frame[name].str.strip(), decimal, separator == ",", where)
     _check_header(path, names, frame, decimal, " " if separator == r"\s+" else separator)
     return frame.set_index("").rename_axis(None) if names[0] == "" else frame
 
@@ -180,7 +193,7 @@ def _distinct(names: Sequence[str]) -> list[str]:
     return distinct
 
 
-def _numbers(texts: pd.Series, decimal: str, are_commas_clear: bool, column: str) -> pd.Series:
+def _numbers(texts: pd.Series, decimal: str, are_commas_clear: bool, where: str) -> pd.Series:
     """Return the numbers of a column, if all texts are some with the same currency or percent.
 
     A mark such as the comma of 1,250 separates thousands in a file that is separated by commas, or
@@ -202,7 +215,7 @@ def _numbers(texts: pd.Series, decimal: str, are_commas_clear: bool, column: str
         log.warning(
             "%s: expected numbers with one decimal mark and without separators of thousands, got "
             "%s; the column is text. Write them without the mark, or with a decimal point",
-            column, named(marked.unique()),
+            where, named(marked.unique()),
         )  # fmt: skip
     return texts
 

@@ -17,6 +17,7 @@ from pandas.tseries.api import guess_datetime_format
 
 from submanifold.data.fields import ColumnKind, Scale
 from submanifold.data.tables.columns import (
+    MAX_EXACT,
     MISSING,
     Column,
     ColumnProblem,
@@ -40,7 +41,6 @@ FEW_BITS, SAMPLED_ROWS, ALMOST_ONE = 8, 1000, 1 - 1e-4  #: In the search for cop
 SMALL, FINE_STEP = 1e-6, 0.02
 """Rounding errors, and a step that may be one, in standard deviations."""
 MAX_VALUE = 1e150
-MAX_EXACT = 2.0**53  #: Up to it float64 represents all integers.
 MAX_CODES = 20  #: Integers of at most so many different values may be codes.
 IDENTIFIER = re.compile(r"(^|[^A-Za-z])[Ii][Dd]$|[a-z]I[Dd]$|(?i:uuid|^(row|index|nr|no))$")
 """Names of columns of identifiers."""
