@@ -13,6 +13,7 @@ from submanifold.data.arrays import with_context
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.calibration import Calibration, calibrate
 from submanifold.evaluation.scores import QUICK, score
+from submanifold.flows import RealNVP, make_conditional
 from submanifold.models import Hierarchy, Stage
 
 MATRIX = np.array([[2.0, 0.5], [-1.0, 3.0]])
@@ -98,4 +99,29 @@ def conditional_table_model():
     held_out = with_context(inputs.transform(table[["weight", "height"]]),
                             given.transform(table[["age", "dose"]]))  # fmt: skip
     model.calibration = calibrate(model, held_out, torch.device("cpu"))
+    return model
+
+
+def mixed_rows(count, seed):
+    """Rows whose columns are of all kinds and have missing values, a condition of them, too."""
+    rng = np.random.default_rng(seed)
+    dose, ward = rng.integers(1, 9, count), rng.choice(["A", "B", "C"], count)
+    rows = pd.DataFrame({
+        "weight": 60 + 3.0 * dose + rng.normal(0, 4, count), "dose": dose,
+        "visits": rng.poisson(4, count) + dose, "ward": ward, "age": rng.normal(50, 9, count),
+        "city": np.where(rng.random(count) < 0.7, ward, "D"),
+    })  # fmt: skip
+    return rows.mask(rng.random(rows.shape) < 0.1)
+
+
+def mixed_conditional_model():
+    """A model of :func:`mixed_rows` given dose, ward and age, calibrated on other rows."""
+    torch.manual_seed(0)
+    inputs, given = Preprocessor.fit(mixed_rows(400, 0)).split(["dose", "ward", "age"])
+    flow = make_conditional(RealNVP(len(inputs.varying)), columns=len(given.varying))
+    model = perturb(Hierarchy([Stage(flow, dim=2)]), 0.1).eval()
+    model.data = {"table": inputs.to_dict(), "label": None, "condition": given.to_dict()}
+    held_out = mixed_rows(100, 1)
+    events, context = (part.transform(held_out[[*part.inputs]]) for part in (inputs, given))
+    model.calibration = calibrate(model, with_context(events, context), torch.device("cpu"))
     return model

@@ -203,6 +203,23 @@ def test_the_file_is_that_of_a_model(flowers, of_flowers, tmp_path):
         assert np.array_equal(found, expected)
 
 
+def test_names_of_columns_are_known_after_load_if_they_were(plane, of_flowers, flowers, tmp_path):
+    named, unnamed = (opened(flow, tmp_path) for flow in (of_flowers, plane))
+    assert [*named.feature_names_in_] == [*flowers]
+    assert not hasattr(unnamed, "feature_names_in_")
+    assert (named.n_features_in_, unnamed.n_features_in_) == (4, 2)
+
+
+def test_that_values_are_missing_is_no_anomaly():
+    """Without an offset, the scores of rows with missing values differ by 0.9 deviations."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(300, 3))
+    rows[rng.random(300) < 0.3, 1] = np.nan
+    scores, is_missing = ManifoldFlow(**FEW).fit(rows).decision_function(rows), np.isnan(rows[:, 1])
+    difference = np.median(scores[is_missing]) - np.median(scores[~is_missing])
+    assert abs(difference) < 0.3 * scores.std()
+
+
 def opened(model, folder):
     model.save(folder / "model")
     return ManifoldFlow.load(folder / "model")

@@ -134,7 +134,7 @@ def reproduce(
     data/08_reporting/paper/. An interrupted command continues when it is repeated.
     """
     set_kedro_defaults()  # before Kedro is imported, which configures its logging then
-    from submanifold.config.schema import flatten
+    from submanifold.common.settings import flatten
     from submanifold.studies import reproduce as studies
 
     project = _project()

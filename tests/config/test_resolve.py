@@ -10,11 +10,12 @@ import pytest
 import yaml
 
 from submanifold.common.errors import UserError
+from submanifold.common.settings import flatten
 from submanifold.config import cache_keys
 from submanifold.config.cache_keys import artifact_keys
 from submanifold.config.merge import find_data, merge
 from submanifold.config.resolve import default_method, packaged_tables, resolve
-from submanifold.config.schema import effective, flatten, nest
+from submanifold.config.schema import effective, nest
 from submanifold.losses import Loss
 
 BASE = packaged_tables()
@@ -443,7 +444,8 @@ def test_a_dataset_has_a_default_method(tables):
 
 @pytest.mark.parametrize("dataset", ["photos", "table"])
 def test_the_default_method_in_python_is_that_of_the_configuration(dataset, tmp_path):
-    np.savetxt(tmp_path / "rows.csv", np.random.default_rng(0).normal(size=(50, 6)), delimiter=",")
+    rows = np.random.default_rng(0).normal(size=(50, 6))
+    np.savetxt(tmp_path / "rows.csv", rows, delimiter=",", header="a,b,c,d,e,f", comments="")
     data = {"path": str(tmp_path / "rows.csv")} if dataset == "table" else {}
     experiment = resolve({**BASE, "dataset": dataset, "data": data, "stage_1": {"dim": 3}})
     model, phases = default_method(dataset, 3)

@@ -1,6 +1,8 @@
 """Tables of every format on disk: splits, labels, groups, notes, and mistakes."""
 
+import io
 import json
+import shlex
 
 import numpy as np
 import pandas as pd
@@ -8,11 +10,15 @@ import pytest
 
 from submanifold.common.errors import UserError
 from submanifold.common.settings import read_settings
+from submanifold.config.loader import load_configuration
+from submanifold.config.merge import parse_params
+from submanifold.config.project import PACKAGED_CONF
 from submanifold.data.arrays import read_sidecar
 from submanifold.data.settings import INSTALLED, TableSettings, read_data_settings
 from submanifold.data.tables import Preprocessor, schema
 from submanifold.data.tables.files import read_table
 from submanifold.data.tables.schema import prepare_table
+from submanifold.runs.selection import select
 
 RNG = np.random.default_rng(0)
 N = 200
@@ -105,6 +111,19 @@ def test_equal_training_rows_have_different_noise(tmp_path):
     assert "20 of 20 test rows equal a training row" in manifest["split_note"]
 
 
+def test_duplicates_are_held_out_rows_that_equal_training_rows(tmp_path):
+    """Some rows repeat a training row, others a row of another split; the first one is broken."""
+    table = FRAME[[*INPUTS, "part"]].copy()
+    table.loc[0, "count"] = None
+    copied = {0: range(100, 104), 110: range(160, 163), 7: range(163, 165), 30: range(20, 30)}
+    for first, copies in copied.items():
+        originals = range(first, first + len(copies))
+        table.loc[copies, INPUTS] = table.loc[originals, INPUTS].to_numpy()
+    _, manifest, _ = prepared(tmp_path, table, split="part")
+    assert manifest["duplicates"] == {"valid": 4, "test": 2}
+    assert "4 of 60 valid rows equal a training row" in manifest["split_note"]
+
+
 def test_labels_and_groups_are_kept_beside_the_rows(tmp_path):
     arrays, manifest, settings = prepared(
         tmp_path, FRAME, label="class", groups="patient", drop="part"
@@ -119,6 +138,16 @@ def test_labels_and_groups_are_kept_beside_the_rows(tmp_path):
         assert len(rows[split]) == len(set(groups[split])) == manifest["groups"][split]
     assert sum(map(len, rows.values())) == 30
     assert not rows["train"] & rows["test"]
+
+
+@pytest.mark.parametrize("counts", [
+    {"train": 90, "valid": 30, "test": 20}, {"test": 20}, {"train": 90, "valid": 30},
+])  # fmt: skip
+def test_splits_of_groups_have_as_many_rows_as_counts_say(tmp_path, counts):
+    arrays, *_ = prepared(tmp_path, FRAME, groups="patient", inputs=INPUTS, counts=counts)
+    assert {split: len(arrays[split]) for split in counts} == counts
+    groups = read_sidecar(tmp_path / "out", "groups")
+    assert not set(groups["train"]) & set(groups["test"])
 
 
 @pytest.mark.parametrize(("rows", "counts", "expected"), [
@@ -185,6 +214,13 @@ RIGHT = {
     "wrong separator": (NUMBERS.replace(",", ";"), {}),
     "spaces as separators": (NUMBERS.replace(",", "  "), {}),
     "decimal comma": (NUMBERS.replace(",", ";").replace(".", ","), {}),
+    "blank lines first": ("\n  \r\n,\n" + NUMBERS.replace("\n7,", "\n\n7,"), {}),
+    "utf-16": (NUMBERS.encode("utf-16"), {}),
+    "years as names": (
+        NUMBERS.replace("\n", ",1,2,3\n").replace("1,2,3", "1999,2000,2001", 1),
+        {"drop": "1999,2000,2001"},
+    ),
+    "quoted names between semicolons": (NUMBERS.replace("a,b", '"a";"b"').replace(",", ";"), {}),
     "byte order mark": ("\ufeff" + NUMBERS, {}),
     "windows line ends": (NUMBERS.replace("\n", "\r\n"), {}),
     "two dropped columns": (
@@ -192,6 +228,7 @@ RIGHT = {
         {"drop": "c,d"},
     ),
     "columns of one name": (NUMBERS.replace("\n", ",9\n").replace("9", "a", 1), {"drop": "a.1"}),
+    "big-endian": (np.array([[i, i * i % 17 + 0.5] for i in range(40)], ">f8"), {"name": "t.npy"}),
     "index of pandas": (",a,b\n" + "".join(f"{i},{i},{i * i % 17}.5\n" for i in range(40)), {}),
 }
 
@@ -201,7 +238,8 @@ def test_variants_of_csv_are_read(tmp_path, name):
     text, options = RIGHT[name]
     arrays, _, settings = prepared(tmp_path, text, **options)
     found = rows_of(settings, arrays)
-    assert list(found.columns) == ["a", "b"]
+    assert list(found.columns) == (["x0", "x1"] if name == "big-endian" else ["a", "b"])
+    found.columns = ["a", "b"]
     assert list(found["a"]) == list(range(40))
     assert list(found["b"]) == [i * i % 17 + 0.5 for i in range(40)]
 
@@ -209,7 +247,8 @@ def test_variants_of_csv_are_read(tmp_path, name):
 FORMATTED = {
     "1234.5;6": [1234.5, 6], "1,234.5;-850;;+2": [1234.5, -850, None, 2], "12%;3.5 %": [12, 3.5],
     "$1,200.50;-$3": [1200.5, -3], "1200 €;3 €": [1200, 3],
-    "1,2;3,4": ["1,2", "3,4"], "12%;3": ["12%", "3"], "$12;€3": ["$12", "€3"],
+    "1,2;3,4": ["1,2", "3,4"], "0,125;3": ["0,125", "3"],
+    "12%;3": ["12%", "3"], "$12;€3": ["$12", "€3"],
 }  # fmt: skip
 
 
@@ -219,6 +258,23 @@ def test_texts_of_numbers_with_one_unit_are_numbers(tmp_path, texts):
     (tmp_path / "t.csv").write_text(f"a,b\n{lines}")
     column = read_table(tmp_path / "t.csv")["a"].astype(object)
     assert column.where(column.notna(), None).tolist() == FORMATTED[texts]
+
+
+TAB_SEPARATED = {
+    "0,125;0,5": None, "1,250;3": None, "1,250;1,500 %": ["1,250", "1,500 %"],
+    "1,250;2,000.5": [1250, 2000.5], "1,250,000;2,000": [1_250_000, 2000],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("texts", TAB_SEPARATED)
+def test_a_comma_in_numbers_between_tabs_is_text_unless_it_is_clear(tmp_path, caplog, texts):
+    cells, expected = texts.split(";"), TAB_SEPARATED[texts]
+    (tmp_path / "t.tsv").write_text("a\tb\n" + "".join(f"{cell}\t7\n" for cell in cells))
+    assert read_table(tmp_path / "t.tsv")["a"].tolist() == (expected or cells)
+    warned = "t.tsv: column a: expected numbers"
+    assert (warned in caplog.text) == (expected is None or isinstance(expected[0], str))
+    if expected is None:
+        assert f"got {cells[0]}" in caplog.text
 
 
 def test_a_table_of_a_european_spreadsheet_is_read(tmp_path, caplog):
@@ -234,6 +290,14 @@ def parquet_bytes(tmp_path, frame=FRAME):
     return (tmp_path / "whole.parquet").read_bytes()
 
 
+def forged_npy(shape):
+    """A file whose header promises more than it contains."""
+    file = io.BytesIO()
+    fields = {"descr": "<f8", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, fields)
+    return file.getvalue() + bytes(160)
+
+
 ROWS = FRAME[INPUTS]
 MISTAKES = {
     "no file": (None, {}, "path=.*table.csv: expected .* got no such file"),
@@ -246,10 +310,22 @@ MISTAKES = {
     ),
     "strict with missing values": (
         NUMBERS.replace("\n7,", "\n,").replace("\n8,", "\n,").replace("\n9,", "\n,"),
-        {"strict": True}, r"got numbers, \d+ to 39, in steps of 1; 7.5% missing in a",
+        {"strict": True}, r"got numbers, \d+ to 39, in steps of 1; 15.0% missing in a",
     ),
     "too many values below": (NUMBERS * 2 + "1,2,3\n", {}, "readable csv table, got an error"),
     "not text": (b"a,b\n\x81,2\n", {}, "readable csv table, got an error"),
+    "no header": (
+        "5.1,a,3.5\n" + "4.9,a,3.0\n4.7,b,3.2\n" * 20, {},
+        r"names of columns in the first line, got the numbers 5.1, 3.5. .* such as x0,x1,x2",
+    ),
+    "a header of two lines": (
+        '"a\nb",c\n1,2\n', {}, "names of columns in one line, got a line break within quotes",
+    ),
+    "utf-16 without a mark": (
+        NUMBERS.encode("utf-16-le"), {}, "expected text in UTF-8, got null characters",
+    ),
+    "forged npy": (forged_npy((10**12, 2)), {"name": "t.npy"}, "readable npy table, got an error"),
+    "a huge npy": (forged_npy((2**70, 2)), {"name": "t.npy"}, "readable npy table, got an error"),
     "cut parquet": ("parquet", {"name": "t.parquet"}, "readable parquet table, got an error"),
     "text as npy": (NUMBERS, {"name": "t.npy"}, "readable npy table, got an error"),
     "excel": (NUMBERS, {"name": "t.xlsx"}, "expected a CSV, .* got the suffix .xlsx"),
@@ -300,6 +376,17 @@ def test_numbers_are_read_to_the_last_bit(tmp_path):
         pd.testing.assert_frame_equal(read_table(tmp_path / name), frame, check_exact=True)
 
 
+def test_large_integers_of_a_csv_file_are_not_rounded(tmp_path):
+    """Those with gaps, and those beyond 64 bits, are no integers of numpy."""
+    lines = (f"{'' if n % 7 == 1 else 2**53 + n % 3},{2**70 + n % 3},{n}e20\n" for n in range(99))
+    (tmp_path / "t.csv").write_text("a,b,c\n" + "".join(lines))
+    frame = read_table(tmp_path / "t.csv")
+    assert frame["a"].dropna().tolist() == [2**53 + n % 3 for n in range(99) if n % 7 != 1]
+    assert frame["b"].tolist() == [2**70 + n % 3 for n in range(99)]
+    kinds = [column.kind for column in Preprocessor.fit(frame).columns]
+    assert kinds == ["categorical", "categorical", "continuous"]
+
+
 def test_kinds_are_set_by_names_and_patterns(tmp_path, caplog):
     caplog.set_level("INFO")
     kinds = {"count": "number", "c*s": "category", "p*": "ignore"}
@@ -311,6 +398,33 @@ def test_kinds_are_set_by_names_and_patterns(tmp_path, caplog):
     assert manifest["description"][3]["found"] == "2 categories: a, b"
 
 
+NAMES = [*"0*=-", "sepal.length", "sepal", "..", "a=b", "a,b=c", "a b", "a: b", "it's", '5" pipe']
+NAMES += ["Größe (cm)", "x[0]", "${x}"]
+
+
+def test_printed_settings_of_columns_work_in_a_shell(tmp_path):
+    frame = pd.DataFrame({name: RNG.choice([1, 2, 3], N) for name in NAMES}).assign(
+        other=RNG.random(N)
+    )
+    path = tmp_path / "table.csv"
+    frame.to_csv(path, index=False)
+    printed = Preprocessor.fit(frame).description.set_index("column")["change"][NAMES]
+    texts = [shlex.split(text) for text in printed]
+    assert {len(words) for words in texts} == {1}
+    params = parse_params([text for (text,) in texts])
+    record = select(tmp_path, str(path), {}, None, params)
+    data = load_configuration(PACKAGED_CONF, record.params).experiment.data
+    assert data.columns == dict.fromkeys(NAMES, "category")
+    kinds = {column.name: column.kind for column in data.read().preprocessor.columns}
+    assert kinds == dict.fromkeys(NAMES, "categorical") | {"other": "continuous"}
+
+
+def test_names_of_columns_may_be_nested_at_their_dots():
+    nested = {"path": "t.csv", "columns": {"sepal": {"length": "ignore"}, "a": "number"}}
+    settings = read_data_settings({"source": "table", **nested})
+    assert settings.columns == {"sepal.length": "ignore", "a": "number"}
+
+
 def test_rows_with_missing_values_are_kept_unless_they_are_dropped(tmp_path):
     is_missing = FRAME.index.to_numpy()[:, None] % [3, 7, 999] == [0, 1, 5]
     table = FRAME[INPUTS].mask(is_missing)
@@ -320,6 +434,20 @@ def test_rows_with_missing_values_are_kept_unless_they_are_dropped(tmp_path):
     arrays, manifest, _ = prepared(tmp_path / "dropped", table, missing="drop")
     assert sum(map(len, (arrays[split] for split in arrays))) == table.notna().all(axis=1).sum()
     assert manifest["dim"] == 3
+
+
+def test_text_and_infinities_among_numbers_are_dropped_as_missing_values(tmp_path):
+    """The first rows of the table are the broken ones."""
+    table = FRAME[[*INPUTS, "class"]].astype({"count": object})
+    table.loc[:1, "count"] = "?"
+    table.loc[1:3, "ratio"] = np.inf, -np.inf, np.nan
+    arrays, manifest, _ = prepared(tmp_path, table, missing="drop")
+    assert sum(map(len, arrays.values())) == N - 4
+    assert [column["kind"] for column in manifest["columns"]] == [
+        "continuous", "quantized", "continuous", "categorical"
+    ]  # fmt: skip
+    assert manifest["dropped"] == 4
+    assert min(read_sidecar(tmp_path / "out", "rows")["test"]) > 3
 
 
 def test_held_out_rows_of_unseen_categories_are_left_out(tmp_path):

@@ -1,7 +1,9 @@
 """The preprocessor of tables: kinds of columns, exact round trips, densities, and mistakes."""
 
+import datetime
 import json
 import math
+import shlex
 
 import numpy as np
 import pandas as pd
@@ -277,12 +279,12 @@ def test_numbers_among_text_come_back_as_numbers():
 
 
 def test_constant_columns_that_vary_later_are_one_warning(caplog):
-    frame = pd.DataFrame({"a": [1.0, 2.0, 3.0, 4.5], "b": 5.0, "c": 7})
+    frame = pd.DataFrame({"a": [1.0, 2.0, 3.0, 4.5], "b": 5.0, "c": 7, "day": "2024-02-29"})
     preprocessor = Preprocessor.fit(frame)
     preprocessor.transform(frame)
     assert not caplog.messages
-    preprocessor.transform(frame.assign(b=[5, 5, 5, 6], c=8))
-    assert [text.partition(": ")[2] for text in caplog.messages] == ["b, c"]
+    preprocessor.transform(frame.assign(b=[5, 5, 5, 6], c=8, day="2024-03-01"))
+    assert [text.partition(": ")[2] for text in caplog.messages] == ["b, c, day"]
 
 
 def test_weights_of_missing_values_are_inverse_densities_of_their_noise():
@@ -315,7 +317,17 @@ COLUMNS = {
     "text": (RNG.choice(["Rome", "Oslo"], N, p=[0.2, 0.8]), "2 categories: Oslo, Rome", "ignore"),
     "coded": (pd.Categorical(RNG.choice([*"bc"], N, p=[0.1, 0.9])), "2 categories: c, b", "ignore"),
     "gaps": (np.where(np.arange(N) % 5, NORMAL, np.nan), "; 20.0% missing", "ignore"),
-    "unknown": (np.where(np.arange(N) % 5, NORMAL, "?"), "; 20.0% missing", "ignore"),
+    "unknown": (np.where(np.arange(N) % 5, NORMAL, "?"), "; 20.0% text (?)", "ignore"),
+    "grade": (
+        [*"1123AB2", None] * 60 + [None] * 20,
+        "numbers, 1 to 3, in steps of 1; 24.0% text (A, B); 16.0% missing", "category",
+    ),
+    "code": (RNG.integers(1, 6, N), "numbers, 1 to 5, in steps of 1", "category"),
+    "hash": (2**63 + np.arange(N, dtype=np.uint64), "integers beyond 2^53", "category"),
+    "key": (
+        2**63 + (np.arange(N, dtype=np.uint64) + 1) % 3, "3 categories: 9223372036854775809, 92",
+        "ignore",
+    ),
     "infinite": (np.where(np.arange(N) % 5, NORMAL, np.inf), "; 20.0% missing", "ignore"),
     "text gaps": (
         np.where(np.arange(N) % 5, RNG.choice(["x", "y", "z"], N), None),
@@ -329,6 +341,8 @@ COLUMNS = {
     ),
     "durations": (pd.to_timedelta(RNG.integers(0, 99, N), "s"), "in steps of 1", "ignore"),
     "user_id": (range(N), "identifiers", "integer"),
+    "visit_id": (np.arange(N) // 2, "numbers, 0 to 249, in steps of 1", "ignore"),
+    "some dates": (["31.12.2024", "unknown"] * (N // 2), "2 categories: 31.12.2024, un", "ignore"),
     "row": (map("a{}".format, range(N)), "identifiers", "category"),
     "comment": (map("text {}".format, range(N)), "text of 500 different values", "category"),
     "empty": ([None] * N, "no values", ""),
@@ -344,14 +358,24 @@ def test_columns_of_a_raw_table_are_described_and_used_or_ignored(name):
     preprocessor = Preprocessor.fit(frame)
     row = preprocessor.description.iloc[0]
     assert found in row["found"]
-    assert row["change"] == (kind and f"data.columns.{name}={kind}")
+    assert row["change"] == (kind and shlex.quote(f"data.columns.{name}={kind}"))
     is_used = any(column.name == name for column in preprocessor.varying)
     assert is_used == (row["used"] != "not used")
     back = preprocessor.inverse_transform(preprocessor.transform(frame))
-    if is_used and name not in ("unknown", "infinite"):
+    if is_used and name not in ("unknown", "infinite", "grade"):
         pd.testing.assert_frame_equal(back[[name]], frame[[name]], check_freq=False, atol=1e-4)
     if is_used and kind:
         assert name not in Preprocessor.fit(frame, columns={name: "ignore"}).inputs
+
+
+def test_the_largest_integers_of_a_type_do_not_overflow():
+    values = np.linspace(0, 2**64 - 2**12, N).astype(np.uint64)
+    frame = pd.DataFrame({"a": values, "b": (values // 2).astype(np.int64)})
+    kinds = {"a": "number", "b": "number"}
+    preprocessor = Preprocessor.fit(frame, columns=kinds)
+    beyond = preprocessor.inverse_transform(preprocessor.transform(frame) * 1.01)
+    assert beyond.dtypes.tolist() == frame.dtypes.tolist()
+    assert (np.diff(beyond.to_numpy(float), axis=0) >= 0).all()
 
 
 def test_copies_and_multiples_of_columns_are_ignored():
@@ -392,6 +416,10 @@ MISTAKES = {
         {"a": [f"name {i}" for i in range(999)]}, {"columns": {"a": "category"}},
         "more than 256 categories in a",
     ),
+    "rounded integers": (
+        {"a": np.arange(2**63, 2**63 + 80, dtype=np.uint64)}, {"columns": {"a": "number"}},
+        r"integers beyond 2\^53, which are not kept exactly, in a.*or set another kind",
+    ),
     "no numbers": ({"a": list("xyz")}, {"columns": {"a": "number"}}, "got no numbers in a"),
 }  # fmt: skip
 
@@ -403,8 +431,53 @@ def test_mistakes_are_named(name):
         Preprocessor.fit(pd.DataFrame(values), **options)
 
 
+RESTORED = {
+    "years 1000 and 9999": (["1000-01-01", "9999-12-31", "2024-02-29"] * 12, {}),
+    "days as objects": ([datetime.date(9999, 12, 31), datetime.date(2024, 2, 29)] * 9, {}),
+    "seconds": (np.array(["9999-12-31", "2024-02-29"] * 9, "datetime64[s]"), {}),
+    "nanoseconds with gaps": (pd.to_datetime(["2024-02-29", None, "2024-03-01"] * 9), {}),
+    "milliseconds": (
+        np.array(["2024-02-29T00:00:00.125", "2024-02-29T00:00:01"] * 9, "datetime64[ms]"), {},
+    ),
+    "continuous milliseconds": (np.datetime64("2024-02-29T00:00:00.125") + np.arange(100) ** 3, {}),
+    "one day": (np.array(["2024-02-29T00:00:00.125"] * 18, "datetime64[ms]"), {}),
+    "booleans with gaps": ([True, None, False] * 9, {"columns": {"a": "category"}}),
+    "text that is missing": (["missing", None, "x", "x"] * 9, {}),
+}  # fmt: skip
+
+
+def plain(values):
+    """Values of a column with None for missing ones, and one type for dates."""
+    return [None if pd.isna(value)
+            else pd.Timestamp(value) if isinstance(value, datetime.date) else value
+            for value in values.astype(object)]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RESTORED)
+def test_values_come_back(name, caplog):
+    values, options = RESTORED[name]
+    frame = pd.DataFrame({"a": values, "b": np.arange(len(values))})
+    preprocessor = Preprocessor.fit(frame, **options)
+    parts = [preprocessor]
+    if "a" in preprocessor.categories:
+        parts += preprocessor.split(["a"])[1:]
+    for part in parts:
+        restored = part.inverse_transform(part.transform(frame[[*part.inputs]]))
+        assert plain(restored["a"]) == plain(frame["a"])
+    assert not caplog.messages
+
+
+def test_text_that_is_missing_is_unknown_where_only_blanks_were():
+    frame = pd.DataFrame({"a": ["x", None] * 9})
+    rows = pd.DataFrame({"a": ["missing", None]})
+    assert Preprocessor.fit(frame).unknown(rows)["a"].tolist() == [True, False]
+
+
 def test_only_training_rows_determine_the_columns_but_all_are_checked():
     frame = pd.DataFrame({"a": [1.5, 2, 3, 4, np.nan]})
     training = np.array([True, True, False, False, False])
     assert Preprocessor.fit(frame[:4], training=training[:4]).columns[0].high == 2
     assert Preprocessor.fit(frame, training=training).features == ("a", "a=missing")
+    frame, training = pd.DataFrame({"a": [1, None, 2.5, None, None, None]}), np.arange(6) < 3
+    flag = Preprocessor.fit(frame, training=training).columns[1]
+    assert flag == Preprocessor.fit(frame[:3]).columns[1]

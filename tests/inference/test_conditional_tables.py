@@ -12,6 +12,8 @@ from calibrated import (
     conditional_log_prob,
     conditional_rows,
     conditional_table_model,
+    mixed_conditional_model,
+    mixed_rows,
 )
 from commands import run, succeed
 from submanifold import Predictor
@@ -67,6 +69,27 @@ def test_codes_and_projections_are_given_the_condition(predictor):
     projected, _ = predictor.project(table)
     _, v = predictor.encode(projected.join(table[["age", "dose"]]))
     np.testing.assert_allclose(v, 0, atol=1e-4)
+
+
+def test_rows_of_all_kinds_have_results_of_their_own():
+    """Those of a row do not depend on other rows, of which the first one has no density."""
+    predictor, table = Predictor(mixed_conditional_model()), mixed_rows(30, 2)
+    table.loc[0, ["weight", "age", "ward"]] = 1e12, None, None
+    table.loc[1, "city"] = "nowhere"
+    order = np.random.default_rng(0).permutation(len(table))
+    for result in (
+        predictor.score, lambda rows: predictor.project(rows)[0], lambda rows: predictor.sample(
+            2, condition=rows.reset_index(drop=True)
+        ).loc[lambda samples: samples.index.to_series().duplicated().to_numpy()][["dose", "ward"]],
+    ):  # fmt: skip
+        whole, shuffled = result(table), result(table.iloc[order])
+        pd.testing.assert_frame_equal(
+            shuffled.reset_index(drop=True), whole.iloc[order].reset_index(drop=True),
+            rtol=1e-3, atol=1e-3,
+        )  # fmt: skip
+    scores = predictor.score(table)
+    assert scores["p_value"][:2].tolist() == [scores["p_value"].min()] * 2
+    assert np.isfinite(scores["log_prob"][2:]).all()
 
 
 def test_samples_are_drawn_for_each_row_of_the_condition(predictor):

@@ -83,6 +83,9 @@ def test_an_array_that_its_node_has_written_is_not_written_again(tmp_path):
     dataset = ArrayDataset(filepath=str(tmp_path / "train.npy"))
     dataset.save(train)
     assert (tmp_path / "train.npy").stat().st_ino == written
+    np.save(tmp_path / "other.npy", ROWS)
+    dataset.save(np.load(tmp_path / "other.npy", mmap_mode="r"))
+    np.testing.assert_array_equal(dataset.load(), ROWS)
     dataset.save(train[:3])
     np.testing.assert_array_equal(dataset.load(), train[:3])
 

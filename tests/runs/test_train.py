@@ -227,12 +227,15 @@ def test_a_raw_table_trains_by_one_command(folder, caplog):
     table["no"], table["1"] = table["user id"], [f"{number}, or so" for number in range(count)]
     table["income"] = [f"{value:,}" for value in rng.integers(10_000, 99_000, count)]
     table["months"] = table["age"] * 12
+    table["size, cm=x.5"] = rng.integers(3, 8, count)
     table.loc[[3, 9], ["age", "months", "city"]] = None
     table.to_csv(folder / "messy.csv", index=False)
     steps = (f"--params={phase}.training.steps=2" for phase in ("density", "reconstruction"))
-    options = ["train", "messy.csv", "--name=messy", "--id=user id", *steps]
+    kind = '--params=data.columns={"size, cm=x.5": category}'
+    options = ["train", "messy.csv", "--name=messy", "--id=user id", kind, *steps]
     assert run(folder, *options, "--params=evaluation.samples=9").exit_code == 0
     assert "months: a multiple of age (not used)" in caplog.text
+    assert "size, cm=x.5: 5 categories: " in caplog.text
     assert run(folder, "score", "messy", "messy.csv").exit_code == 0
     assert pd.read_csv(folder / "scores.csv")["user id"].tolist() == [*range(count)]
     assert "unknown to the model" not in caplog.text

@@ -24,6 +24,15 @@ class Settings(BaseModel):
         return values
 
 
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Write nested parameters with dots: ``{"stage_1": {"dim": 5}}`` as ``{"stage_1.dim": 5}``."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        nested = isinstance(value, Mapping)
+        flat |= flatten(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return flat
+
+
 def _check_name(name: str) -> str:
     # file names contain several names and a key, and are limited to 255 bytes
     if not re.fullmatch(r"\w[\w. +-]*(?<![. ])", name) or len(name.encode()) > 100:

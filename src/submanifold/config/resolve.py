@@ -9,10 +9,10 @@ from typing import Any
 import yaml
 
 from submanifold.common.errors import UserError, did_you_mean, error_prefix, list_names, unexpected
-from submanifold.common.settings import read_settings
+from submanifold.common.settings import flatten, read_settings
 from submanifold.config.merge import Tree, add_rotations, entry, find_data, group, merge
 from submanifold.config.project import PACKAGED_CONF
-from submanifold.config.schema import Choices, EvaluationSettings, Experiment, TimeBudget, flatten
+from submanifold.config.schema import Choices, EvaluationSettings, Experiment, TimeBudget
 from submanifold.config.validate import validate
 from submanifold.data.settings import DataSettings, ImageSettings, TableSettings, read_data_settings
 from submanifold.data.synthetic import MANIFOLDS

@@ -161,15 +161,6 @@ def effective(phase: AnyPhaseSettings) -> dict[str, Any]:
     return phase.model_dump(mode="json", exclude=idle)
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Write nested parameters with dots: ``{"stage_1": {"dim": 5}}`` as ``{"stage_1.dim": 5}``."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        nested = isinstance(value, Mapping)
-        flat |= flatten(value, f"{prefix}{name}.") if nested else {prefix + name: value}
-    return flat
-
-
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Write parameters with dots as nested ones: the inverse of :func:`flatten`."""
     nested: dict[str, Any] = {}

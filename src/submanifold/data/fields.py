@@ -1,11 +1,12 @@
 """Fields of the settings of data, which sources and tables read."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
-from submanifold.common.settings import Settings
+from submanifold.common.settings import Settings, flatten
 
 FOLDER = "folder"  #: Value of the setting `groups` that makes each folder a group.
 
@@ -18,6 +19,11 @@ Texts = tuple[Annotated[str, Field(min_length=1)], ...]
 Paths = Annotated[Texts, BeforeValidator(lambda x: (x,) if isinstance(x, str) else x)]
 AsList = BeforeValidator(lambda x: x.split(",") if isinstance(x, str) else x)
 Patterns = Annotated[Texts, AsList]
+
+
+def _join_names(columns: Any) -> Any:
+    """Join names of columns with dots, of which YAML and --params make nested groups."""
+    return flatten(columns) if isinstance(columns, Mapping) else columns
 
 
 class Counts(Settings):
@@ -132,7 +138,9 @@ class TableFields(Fields):
     label: str | None = Field(None, min_length=1)
     id: str | None = Field(None, min_length=1)
     condition: Patterns | None = None
-    columns: dict[str, ColumnKind] = Field(default_factory=dict)
+    columns: Annotated[dict[str, ColumnKind], BeforeValidator(_join_names)] = Field(
+        default_factory=dict
+    )
     missing: Missing = "model"
     strict: bool = False
     scale: Scale = "standard"

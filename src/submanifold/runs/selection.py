@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from submanifold.common.errors import unexpected
+from submanifold.common.settings import flatten
 from submanifold.config.loader import load_configuration
-from submanifold.config.merge import entry, find_data
+from submanifold.config.merge import entry, find_data, merge
 from submanifold.config.project import conf_source
-from submanifold.config.schema import flatten, nest
+from submanifold.config.schema import nest
 from submanifold.inference.records import RunRecord
 
 
@@ -28,7 +29,7 @@ def select(
     others = flatten(params)
     if twice := chosen.keys() & others.keys():
         raise unexpected(min(twice), "one value", "that of another option, too", "Omit one of them")
-    return load_configuration(conf, nest(chosen | others)).record()
+    return load_configuration(conf, merge(nest(chosen), params)).record()
 
 
 def _data_settings(data: str, datasets: Mapping[str, Any]) -> dict[str, Any]:

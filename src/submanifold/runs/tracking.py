@@ -34,6 +34,7 @@ CURVES = ("train.loss", "train.bits_per_dim", "train.mse", "valid.bits_per_dim",
 HEADLINES = {"bits_per_dim": "core/BPD", "projection_psnr": "core/PSNR", "kid": "core/KID",
              "precision": "core/precision", "recall": "core/recall"}  # fmt: skip
 """Names in MLflow of the metrics that its view "Results" and its first section of charts show."""
+INVALID = re.compile(r"[^\w. :-]")  # in MLflow's names of parameters
 PARAMETERS = re.compile(
     r"dataset|method|seed|charts|training\.minutes|data\.size|stage_\d+\.(dim|flow\.type)"
     r"|\w+\.training\.(steps|batch_size|learning_rate)"
@@ -156,13 +157,14 @@ def log_parameters(loader: ExperimentConfigLoader) -> None:
     from mlflow.data.code_dataset_source import CodeDatasetSource
     from mlflow.data.meta_dataset import MetaDataset
 
-    from submanifold.config.schema import flatten
+    from submanifold.common.settings import flatten
 
     experiment, keys = loader.experiment, loader.artifact_keys
     mlflow.log_dict({**experiment.parameters(), "keys": keys}, "parameters.json")
     chosen = flatten(loader.runtime_params or {})
     mlflow.log_params({
-        name: str(value)[:500] for name, value in flatten(experiment.parameters()).items()
+        INVALID.sub("_", name): str(value)[:500]
+        for name, value in flatten(experiment.parameters()).items()
         if value is not None and (name in chosen or PARAMETERS.fullmatch(name))
     })  # fmt: skip
     source = CodeDatasetSource({"dataset": experiment.dataset, "key": keys["data"]})

@@ -15,10 +15,13 @@ from submanifold.common.errors import UserError, did_you_mean, printable, unexpe
 Kind = Literal["continuous", "quantized", "constant", "categorical", "indicator", "ignored"]
 
 MISSING = "missing"  #: Category of missing values.
+MAX_EXACT = 2.0**53  #: Up to it float64 represents all integers.
 MAX_NAMED = 5  #: Number of columns that a message names.
 SNAP = 1e-3  #: Largest distance from the grid at which a value counts as on it, in steps.
 TAIL = 0.2  #: Part of the outer intervals of categories that becomes an exponential tail.
-EPOCH = pd.Timestamp(0, tz="UTC")
+FIRST_DATE, LAST_DATE = -62135596800.0, 253402300799.0  #: Seconds of the years 1 to 9999.
+PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+TEXT_MISSING = f'"{MISSING}"'  #: Category of the text "missing" in columns with missing values.
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class Column:
     offset: float = 0.0  #: Mean of the dequantized training values minus the origin.
     scale: float = 1.0  #: Standard deviation of the dequantized training values.
     step: float | None = None  #: Difference between neighboring values of a quantized column.
-    decimals: int | None = None  #: Number of decimals of the multiples of a step.
+    #: Number of decimals of the multiples of a step, or of the seconds of dates.
+    decimals: int | None = None
     #: Values that are no multiples of a step, which is then the smallest difference.
     levels: tuple[float, ...] | None = None
     #: Names of categories and their shares of the training rows, the largest first.
@@ -55,6 +59,8 @@ class Column:
     dates: str | None = None  #: Format of dates as text; empty for pandas' types of dates.
     #: What becomes of missing values: an error; noise; in a condition the mean; a category.
     missing: Literal["refused", "noise", "mean", "category"] = "refused"
+    texts: tuple[str, ...] = ()  #: Text among numbers, a missing value, the most frequent first.
+    text_share: float = 0.0  #: Share of the training rows with such text.
     is_flag: bool = False  #: Whether it says where the values of the other column are missing.
     reason: str = ""  #: Why the column is ignored.
 
@@ -131,7 +137,16 @@ class Column:
             return names
         values = names.astype(object)
         values[names == MISSING] = None
+        values[names == TEXT_MISSING] = MISSING
         return values
+
+    def categories_of(self, values: pd.Series) -> pd.Series:
+        """Return the names of the categories of values, which training rows may not have."""
+        is_missing = values.isna().to_numpy()
+        names = values.astype(object).where(~is_missing, MISSING).astype(str)
+        if self.missing == "category":
+            names = names.mask((names == MISSING) & ~is_missing, TEXT_MISSING)
+        return names
 
     @property
     def cutoff(self) -> float:
@@ -141,25 +156,41 @@ class Column:
     def restore_dtype(self, values: np.ndarray) -> Any:
         """Convert values to the type of the table's column, and seconds to dates."""
         if self.dates is not None:
-            times = pd.Series(pd.to_datetime(np.rint(values), unit="s", utc=True))
-            if self.dates:
-                return times.dt.strftime(self.dates)
-            is_zoned = self.dtype.startswith("datetime64") and "," in self.dtype
-            return times.astype(cast(Any, self.dtype)) if is_zoned else times.dt.tz_localize(None)
+            return self._restore_dates(values)
         if self.dtype in ("bool", "boolean"):
-            return values == "True" if values.dtype.kind == "U" else values >= 0.5
+            is_number = values.dtype.kind in "bif"
+            booleans = pd.Series(values >= 0.5 if is_number else values == "True")
+            return booleans.mask(pd.isna(values)) if self.missing == "category" else booleans
         if self.dtype.startswith("timedelta"):
             return pd.to_timedelta(values, unit="s")
         is_integer = self.dtype.startswith(("int", "uint")) and "[" not in self.dtype
         if is_integer and values.dtype.kind == "f":
             info = np.iinfo(self.dtype)
-            return np.rint(values).clip(info.min, info.max).astype(self.dtype)
+            largest = np.nextafter(float(info.max) + 1, 0)  # the largest integer may be rounded up
+            return np.rint(values).clip(info.min, largest).astype(self.dtype)
         if values.dtype.kind == "f" and not types.is_numeric_dtype(self.dtype):
             return values  # of text, such as numbers and "?"
         try:
             return pd.Series(values).astype(self.dtype).array  # type: ignore[call-overload]
         except (TypeError, ValueError):
             return values
+
+    def _restore_dates(self, seconds: np.ndarray) -> pd.Series:
+        """Convert seconds since 1970 to dates of the column's type and format."""
+        decimals = 0 if self.decimals is None else min(self.decimals, 6)
+        rounded = np.round(seconds.clip(FIRST_DATE, LAST_DATE), decimals)
+        microseconds = np.rint(rounded * 10**6).astype("datetime64[us]")
+        times = pd.Series(microseconds).dt.tz_localize("UTC")
+        if self.dates:
+            return times.dt.strftime(self.dates)
+        if not self.dtype.startswith("datetime64"):
+            return times.dt.tz_localize(None)  # of objects, such as datetime.date
+        is_zoned = "," in self.dtype
+        times = times if is_zoned else times.dt.tz_localize(None)
+        try:
+            return times.astype(cast(Any, self.dtype))
+        except pd.errors.OutOfBoundsDatetime:
+            return times
 
     def restore(self, x: np.ndarray) -> np.ndarray:
         """Invert :meth:`standardize`."""
@@ -251,7 +282,8 @@ def to_numbers(values: pd.Series, dates: str | None = None) -> tuple[np.ndarray,
     if dates is not None:
         form = dates if types.infer_dtype(values) == "string" and dates else None
         times = pd.to_datetime(values, format=form, errors="coerce", utc=True)
-        values = (times - EPOCH).dt.total_seconds()
+        count = times.astype("int64").astype(np.float64)
+        values = (count / PER_SECOND[times.dt.unit]).where(times.notna())
     elif types.is_timedelta64_dtype(values.dtype):
         values = values.dt.total_seconds()
     elif not types.is_numeric_dtype(values.dtype):

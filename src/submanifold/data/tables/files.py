@@ -1,19 +1,25 @@
 """Files of tables, read as DataFrames."""
 
+import bz2
+import codecs
 import csv
+import gzip
 import logging
+import lzma
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.api import types
 
 from submanifold.common.errors import UserError, printable, unexpected
 from submanifold.data.sources.stores import HIDDEN
-from submanifold.data.tables.columns import named
+from submanifold.data.tables.columns import MAX_EXACT, MAX_NAMED, named
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +28,16 @@ SEPARATORS = ",;\t|"
 NUMBER = r"(?m)(^|;)-?\d+{}\d+(;|$)"  #: A number with a decimal mark between semicolons.
 UNITS = "%$€£¥"  # before or after the numbers of a column that are text
 ENCODINGS = "utf-8-sig", "cp1252"  # the second is that of spreadsheets on Windows
-COMPRESSIONS = "", ".gz", ".bz2", ".xz"  #: Suffixes of CSV files, which pandas decompresses.
+UTF_16 = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
+COMPRESSIONS: dict[str, Callable[..., Any]] = {
+    "": open, ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open,
+}  # fmt: skip
+"""Openers of CSV files by suffix; pandas decompresses the same."""
+MIN_COUNTED = 3  # consecutive integers that are taken for names, such as years
+
+
+UNREADABLE = (ValueError, OSError, EOFError, MemoryError, OverflowError, csv.Error, lzma.LZMAError)
+"""Errors of damaged files; pa.ArrowInvalid is a ValueError."""
 
 
 def list_files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -70,7 +85,9 @@ def _read(path: Path) -> pd.DataFrame:
     read = next(read for suffix, read in READERS.items() if path.name.lower().endswith(suffix))
     try:
         frame = read(path)
-    except (ValueError, OSError, EOFError, csv.Error) as error:  # pa.ArrowInvalid is a ValueError
+    except UserError:
+        raise
+    except UNREADABLE as error:
         reason = printable(str(error).partition("\n")[0]).removesuffix(".")
         expected = f"a readable {path.suffix.lstrip('.')} table"
         fix = "Write or copy the file again; images need dataset=folder"
@@ -83,6 +100,9 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
+    with _open(path, "rb") as file:
+        if file.read(2) in UTF_16:
+            return _parse_csv(path, "utf-16")
     try:
         return _parse_csv(path, ENCODINGS[0])
     except UnicodeDecodeError:
@@ -90,15 +110,28 @@ def _read_csv(path: Path) -> pd.DataFrame:
         return _parse_csv(path, ENCODINGS[1])
 
 
+def _open(path: Path, mode: str, encoding: str | None = None) -> Any:
+    suffix = path.suffix.lower()
+    return COMPRESSIONS.get(suffix, open)(path, mode, encoding=encoding)
+
+
 def _parse_csv(path: Path, encoding: str) -> pd.DataFrame:
-    """Read a CSV file; its separator, its header and its decimal mark are found."""
-    first = pd.read_csv(
-        path, sep="\0", header=None, dtype=str, nrows=SNIFFED_LINES, quoting=csv.QUOTE_NONE,
-        keep_default_na=False, encoding=encoding,
-    )  # fmt: skip
-    lines = first[0].tolist()
+    """Read a CSV file; its separator and its decimal mark are found."""
+    with _open(path, "rt", encoding) as file:
+        first = [line.rstrip("\n") for line in islice(file, SNIFFED_LINES)]
+    is_blank = [not line.strip(f'{SEPARATORS} "') for line in first]
+    start = next((number for number, blank in enumerate(is_blank) if not blank), len(first))
+    lines = [line for line in first[start:] if line.strip()]
+    if not lines:
+        raise ValueError("No columns to parse from file")
+    if any("\0" in line for line in lines):
+        fix = "Save the table as CSV in UTF-8"
+        raise unexpected(f"path={path}", "text in UTF-8", "null characters", fix)
     headers = {mark: next(csv.reader(lines[:1], delimiter=mark)) for mark in SEPARATORS}
     separator, names = max(headers.items(), key=lambda header: len(header[1]))
+    if len([*csv.reader(lines[:2], delimiter=separator)]) < len(lines[:2]):
+        expected, fix = "names of columns in one line", "Remove it from the name of the column"
+        raise unexpected(f"path={path}", expected, "a line break within quotes", fix)
     options: dict[str, Any] = {"engine": "pyarrow"}  # fast, and rounds correctly
     decimal = "."
     words = [line.split() for line in lines]
@@ -106,22 +139,49 @@ def _parse_csv(path: Path, encoding: str) -> pd.DataFrame:
         separator, names = r"\s+", words[0]
         options = {"engine": "c", "float_precision": "round_trip", "index_col": False}
     names = [name.strip() for name in names]
-    numbered = names == [*map(str, range(len(names)))]  # by pandas
-    has_header = numbered or pd.to_numeric(pd.Series(names), errors="coerce").isna().any()
-    if not has_header:
-        log.warning("%s: the first line contains numbers; the columns are x0, x1, ...", path.name)
-        names = [f"x{index}" for index in range(len(names))]
     body = "\n".join(lines[1:])
     if separator == ";" and re.search(NUMBER.format(","), body) and not re.search(
         NUMBER.format(r"\."), body
     ):  # fmt: skip
         decimal = ","
-    header = 0 if has_header else None
-    frame = pd.read_csv(path, sep=separator, names=_distinct(names), header=header,
-                        decimal=decimal, encoding=encoding, **options)  # fmt: skip
+    file_options: dict[str, Any] = {
+        "sep": separator,
+        "names": _distinct(names),
+        "header": 0,
+        "skiprows": start,
+        "encoding": encoding,
+    }
+    frame = pd.read_csv(path, decimal=decimal, **file_options, **options)
+    numbers = frame.select_dtypes("float64")
+    if large := [*numbers.columns[numbers.abs().max() >= MAX_EXACT]]:  # may be rounded integers
+        texts = pd.read_csv(path, engine="c", dtype=str, usecols=large, **file_options)
+        for name, column in texts.items():
+            if column.dropna().str.fullmatch(r"\s*-?\d+\s*").all():
+                integers = column.astype(object).where(column.notna(), "0").map(int)
+                frame[name] = integers.astype(object).where(column.notna(), None)
     for name in frame.select_dtypes("str"):
-        frame[name] = _numbers(frame[name].str.strip(), decimal)
+        where = f"{path.name}: column {printable(name)}"
+        frame[name] = _numbers(frame[name].str.strip(), decimal, separator == ",", where)
+    _check_header(path, names, frame, decimal, " " if separator == r"\s+" else separator)
     return frame.set_index("").rename_axis(None) if names[0] == "" else frame
+
+
+def _check_header(
+    path: Path, names: Sequence[str], frame: pd.DataFrame, decimal: str, separator: str
+) -> None:
+    """Refuse numbers as names of columns of numbers, unless they are counted, such as years."""
+    is_number = [types.is_numeric_dtype(dtype) for dtype in frame.dtypes]
+    first = [name for name, chosen in zip(names, is_number, strict=True) if chosen]
+    numbers = pd.to_numeric(pd.Series(first, dtype=str).str.replace(decimal, "."), errors="coerce")
+    is_counted = len(first) >= MIN_COUNTED and (numbers.diff()[1:] == 1).all()
+    is_numbered = [*names] == [*map(str, range(len(names)))]  # by pandas
+    if not first or numbers.isna().any() or is_counted or is_numbered:
+        return
+    line = separator.join(map("x{}".format, range(min(len(names), MAX_NAMED))))
+    more = separator + "..." if len(names) > MAX_NAMED else ""
+    fix = f"Insert a line of names above, such as {line}{more}; names may not be numbers"
+    expected = "names of columns in the first line"
+    raise unexpected(f"path={path}", expected, f"the numbers {named(first)}", fix)
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
@@ -133,24 +193,38 @@ def _distinct(names: Sequence[str]) -> list[str]:
     return distinct
 
 
-def _numbers(texts: pd.Series, decimal: str) -> pd.Series:
-    """Return the numbers of a column, if all texts are some with the same currency or percent."""
+def _numbers(texts: pd.Series, decimal: str, are_commas_clear: bool, where: str) -> pd.Series:
+    """Return the numbers of a column, if all texts are some with the same currency or percent.
+
+    A mark such as the comma of 1,250 separates thousands in a file that is separated by commas, or
+    if other numbers of the column show it, such as 1,250.5; otherwise the column remains text.
+    """
     thousands, mark = ",." if decimal == "." else ".,"
-    digits = rf"\d+|\d{{1,3}}(?:[{thousands}]\d{{3}})+"
+    digits = rf"\d+|[1-9]\d{{0,2}}(?:[{thousands}]\d{{3}})+"
     pattern = rf"([-+]?)([{UNITS}]?)\s?({digits})((?:[{mark}]\d+)?)\s?([{UNITS}]?)"
     present = texts.dropna()
-    if present.empty or not present.str.fullmatch(pattern).all():
-        return texts
-    parts = present.str.extract(f"^{pattern}$").fillna("")
-    if len(parts[[1, 4]].drop_duplicates()) > 1:
-        return texts
-    whole = parts[0] + parts[2].str.replace(thousands, "")
-    return pd.to_numeric(whole + parts[3].str.replace(mark, ".")).reindex(texts.index)
+    marked = present[present.str.contains(thousands, regex=False)]
+    is_clear = are_commas_clear or marked.str.contains(rf"[{thousands}].*[{thousands}{mark}]").any()
+    if (is_clear or marked.empty) and present.str.fullmatch(pattern).all():
+        parts = present.str.extract(f"^{pattern}$").fillna("")
+        if len(parts[[1, 4]].drop_duplicates()) == 1:
+            whole = parts[0] + parts[2].str.replace(thousands, "")
+            return pd.to_numeric(whole + parts[3].str.replace(mark, ".")).reindex(texts.index)
+    number = rf"[-+]?[{UNITS}]?\s?\d+([{thousands}]\d+)?([{mark}]\d+)?\s?[{UNITS}]?"
+    if len(marked) and present.str.fullmatch(number).all():
+        log.warning(
+            "%s: expected numbers with one decimal mark and without separators of thousands, got "
+            "%s; the column is text. Write them without the mark, or with a decimal point",
+            where, named(marked.unique()),
+        )  # fmt: skip
+    return texts
 
 
 def _read_arrays(path: Path) -> pd.DataFrame:
     content = np.load(path)
     arrays = {"x": content} if isinstance(content, np.ndarray) else dict(content)
+    native = {name: array.dtype.newbyteorder("=") for name, array in arrays.items()}
+    arrays = {name: array.astype(native[name], copy=False) for name, array in arrays.items()}
     matrices = sum(array.ndim == 2 for array in arrays.values())
     columns: dict[str, np.ndarray] = {}
     for name, array in arrays.items():

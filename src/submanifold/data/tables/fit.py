@@ -1,8 +1,10 @@
 """Finding the kind and the standardization of each column of a table."""
 
 import hashlib
+import json
 import math
 import re
+import shlex
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,6 +17,7 @@ from pandas.tseries.api import guess_datetime_format
 
 from submanifold.data.fields import ColumnKind, Scale
 from submanifold.data.tables.columns import (
+    MAX_EXACT,
     MISSING,
     Column,
     ColumnProblem,
@@ -38,6 +41,7 @@ FEW_BITS, SAMPLED_ROWS, ALMOST_ONE = 8, 1000, 1 - 1e-4  #: In the search for cop
 SMALL, FINE_STEP = 1e-6, 0.02
 """Rounding errors, and a step that may be one, in standard deviations."""
 MAX_VALUE = 1e150
+MAX_CODES = 20  #: Integers of at most so many different values may be codes.
 IDENTIFIER = re.compile(r"(^|[^A-Za-z])[Ii][Dd]$|[a-z]I[Dd]$|(?i:uuid|^(row|index|nr|no))$")
 """Names of columns of identifiers."""
 
@@ -72,28 +76,55 @@ def fit_columns(
             for column in columns if not (column.is_flag and column.name in copies)]  # fmt: skip
 
 
-def _fit_column(
-    values: pd.Series, training: np.ndarray, kind: ColumnKind | None, scale: Scale
-) -> list[Column]:
+def missing_values(values: pd.Series, kind: ColumnKind | None) -> np.ndarray:
+    """Return where a column has no value (N,); text and infinities are none among numbers."""
+    column, numbers, _ = _read_column(values, kind)
+    return np.isnan(numbers) if column.kind == "constant" else values.isna().to_numpy()
+
+
+def _read_column(
+    values: pd.Series, kind: ColumnKind | None
+) -> tuple[Column, np.ndarray, np.ndarray]:
+    """Return an ignored or categorical column, or one of numbers, which is constant before its fit.
+
+    Also returns the values as numbers (N,), and where they are text or infinities.
+    """
     inferred = types.infer_dtype(values)
     dtype = "boolean" if inferred == "boolean" else str(values.dtype)  # also with missing values
-    column = Column(str(values.name), "constant", dtype)
+    column, nothing = Column(str(values.name), "constant", dtype), np.empty(0)
     if inferred == "complex":
-        return [_ignored(column, "complex numbers")]
+        return _ignored(column, "complex numbers"), nothing, nothing
     is_named = IDENTIFIER.search(column.name) and not types.is_float_dtype(values.dtype)
     if kind is None and is_named and len(values) > MIN_REPEATS and values.is_unique:
-        return [_ignored(column, "identifiers")]
+        return _ignored(column, "identifiers"), nothing, nothing
     if kind is None or kind == "number":
         column = replace(column, dates=_date_format(values, inferred))
     numbers, is_text = to_numbers(values, column.dates)
     is_category = isinstance(values.dtype, pd.CategoricalDtype)
     if kind is None and (is_category or is_text.sum() > np.isfinite(numbers).sum()):
-        texts = values.dropna().astype(str)
-        count = texts.nunique()
-        if count > MAX_CATEGORIES or 2 * count > len(texts) > 2 * MIN_REPEATS:
-            return [_ignored(column, f"text of {count:,} different values")]
+        if not _has_few_values(values):
+            reason = f"text of {values.astype(str)[values.notna()].nunique():,} different values"
+            return _ignored(column, reason), nothing, nothing
         kind = "category"
     if kind == "category":
+        column = replace(column, kind="categorical", dates=None)
+    return column, numbers, is_text
+
+
+def _has_few_values(values: pd.Series) -> bool:
+    """Return whether values repeat so often that they can be categories."""
+    texts = values.dropna().astype(str)
+    count = texts.nunique()
+    return count <= MAX_CATEGORIES and not (2 * count > len(texts) > 2 * MIN_REPEATS)
+
+
+def _fit_column(
+    values: pd.Series, training: np.ndarray, kind: ColumnKind | None, scale: Scale
+) -> list[Column]:
+    column, numbers, is_text = _read_column(values, kind)
+    if column.kind == "ignored":
+        return [column]
+    if column.kind == "categorical":
         return [_fit_categories(column, values, training)]
     is_missing = np.isnan(numbers)
     known = numbers[training & ~is_missing]
@@ -101,12 +132,39 @@ def _fit_column(
         if kind is not None:
             raise ColumnProblem("no numbers", column.name)
         return [_ignored(column, "no values")]
+    if column.dates is not None:
+        column = replace(column, decimals=_decimals_of_seconds(known))
     column = _fit_numbers(column, known, kind, scale)
+    if column.kind != "continuous" and _are_rounded(values, numbers):
+        if kind is not None:
+            raise ColumnProblem("integers beyond 2^53, which are not kept exactly,", column.name)
+        column = Column(column.name, "categorical", column.dtype)
+        if _has_few_values(values):
+            return [_fit_categories(column, values, training)]
+        return [_ignored(column, "integers beyond 2^53")]
     if not is_missing.any():
         return [column]
+    if not types.is_numeric_dtype(values.dtype):
+        texts = Counter(values[training & is_text].astype(str))
+        column = replace(
+            column,
+            texts=tuple(text for text, _ in texts.most_common(MAX_CATEGORIES)),
+            text_share=texts.total() / int(training.sum()),
+        )
     flag = Column(column.name, "constant", "bool", dates=column.dates, is_flag=True)
-    shares = ("present", float(1 - is_missing.mean())), (MISSING, float(is_missing.mean()))
+    missing_count = max(1, int(is_missing[training].sum()))
+    total = len(known) + missing_count
+    shares = ("present", len(known) / total), (MISSING, missing_count / total)
     return [replace(column, missing="noise"), _as_categories(flag, shares)]
+
+
+def _are_rounded(values: pd.Series, numbers: np.ndarray) -> bool:
+    """Return whether values are integers that float64 does not represent."""
+    largest = np.nanmax(abs(numbers), initial=0)
+    if largest <= MAX_EXACT or types.infer_dtype(values) != "integer":
+        return False
+    integers = values.dropna().astype(object)
+    return any(int(float(integer)) != integer for integer in integers)
 
 
 def _ignored(column: Column, reason: str) -> Column:
@@ -129,11 +187,20 @@ def _date_format(values: pd.Series, inferred: str) -> str | None:
                  texts, format=form, errors="coerce").notna().all()), None)  # fmt: skip
 
 
+def _decimals_of_seconds(seconds: np.ndarray) -> int:
+    """Return 0, 3 or 6: whether times are whole seconds, milliseconds or microseconds."""
+    for decimals in (0, 3):
+        if (abs(seconds - np.round(seconds, decimals)) < 10.0 ** -(decimals + 3)).all():
+            return decimals
+    return 6
+
+
 def _fit_categories(column: Column, values: pd.Series, training: np.ndarray) -> Column:
-    counts = Counter(values[training].dropna().astype(str))
     if values.isna().any():
-        counts[MISSING] += max(1, int(values[training].isna().sum()))
         column = replace(column, missing="category")
+    counts = Counter(column.categories_of(values[training]))
+    if column.missing == "category":
+        counts[MISSING] = max(1, counts[MISSING])
     if len(counts) > MAX_CATEGORIES:
         raise ColumnProblem(f"more than {MAX_CATEGORIES} categories", column.name)
     names = sorted(counts, key=lambda name: (-counts[name], name))
@@ -142,7 +209,7 @@ def _fit_categories(column: Column, values: pd.Series, training: np.ndarray) -> 
 
 def _as_categories(column: Column, shares: tuple[tuple[str, float], ...]) -> Column:
     if len(shares) == 1:
-        return replace(column, categories=shares)
+        return replace(column, kind="constant", categories=shares)
     weights, ranks = np.array([share for _, share in shares]), np.arange(len(shares))
     mean = float(weights @ ranks)
     scale = math.sqrt(float(weights @ (ranks - mean) ** 2) + 1 / 12)
@@ -217,9 +284,14 @@ def _fit_numbers(
         column = replace(column, kind="continuous", origin=low + mean, scale=deviation)
     else:
         column = replace(
-            column, kind="quantized", offset=mean + step / 2, step=step, decimals=decimals,
-            levels=levels, scale=math.sqrt(deviation**2 + step**2 / 12),
-        )  # fmt: skip
+            column,
+            kind="quantized",
+            offset=mean + step / 2,
+            scale=math.sqrt(deviation**2 + step**2 / 12),
+            step=step,
+            decimals=column.decimals if decimals is None else decimals,
+            levels=levels,
+        )
     if scale == "none":
         if (step or deviation / 100) < MIN_RESOLUTION * largest:
             what = "differences that float32 cannot represent (scale=none)"
@@ -300,8 +372,29 @@ def _describe(column: Column, flag: Column | None) -> tuple[str, str, str, str]:
             used, kind = "with noise over the step", "ignore"
         case _:
             found, used, kind = f"numbers, {extent}", "as they are", "ignore"
+    if column.texts:
+        found += f"; {column.text_share:.1%} text ({named(column.texts)})"
     if flag is not None or column.missing == "category":
-        found += f"; {dict((flag or column).categories or ())[MISSING]:.1%} missing"
+        share = dict((flag or column).categories or ())[MISSING] - column.text_share
+        found += f"; {share:.1%} missing" if share > SMALL else ""
     if flag is not None:
         used += ", and a flag of missing values"
-    return column.name, found, used, kind and f"data.columns.{column.name}={kind}"
+    if _may_be_categories(column):
+        kind = "category"
+    return column.name, found, used, kind and _setting(column.name, kind)
+
+
+def _setting(name: str, kind: str) -> str:
+    """Return the value of --params that sets the kind of a column, quoted for a shell."""
+    if re.fullmatch(r"\w[\w -]*", name):
+        return shlex.quote(f"data.columns.{name}={kind}")
+    return shlex.quote(f"data.columns={{{json.dumps(name, ensure_ascii=False)}: {kind}}}")
+
+
+def _may_be_categories(column: Column) -> bool:
+    """Return whether few integers, or few numbers with text among them, may be codes."""
+    if column.kind != "quantized" or column.dates is not None:
+        return False
+    is_integer = column.decimals == 0 and not column.dtype.startswith("timedelta")
+    is_code = is_integer and math.log2(3) <= column.bits <= math.log2(MAX_CODES)
+    return is_code or (bool(column.texts) and column.bits <= FEW_BITS)

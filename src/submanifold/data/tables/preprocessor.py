@@ -204,8 +204,9 @@ class Preprocessor:
     def unknown(self, table: Table) -> pd.DataFrame:
         """Return which values of a table are categories that the training data do not have."""
         frame = as_frame(table, self.inputs).reset_index(drop=True)
+        first = {column.name: column for column in reversed(self.columns)}
         return pd.DataFrame({
-            name: frame[name].notna() & ~frame[name].astype(str).isin(known)
+            name: frame[name].notna() & ~first[name].categories_of(frame[name]).isin(known)
             for name, known in self.categories.items() if name in frame
         }, frame.index)  # fmt: skip
 
@@ -311,8 +312,8 @@ class Preprocessor:
         changed = []
         for column in self.columns:
             if column.kind == "constant" and not column.names and column.name in frame:
-                numbers = pd.to_numeric(frame[column.name], errors="coerce").dropna()
-                if not numbers.between(column.low, column.high).all():
+                numbers, _ = to_numbers(frame[column.name], column.dates)
+                if ((numbers < column.low) | (numbers > column.high)).any():
                     changed.append(column.name)
         if changed:
             log.warning("constant in the training data but not here, and ignored: %s",
@@ -340,8 +341,7 @@ class Preprocessor:
 def _values_of(values: pd.Series, column: Column) -> np.ndarray:
     """Return numbers, the numbers of categories (of unknown ones the last), or an indicator."""
     if column.categories is not None and not column.is_flag:
-        is_missing = values.isna().to_numpy()
-        texts = values.astype(object).where(~is_missing, MISSING).astype(str)
+        is_missing, texts = values.isna().to_numpy(), column.categories_of(values)
         if column.kind == "indicator":
             return (texts == column.names[0]).to_numpy(np.float64)
         index = pd.Index(column.names).get_indexer(pd.Index(texts))

@@ -20,11 +20,12 @@ from submanifold.common.errors import unexpected
 from submanifold.common.files import read_json, write_json
 from submanifold.common.source_hash import source_hash
 from submanifold.data.arrays import Prepared, Sidecars, context_path, prepare_once, write_chunks
-from submanifold.data.fields import ColumnKind, TableFields
+from submanifold.data.fields import ColumnKind, Counts, TableFields
 from submanifold.data.sources.stores import identify
 from submanifold.data.splits import SPLITS, assign_groups, check_groups, count_of, split_sizes
 from submanifold.data.tables.columns import ColumnProblem, TableError, matching, named
 from submanifold.data.tables.files import list_files, read_table
+from submanifold.data.tables.fit import missing_values
 from submanifold.data.tables.preprocessor import Preprocessor
 
 log = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ def load_rows(
         frame = load(as_frame=True).frame.rename(columns=str)
     rows = np.arange(len(frame), dtype=np.uint32)
     if settings.missing == "drop":
-        rows = rows[frame[_inputs(settings, frame)].notna().all(axis=1)]
+        rows = rows[_complete(settings, frame)]
     np.random.default_rng(settings.seed).shuffle(rows)
     groups = None
     if settings.groups is not None:
@@ -118,7 +119,8 @@ def _split(
         sizes = split_sizes(total, counts, "rows", held_out)
         if groups is not None:
             split_of = assign_groups(Counter(groups.tolist()), sizes, settings.seed)
-            return np.array([split_of[group] for group in groups.tolist()])
+            split = np.array([split_of[group] for group in groups.tolist()], object)
+            return _limited(split, counts)
         sizes[""] = total - sum(sizes.values())
         return np.repeat([*sizes], [*sizes.values()])
     split = frame[_name("split", settings.split, frame)].astype(str).to_numpy(object)[rows]
@@ -128,6 +130,11 @@ def _split(
         raise unexpected(f"split={settings.split}", expected, named(sorted(values)), fix)
     if groups is not None:
         check_groups(zip(groups.tolist(), split, strict=True))
+    return _limited(split, counts)
+
+
+def _limited(split: np.ndarray, counts: Counts) -> np.ndarray:
+    """Replace the names of splits of rows by "" after as many rows as the counts say."""
     for name in SPLITS:
         numbers = np.flatnonzero(split == name)
         split[numbers[count_of(name, counts, len(numbers)) :]] = ""
@@ -138,7 +145,7 @@ def _fit(settings: TableFields, frame: pd.DataFrame, train: np.ndarray) -> Table
     names, kinds = _inputs(settings, frame), _kinds(settings, frame)
     used, training = frame[names], np.isin(np.arange(len(frame)), train)
     if settings.missing == "drop":
-        complete = used.notna().all(axis=1).to_numpy()
+        complete = _complete(settings, frame)
         used, training = used[complete], training[complete]
     preprocessor = Preprocessor.fit(
         used, columns={name: kinds[name] for name in names if name in kinds},
@@ -157,6 +164,13 @@ def _fit(settings: TableFields, frame: pd.DataFrame, train: np.ndarray) -> Table
         fix = "A manifold needs several; use a table with more"
         raise unexpected("columns", expected, f"{len(inputs.varying)} of {len(names)}", fix)
     return TableSchema(preprocessor, condition)
+
+
+def _complete(settings: TableFields, frame: pd.DataFrame) -> np.ndarray:
+    """Return which rows (N,) have a value in each column of the model."""
+    names, kinds = _inputs(settings, frame), _kinds(settings, frame)
+    missing = [missing_values(frame[name], kinds.get(name)) for name in names]
+    return ~np.any(missing, axis=0)
 
 
 def _refuse_all_but_numbers(description: pd.DataFrame, kinds: Mapping[str, ColumnKind]) -> None:
@@ -207,7 +221,7 @@ def prepare_table(settings: TableFields, folder: Path, raw_folder: Path) -> Prep
                 _write(context_path(path), frame, schema.context, rows)
         used = frame[[*schema.preprocessor.inputs]]
         hashes = pd.util.hash_pandas_object(used, index=False)
-        dropped = settings.missing == "drop" and int(used.isna().any(axis=1).sum())
+        dropped = settings.missing == "drop" and int((~_complete(settings, frame)).sum())
         duplicates = {split: int(hashes[order[split]].isin(hashes[order["train"]]).sum())
                       for split in ("valid", "test")}  # fmt: skip
         manifest = {
