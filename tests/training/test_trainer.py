@@ -37,10 +37,12 @@ def small(couplings=2, dim=4, width=8, d=2, seed=0):
     return Hierarchy([Stage(RealNVP(dim, couplings, width), d)])
 
 
-def run(folder, loss=MSE, hierarchy=None, on_log=None, rows=None, seed=1, **changes):
+def run(
+    folder, loss=MSE, hierarchy=None, on_log=None, rows=None, seed=1, held_out=None, **changes
+):
     hierarchy = hierarchy or small()
     train = Batches(data() if rows is None else rows, 16, seed=seed)
-    valid = Batches(data(40, seed=5), 16)
+    valid = Batches(data(40, seed=5) if held_out is None else held_out, 16)
     how = settings(**changes)
     phase = Phase(hierarchy, loss, how)
     return hierarchy, fit(phase, train, valid, folder, "stage_1", on_log)
@@ -96,6 +98,62 @@ def test_the_weights_of_the_best_validation_are_kept(tmp_path):
     assert hierarchy.notes["step"] == best
     left = evaluate(hierarchy)
     assert left["loss"] == pytest.approx(losses[best], rel=1e-6)
+
+
+@pytest.mark.parametrize("extreme", [1e25, math.nan])
+def test_validation_events_whose_loss_is_not_finite_are_counted_and_left_out(
+    tmp_path, caplog, extreme
+):
+    rows = data(40, seed=5)
+    rows[17, 1] = extreme
+    with caplog.at_level(logging.WARNING, "submanifold"):
+        _, history = run(tmp_path / "extreme", held_out=rows)
+    assert caplog.text.count("loss of 1 validation events is not finite") == 1
+    assert {*history["warnings"]} == {"not_finite"}
+    _, expected = run(tmp_path / "others", held_out=np.delete(rows, 17, 0))
+    assert history["best_step"] == expected["best_step"] == 30
+    for row, of_others in zip(history["valid"], expected["valid"], strict=True):
+        assert row["not_finite"] == 1
+        assert row["loss"] == pytest.approx(of_others["loss"], rel=1e-5)
+        assert row["mse"] == pytest.approx(of_others["mse"], rel=1e-5)
+
+
+class FaultyValidation:
+    """A loss that is not a number in some of the validations, which have three batches each."""
+
+    def __init__(self, bad):
+        self.bad, self.seen = bad, set()
+
+    def __call__(self, encoding):
+        values = MSE(encoding)
+        weight = next(encoding.model.parameters())
+        if not torch.is_grad_enabled():
+            self.seen.add(weight.sum().item())
+            if len(self.seen) in self.bad:
+                values["loss"] = values["loss"] * math.nan
+        return values
+
+
+@pytest.mark.parametrize(("bad", "rollbacks", "best"), [
+    ({1}, 1, 30),  # the weights of a first validation without a finite loss are never kept
+    ({2}, 0, 30),  # a single one
+    ({3}, 0, 20),
+    ({2, 3}, 1, 30),
+])  # fmt: skip
+def test_validations_that_are_not_finite_are_never_the_best(tmp_path, bad, rollbacks, best):
+    hierarchy, history = run(tmp_path, FaultyValidation(bad))
+    assert (history["rollbacks"], history["best_step"]) == (rollbacks, best)
+    losses = {row["step"]: row["loss"] for row in history["valid"]}
+    assert evaluate(hierarchy)["loss"] == pytest.approx(losses[best], rel=1e-6)
+
+
+def test_a_rollback_without_an_intact_checkpoint_is_an_error(tmp_path):
+    def damage(step, row):
+        for path in tmp_path.glob("*.safetensors"):
+            path.write_bytes(torn(path.read_bytes()))
+
+    with pytest.raises(UserError, match=r"intact checkpoint .* stage_1 was not finite at step 30"):
+        run(tmp_path, Faulty(bad=range(11, 31)), on_log=damage)
 
 
 def test_averaged_weights_are_validated_and_kept(tmp_path):

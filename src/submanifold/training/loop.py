@@ -91,6 +91,9 @@ def fit(
 
             if validates:
                 row = trainer.validate(valid)
+                if (problem := monitor.validation_divergence(state.valid)) is not None:
+                    trainer.roll_back(folder, name, problem)
+                    continue
                 for kind, text in monitor.warnings(row, state.train[-1]).items():
                     if kind not in state.warnings:
                         state.warnings[kind] = text
