@@ -46,7 +46,7 @@ class Batches:
         if not len(array):
             raise unexpected("array", "at least one row", "none")
         self.device = torch.device(device)
-        self.seed, self.redraw = seed, redraw
+        self.array, self.seed, self.redraw = array, seed, redraw
         self.batch_size = min(batch_size, len(array))
         self.steps_per_epoch = len(array) // self.batch_size
         self.rows = torch.from_numpy(array)

@@ -42,7 +42,8 @@ def fit(
 
     ``folder`` has the last two checkpoints. ``on_log`` is called as (step, values) with values
     ``train.*`` and ``valid.*``; a resumed training repeats earlier rows first. It may raise to
-    interrupt the training. The first batch initializes the ``fresh`` modules of the phase.
+    interrupt the training. The first batch initializes the ``fresh`` modules of the phase; without
+    any, the weights that the phase starts from are validated, too, as step 0.
 
     Returns the history: ``name``, rows by step in ``train`` and ``valid``, ``best_step``,
     ``steps``, ``rollbacks``, ``warnings``, ``seconds``, and ``steps_trained`` by this call. A
@@ -59,7 +60,7 @@ def fit(
             "times training.grad_accumulation_steps), at most the number of training images, got "
             f"{train.batch_size}. Change either."
         )
-    _restore_or_initialize(trainer, train, folder, name)
+    _restore_or_initialize(trainer, train, valid, folder, name)
     for kind in ("train", "valid"):
         for row in getattr(trainer.state, kind):
             _log_row(kind, row, on_log)
@@ -112,7 +113,9 @@ def fit(
             "steps_trained": max(trainer.state.step - before, 0)}  # fmt: skip
 
 
-def _restore_or_initialize(trainer: Trainer, train: Batches, folder: Path, name: str) -> None:
+def _restore_or_initialize(
+    trainer: Trainer, train: Batches, valid: Batches, folder: Path, name: str
+) -> None:
     is_restored = trainer.restore(folder)
     distributed.barrier()  # before another process writes a checkpoint
     step, steps = trainer.state.step, trainer.settings.steps
@@ -125,6 +128,8 @@ def _restore_or_initialize(trainer: Trainer, train: Batches, folder: Path, name:
             log.warning("%s: training restarts from the beginning", name)
         _initialize(trainer.phase, train)
         trainer.reset_average()
+        if trainer.phase.fresh is not None and not trainer.phase.fresh:
+            trainer.validate(valid)  # the weights of an earlier phase can be the best
         trainer.save(folder)
 
 

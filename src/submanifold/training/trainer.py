@@ -4,7 +4,7 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from submanifold.common.distributed import Shard
 from submanifold.common.errors import UserError, unexpected
 from submanifold.data.batches import Batches
 from submanifold.flows.bijection import Context
+from submanifold.losses.encoding import ScoringScale
 from submanifold.training import checkpoint
 from submanifold.training.checkpoint import Identity
 from submanifold.training.monitor import Row, diagnose
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 LAST, EARLIER = "last.safetensors", "earlier.safetensors"
 MAX_ROLLBACKS = 3
 FINITE = "finite events"
+SCORED_LOSS = "scored_loss"  # in the rows of validations of log-uniform noise scales
 
 
 @dataclass
@@ -131,16 +133,24 @@ class Trainer:
         """Append a validation of the averaged weights, and keep these weights if it is the best."""
         self.swap_average()
         row = {"step": self.state.step, **validate(self.phase, valid)}
+        if self.phase.noise.smallest is not None:
+            row[SCORED_LOSS] = self._scored_loss(valid)
         row |= diagnose(self.model, valid)
         best = self.state.best_row
-        # a loss that is not finite is the worst
-        is_first = best is None or not math.isfinite(best["loss"])
-        if is_first or (math.isfinite(row["loss"]) and row["loss"] < best["loss"]):
+        if best is None or _compared_loss(row) < _compared_loss(best):
             self.state.best_step = self.state.step
             self.best = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
         self.swap_average()
         self.state.valid.append(row)
         return row
+
+    def _scored_loss(self, valid: Batches) -> float:
+        """Loss at the one noise scale at which events are scored (:func:`.best_noise_scale`)."""
+        from submanifold.evaluation.scores import best_noise_scale  # imports pandas
+
+        noise, chosen = self.phase.noise, best_noise_scale(self.model, valid.array)
+        at_scale = replace(self.phase, noise=ScoringScale(noise.scale, noise.smallest, chosen))
+        return validate(at_scale, valid)["loss"]
 
     def swap_average(self) -> None:
         """Exchange the memory of weights and average."""
@@ -212,6 +222,12 @@ class Trainer:
         self.save(folder)
         log.warning("%s: %s at step %d; back to step %d with the learning rate halved (%d of %d)",
                     name, problem, step, self.state.step, rollbacks, MAX_ROLLBACKS)  # fmt: skip
+
+
+def _compared_loss(row: Row) -> float:
+    """The loss by which the best validation is chosen; one that is not finite is the worst."""
+    loss = row.get(SCORED_LOSS, row["loss"])
+    return loss if math.isfinite(loss) else math.inf
 
 
 @torch.no_grad()
