@@ -298,9 +298,19 @@ def test_a_span_is_inside_the_schedule():
 
 
 WEIGHTS = "architecture or initial weights"
+
+
+def with_another_value(change):
+    rows = data()
+    rows[-1, 1] += change
+    return rows
+
+
 OTHERS = [
     ("data", {"rows": data(seed=2)}),
-    ("rows", {"rows": data(80)}),
+    ("data", {"rows": with_another_value(0.5)}),
+    ("data", {"rows": 1e-5 * data(seed=2), "trained": 1e-5 * data()}),
+    ("rows, data", {"rows": data(80)}),
     ("seed", {"seed": 2}),
     ("dim", {"hierarchy": small(d=3)}),
     *((WEIGHTS, {"hierarchy": small(**other)}) for other in (
@@ -312,9 +322,11 @@ OTHERS = [
 
 @pytest.mark.parametrize(("name", "changes"), OTHERS)
 def test_a_checkpoint_of_another_training_is_refused(tmp_path, name, changes, caplog):
-    run(tmp_path, steps=10)
+    changes = {"trained": data(), **changes}
+    rows = changes.pop("trained")
+    run(tmp_path, steps=10, rows=rows)
     with caplog.at_level(logging.INFO, "submanifold"):
-        _, again = run(tmp_path, steps=10, rows=data() * np.float32(1 + 1e-5))  # rounding
+        _, again = run(tmp_path, steps=10, rows=rows * np.float32(1 + 1e-5))  # rounding
     assert again["steps_trained"] == 0
     assert f"delete {tmp_path} to train again" in caplog.text
     with pytest.raises(UserError, match=rf"expected .* this training, got one with other {name}\."):
