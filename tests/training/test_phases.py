@@ -64,6 +64,13 @@ def test_a_phase_starts_with_the_weights_of_the_previous_one(tmp_path, first):
     assert history["train"][-1]["loss"] == pytest.approx(terms["loss"].item(), rel=1e-6)
 
 
+def test_a_phase_that_finds_no_better_weights_keeps_those_it_starts_from(tmp_path, first):
+    harmful = phase(1, learning_rate=0.5, muon_lr=None, warmup=0, steps=4, validate_every=2)
+    again, history = run(harmful, first, tmp_path)
+    assert (history["best_step"], history["steps_trained"]) == (0, 4)
+    assert same(again, weights(first))
+
+
 def test_a_setting_is_the_number_of_rows_of_a_validation(tmp_path, first):
     x = torch.from_numpy(IMAGES)
     error = (x - first.encoder_projection(x)).square().mean((1, 2, 3))

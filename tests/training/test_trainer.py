@@ -10,8 +10,10 @@ from pydantic import ValidationError
 
 from submanifold.common.errors import UserError
 from submanifold.data.batches import Batches
-from submanifold.flows import FLOWS, RealNVP
-from submanifold.losses import Loss
+from submanifold.evaluation.likelihood import log_prob
+from submanifold.evaluation.scores import best_noise_scale
+from submanifold.flows import FLOWS, RealNVP, SoftRealNVP
+from submanifold.losses import InputNoise, Loss
 from submanifold.models import Hierarchy, Stage
 from submanifold.training import Phase, Trainer, fit, monitor
 from submanifold.training.trainer import validate
@@ -118,8 +120,25 @@ def test_validation_events_whose_loss_is_not_finite_are_counted_and_left_out(
         assert row["mse"] == pytest.approx(of_others["mse"], rel=1e-5)
 
 
+def test_the_best_validation_is_at_the_noise_scale_that_scores(tmp_path):
+    torch.manual_seed(0)
+    model = Hierarchy([Stage(SoftRealNVP(4, couplings=4, hidden=32, mixing=True), 2)])
+    how, held_out = settings(ema=0.9), data(60, seed=5)
+    phase = Phase(model, Loss(), how, noise=InputNoise(1.0, 0.01))
+    history = fit(phase, Batches(data(60), 64), Batches(held_out, 64), tmp_path)
+    losses, scored = (
+        {row["step"]: row[name] for row in history["valid"]} for name in ("loss", "scored_loss")
+    )
+    assert history["best_step"] == min(scored, key=scored.get) != min(losses, key=losses.get)
+    scale = best_noise_scale(model, held_out)
+    with torch.no_grad():
+        log_probs = log_prob(model, torch.from_numpy(held_out), noise_scale=scale)
+    bits = model.to_bits_per_dim(log_probs).mean().item()
+    assert bits == pytest.approx(min(scored.values()), rel=1e-5)
+
+
 class FaultyValidation:
-    """A loss that is not a number in some of the validations, which have three batches each."""
+    """A loss that is not a number in some of the validations."""
 
     def __init__(self, bad):
         self.bad, self.seen = bad, set()
