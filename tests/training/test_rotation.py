@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from resumable import MODEL, phase, smooth_images
@@ -6,7 +7,7 @@ from strategies import affine, perturb
 from submanifold.common.errors import UserError
 from submanifold.data.batches import Batches
 from submanifold.evaluation.baselines import PCA
-from submanifold.flows import Glow
+from submanifold.flows import Glow, RealNVP
 from submanifold.flows.orthogonal import tail_sums
 from submanifold.geometry.linearization import jvp
 from submanifold.models import Hierarchy, Stage
@@ -108,6 +109,27 @@ def test_u_and_v_are_rotated_separately_if_their_scales_differ():
     assert torch.allclose(model.encoder_projection(x), projected, atol=1e-4)
     matrix = model.stages[0].rotation.matrix
     assert matrix[:40, 40:].abs().max() == 0 == matrix[40:, :40].abs().max()
+
+
+class Overflowing(RealNVP):
+    """A flow whose decoder overflows in some of its calls: all of them, or two of three."""
+
+    def __init__(self, dim: int, every: int = 1):
+        super().__init__(dim, couplings=2)
+        self.every, self.calls = every, 0
+
+    def inverse(self, z, context=None):
+        self.calls += 1
+        return super().inverse(z, context) * (1.0 if self.calls % self.every else torch.inf)
+
+
+def test_probes_that_are_not_finite_are_left_out_or_one_message():
+    rows = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
+    with pytest.raises(UserError, match=r"rotation: expected finite derivatives .*, got none"):
+        fit_rotation(Hierarchy([Stage(Overflowing(4), 2)]), Batches(rows, 16), 640)
+    model = Hierarchy([Stage(Overflowing(4, every=3), 2)])
+    assert fit_rotation(model, Batches(rows, 16), 640)["left_out"] >= 192
+    assert model.stages[0].rotation.eigenvalues.isfinite().all()
 
 
 class KilledError(Exception):

@@ -314,6 +314,9 @@ def test_the_learning_rate_warms_up_stays_and_cools_down(changes, expected):
 def test_a_span_is_inside_the_schedule():
     with pytest.raises(ValidationError, match=r"span\.1\s+Input should be less than or equal to 1"):
         settings(span=(0, 1.5))
+    for span in ((0.9, 0.1), (0.5, 0.5)):
+        with pytest.raises(ValueError, match=r"span: expected a start below the end, got \["):
+            settings(span=span)
 
 
 WEIGHTS = "architecture or initial weights"
