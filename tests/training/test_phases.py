@@ -1,5 +1,7 @@
 import copy
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import pytest
 import torch
@@ -188,6 +190,31 @@ def test_a_folder_is_locked_while_a_rotation_is_fitted(tmp_path, first, monkeypa
     phase = RotationSettings(rotate=1, probes=64)
     module.rotate_phase(phase, first, IMAGES, 7, torch.device("cpu"), tmp_path, "rotation")
     assert locks == [True]
+
+
+def test_threads_train_at_the_same_time_with_their_seeds(tmp_path):
+    started, finished = Event(), Event()
+
+    def train(kind, seed, on_log=None):
+        device, folder = torch.device("cpu"), tmp_path / kind / str(seed)
+        how, name = phase(1, 2, steps=6), "phase"
+        arguments = IMAGES[20:], IMAGES[:20], seed, device, folder, name, on_log
+        return train_phase(how, MODEL, None, *arguments)[0]
+
+    def wait_for_the_other(name, step, row):
+        started.set()
+        assert finished.wait(20), "the other training waits"
+
+    alone = [train("alone", seed) for seed in (7, 8)]
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(train, "together", 7, wait_for_the_other)
+        assert started.wait(20)
+        together = [train("together", 8)]
+        finished.set()
+        together.insert(0, first.result())
+    for model, expected in zip(together, alone, strict=True):
+        for weight, other in zip(model.parameters(), expected.parameters(), strict=True):
+            torch.testing.assert_close(weight, other)
 
 
 def test_a_trimmed_likelihood_is_of_the_whole_batch(tmp_path):

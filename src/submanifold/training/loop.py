@@ -3,12 +3,14 @@
 import logging
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from submanifold.common import distributed
+from submanifold.common.device import SeededRandom
 from submanifold.common.errors import UserError
 from submanifold.common.progress import ProgressBar
 from submanifold.common.threads import ThreadTuner
@@ -30,7 +32,7 @@ Log = Callable[[int, Row], None]
 
 def fit(
     phase: Phase, train: Batches, valid: Batches, folder: str | Path, name: str = "training",
-    on_log: Log | None = None,
+    on_log: Log | None = None, random: SeededRandom | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train the model of a phase in place, to the averaged weights of its best validation.
 
@@ -43,7 +45,8 @@ def fit(
     ``folder`` has the last two checkpoints. ``on_log`` is called as (step, values) with values
     ``train.*`` and ``valid.*``; a resumed training repeats earlier rows first. It may raise to
     interrupt the training. The first batch initializes the ``fresh`` modules of the phase; without
-    any, the weights that the phase starts from are validated, too, as step 0.
+    any, the weights that the phase starts from are validated, too, as step 0. ``random`` has the
+    global random numbers of that initialization; steps draw others from generators.
 
     Returns the history: ``name``, rows by step in ``train`` and ``valid``, ``best_step``,
     ``steps``, ``rollbacks``, ``warnings``, ``seconds``, and ``steps_trained`` by this call. A
@@ -60,7 +63,7 @@ def fit(
             "times training.grad_accumulation_steps), at most the number of training images, got "
             f"{train.batch_size}. Change either."
         )
-    _restore_or_initialize(trainer, train, valid, folder, name)
+    _restore_or_initialize(trainer, train, valid, folder, name, random)
     for kind in ("train", "valid"):
         for row in getattr(trainer.state, kind):
             _log_row(kind, row, on_log)
@@ -114,8 +117,9 @@ def fit(
 
 
 def _restore_or_initialize(
-    trainer: Trainer, train: Batches, valid: Batches, folder: Path, name: str
-) -> None:
+    trainer: Trainer, train: Batches, valid: Batches, folder: Path, name: str,
+    random: SeededRandom | None,
+) -> None:  # fmt: skip
     is_restored = trainer.restore(folder)
     distributed.barrier()  # before another process writes a checkpoint
     step, steps = trainer.state.step, trainer.settings.steps
@@ -126,7 +130,8 @@ def _restore_or_initialize(
     else:
         if (folder / LAST).exists():
             log.warning("%s: training restarts from the beginning", name)
-        _initialize(trainer.phase, train)
+        with random.block() if random else nullcontext():
+            _initialize(trainer.phase, train)
         trainer.reset_average()
         if trainer.phase.fresh is not None and not trainer.phase.fresh:
             trainer.validate(valid)  # the weights of an earlier phase can be the best
