@@ -3,6 +3,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
+import numpy as np
 import pytest
 import torch
 from resumable import MODEL, phase, smooth_images
@@ -10,8 +11,10 @@ from resumable import MODEL, phase, smooth_images
 from splits import as_maps, checked_splits
 from submanifold.common.errors import UserError
 from submanifold.data.batches import Batches
+from submanifold.data.tables import Preprocessor
 from submanifold.losses import encode
 from submanifold.losses.terms import Likelihood
+from submanifold.models import ModelSettings
 from submanifold.training import RotationSettings
 from submanifold.training import phases as module
 from submanifold.training.phases import encode_rows, train_phase, train_phases
@@ -222,3 +225,18 @@ def test_a_trimmed_likelihood_is_of_the_whole_batch(tmp_path):
     trimmed = parts.model_copy(update={"likelihood": Likelihood(trim=0.4)})
     with pytest.raises(UserError, match=r"likelihood\.trim: expected 0 with batches in 4 parts"):
         run(trimmed, None, tmp_path)
+
+
+@pytest.mark.parametrize("is_redrawn", [False, True])
+def test_rows_of_a_table_have_other_noise_in_each_step(tmp_path, is_redrawn):
+    """With all rows in each batch and unchanged weights the loss depends on the noise alone."""
+    rows = np.random.default_rng(0).integers(0, 4, (60, 3)).astype(float)
+    table = Preprocessor.fit(rows)
+    events = table.transform(rows, salt=np.arange(60))
+    model = ModelSettings(stages=[{"flow": {"type": "realnvp", "couplings": 2}, "dim": 2}])
+    how = phase(1, weight=0, **{**FROZEN, "steps": 20, "validate_every": 20, "batch_size": 60})
+    place = 7, torch.device("cpu"), tmp_path, "phase"
+    table = table if is_redrawn else None
+    _, history = train_phase(how, model, None, events, events, *place, table=table)
+    first, second = (row["loss"] for row in history["train"])
+    assert (abs(first - second) > 1e-4) == is_redrawn

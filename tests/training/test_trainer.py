@@ -1,6 +1,7 @@
 import logging
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from submanifold.common.errors import UserError
 from submanifold.data.batches import Batches
 from submanifold.evaluation.likelihood import log_prob
 from submanifold.evaluation.scores import best_noise_scale
-from submanifold.flows import FLOWS, RealNVP, SoftRealNVP
+from submanifold.flows import FLOWS, Affine, RealNVP, SoftRealNVP
 from submanifold.losses import InputNoise, Loss
 from submanifold.models import Hierarchy, Stage
 from submanifold.training import Phase, Trainer, fit, monitor
@@ -145,9 +146,8 @@ class FaultyValidation:
 
     def __call__(self, encoding):
         values = MSE(encoding)
-        weight = next(encoding.model.parameters())
         if not torch.is_grad_enabled():
-            self.seen.add(weight.sum().item())
+            self.seen.add(sum(weight.sum().item() for weight in encoding.model.parameters()))
             if len(self.seen) in self.bad:
                 values["loss"] = values["loss"] * math.nan
         return values
@@ -164,6 +164,21 @@ def test_validations_that_are_not_finite_are_never_the_best(tmp_path, bad, rollb
     assert (history["rollbacks"], history["best_step"]) == (rollbacks, best)
     losses = {row["step"]: row["loss"] for row in history["valid"]}
     assert evaluate(hierarchy)["loss"] == pytest.approx(losses[best], rel=1e-6)
+
+
+def test_a_first_validation_that_is_not_a_number_is_replaced():
+    trainer, valid = Trainer(Phase(small(), FaultyValidation({1}), settings())), Batches(data(), 96)
+    assert math.isnan(trainer.validate(valid)["loss"])
+    trainer.step(torch.from_numpy(data()))
+    assert math.isfinite(trainer.validate(valid)["loss"])
+    assert trainer.state.best_step == 1
+
+
+def test_a_validation_is_the_mean_over_events_in_batches_of_any_size():
+    phase, rows = Phase(small(), MSE, settings()), data(40, seed=5)
+    rows[32:] *= 3
+    whole = validate(phase, Batches(rows, 40))
+    assert validate(phase, Batches(rows, 16)) == pytest.approx(whole, rel=1e-5)
 
 
 def test_a_rollback_without_an_intact_checkpoint_is_an_error(tmp_path):
@@ -195,6 +210,24 @@ def test_averaged_weights_are_validated_and_kept(tmp_path):
     stored, _ = run(tmp_path / "ten", loss, ema=0.9, steps=10)
     for kept, expected in zip(stored.parameters(), average, strict=True):
         torch.testing.assert_close(kept.detach(), expected, rtol=0, atol=1e-6)
+
+
+def test_the_average_begins_with_the_initialized_weights(tmp_path):
+    model = Hierarchy([Stage(Affine(4), 2)])
+    run(tmp_path, hierarchy=model, rows=data(16) + 5, steps=1, learning_rate=1e-12, ema=0.99)
+    mean = torch.from_numpy(data(16) + 5).mean(0)
+    torch.testing.assert_close(model.stages[0].flows[0].norm.shift.detach(), mean)
+
+
+def test_noise_conditional_flows_are_initialized_at_the_noise_scales_of_training(tmp_path):
+    """Log-uniform scales s from 0.01 to 1 have E[s^2] = (1 - 0.01^2) / (2 log 100)."""
+    model = Hierarchy([Stage(SoftRealNVP(4, couplings=1, hidden=8, mixing=True), 2)])
+    how, rows = settings(steps=1, learning_rate=1e-12), np.zeros((2000, 4), np.float32)
+    phase = Phase(model, Loss(), how, noise=InputNoise(1.0, 0.01))
+    fit(phase, Batches(rows, 500), Batches(rows[:20], 20), tmp_path)
+    norm = model.stages[0].flows[0].bijections[0].norm
+    variances = (-2 * norm.log_scale.detach()).exp()
+    assert variances.tolist() == pytest.approx(4 * [1 / (2 * math.log(100))], rel=0.2)
 
 
 @pytest.mark.parametrize("clip", [0.01, 0.5, 1e9])
@@ -353,6 +386,23 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path, name, changes, ca
     assert f"delete {tmp_path} to train again" in caplog.text
     with pytest.raises(UserError, match=rf"expected .* this training, got one with other {name}\."):
         run(tmp_path, **{"steps": 10, **changes})
+
+
+def outer(seed):
+    torch.manual_seed(seed)
+    return Hierarchy([Stage(RealNVP(6, couplings=2, mixing=True), 4)])
+
+
+@pytest.mark.parametrize(("name", "changes"), [
+    ("input_noise", {"noise": InputNoise(0.2, 0.01)}),
+    ("input_noise_min", {"noise": InputNoise(0.1, 0.02)}),
+    (WEIGHTS, {"outer": outer(1)}),
+])
+def test_the_noise_and_the_frozen_stages_are_those_of_the_checkpoint(name, changes):
+    train = Batches(data(), 16)
+    phase = Phase(small(), MSE, settings(), outer(0), InputNoise(0.1, 0.01))
+    identities = phase.identity(train), replace(phase, **changes).identity(train)
+    assert [key for key, value in identities[0].items() if value != identities[1][key]] == [name]
 
 
 class Unstable(RealNVP):
