@@ -56,7 +56,9 @@ def test_the_huber_penalty_follows_equation_2():
 
 
 def test_a_loss_has_a_term():
-    with pytest.raises(ValueError, match=r"likelihood\.weight: expected a positive .*, got 0 for all"):
+    with pytest.raises(
+        ValueError, match=r"likelihood\.weight: expected a positive .*, got 0 for all"
+    ):
         Loss(likelihood={"weight": 0.0})
     assert Loss(likelihood={"weight": 0.0}, off_manifold={"weight": 1.0}).terms.keys() == {
         "off_manifold"

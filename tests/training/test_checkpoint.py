@@ -64,12 +64,20 @@ def with_another_row(array):
     return changed
 
 
-@pytest.mark.parametrize(("array", "changed", "name"), [
-    (ROWS, with_another_row(ROWS), "data"),
-    (PIXELS, with_another_row(PIXELS), "data"),
-    (with_context(ROWS, CLASSES), with_context(ROWS, with_another_row(CLASSES)), "context"),
-    (with_context(ROWS, ROWS[:, :2]), with_context(ROWS, with_another_row(ROWS[:, :2])), "context"),
-], ids=["rows", "images", "classes", "variables"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("array", "changed", "name"),
+    [
+        (ROWS, with_another_row(ROWS), "data"),
+        (PIXELS, with_another_row(PIXELS), "data"),
+        (with_context(ROWS, CLASSES), with_context(ROWS, with_another_row(CLASSES)), "context"),
+        (
+            with_context(ROWS, ROWS[:, :2]),
+            with_context(ROWS, with_another_row(ROWS[:, :2])),
+            "context",
+        ),
+    ],
+    ids=["rows", "images", "classes", "variables"],
+)
 def test_data_of_another_training_differ_in_one_event(tmp_path, array, changed, name):
     path = tmp_path / "last.safetensors"
     checkpoint.write(path, Batches(array, 4).identity, {})

@@ -40,9 +40,7 @@ def small(couplings=2, dim=4, width=8, d=2, seed=0):
     return Hierarchy([Stage(RealNVP(dim, couplings, width), d)])
 
 
-def run(
-    folder, loss=MSE, hierarchy=None, on_log=None, rows=None, seed=1, held_out=None, **changes
-):
+def run(folder, loss=MSE, hierarchy=None, on_log=None, rows=None, seed=1, held_out=None, **changes):
     hierarchy = hierarchy or small()
     train = Batches(data() if rows is None else rows, 16, seed=seed)
     valid = Batches(data(40, seed=5) if held_out is None else held_out, 16)
@@ -153,12 +151,15 @@ class FaultyValidation:
         return values
 
 
-@pytest.mark.parametrize(("bad", "rollbacks", "best"), [
-    ({1}, 1, 30),  # the weights of a first validation without a finite loss are never kept
-    ({2}, 0, 30),  # a single one
-    ({3}, 0, 20),
-    ({2, 3}, 1, 30),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("bad", "rollbacks", "best"),
+    [
+        ({1}, 1, 30),  # the weights of a first validation without a finite loss are never kept
+        ({2}, 0, 30),  # a single one
+        ({3}, 0, 20),
+        ({2, 3}, 1, 30),
+    ],
+)
 def test_validations_that_are_not_finite_are_never_the_best(tmp_path, bad, rollbacks, best):
     hierarchy, history = run(tmp_path, FaultyValidation(bad))
     assert (history["rollbacks"], history["best_step"]) == (rollbacks, best)
@@ -393,11 +394,14 @@ def outer(seed):
     return Hierarchy([Stage(RealNVP(6, couplings=2, mixing=True), 4)])
 
 
-@pytest.mark.parametrize(("name", "changes"), [
-    ("input_noise", {"noise": InputNoise(0.2, 0.01)}),
-    ("input_noise_min", {"noise": InputNoise(0.1, 0.02)}),
-    (WEIGHTS, {"outer": outer(1)}),
-])
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("input_noise", {"noise": InputNoise(0.2, 0.01)}),
+        ("input_noise_min", {"noise": InputNoise(0.1, 0.02)}),
+        (WEIGHTS, {"outer": outer(1)}),
+    ],
+)
 def test_the_noise_and_the_frozen_stages_are_those_of_the_checkpoint(name, changes):
     train = Batches(data(), 16)
     phase = Phase(small(), MSE, settings(), outer(0), InputNoise(0.1, 0.01))

@@ -71,8 +71,12 @@ class Batches:
     def identity(self) -> dict[str, object]:
         """What distinguishes these batches from others: seed, number, items and contexts."""
         context = context_of_array(self.array)
-        return {"seed": self.seed, "rows": len(self), "data": summarize(self.array),
-                "context": None if context is None else summarize(context)}  # fmt: skip
+        return {
+            "seed": self.seed,
+            "rows": len(self),
+            "data": summarize(self.array),
+            "context": None if context is None else summarize(context),
+        }
 
     def __iter__(self) -> Iterator[Batch]:
         return self.in_order()

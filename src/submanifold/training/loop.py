@@ -31,9 +31,14 @@ Log = Callable[[int, Row], None]
 
 
 def fit(
-    phase: Phase, train: Batches, valid: Batches, folder: str | Path, name: str = "training",
-    on_log: Log | None = None, random: SeededRandom | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    phase: Phase,
+    train: Batches,
+    valid: Batches,
+    folder: str | Path,
+    name: str = "training",
+    on_log: Log | None = None,
+    random: SeededRandom | None = None,
+) -> dict[str, Any]:
     """Train the model of a phase in place, to the averaged weights of its best validation.
 
     The result is a function of the initial weights, the seed of ``train`` and the settings. A
@@ -117,9 +122,13 @@ def fit(
 
 
 def _restore_or_initialize(
-    trainer: Trainer, train: Batches, valid: Batches, folder: Path, name: str,
+    trainer: Trainer,
+    train: Batches,
+    valid: Batches,
+    folder: Path,
+    name: str,
     random: SeededRandom | None,
-) -> None:  # fmt: skip
+) -> None:
     is_restored = trainer.restore(folder)
     distributed.barrier()  # before another process writes a checkpoint
     step, steps = trainer.state.step, trainer.settings.steps

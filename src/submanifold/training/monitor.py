@@ -69,8 +69,8 @@ def warnings(row: Row, trained: Row) -> dict[str, str]:
     texts, step = {}, int(row["step"])
     if count := int(row.get("not_finite", 0)):
         texts["not_finite"] = (
-            f"at step {step} the loss of {count} validation events is not finite: validations leave "
-            "them out. Look for extreme values among them"
+            f"at step {step} the loss of {count} validation events is not finite: validations "
+            "leave them out. Look for extreme values among them"
         )
     if not row["inverse_error"] <= LARGEST_INVERSE_ERROR:
         texts["inverse"] = (
