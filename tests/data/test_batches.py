@@ -143,3 +143,11 @@ def test_files_and_selections_keep_the_context(tmp_path):
     assert events[1:, 0].context.tolist() == [6, 7]
     assert events[0].context is None
     assert (events + 1).context is None
+
+
+def test_validation_noise_differs_between_batches_and_from_that_of_training():
+    batches = Batches(np.zeros((12, 1, 4, 4), np.uint8), 4)
+    in_order = [x for x, _ in batches]
+    noises = [*in_order, *(batches.at(step)[0] for step in range(20))]
+    for number, noise in enumerate(noises):
+        assert not any(torch.equal(noise, other) for other in noises[:number])

@@ -81,3 +81,13 @@ def test_damaged_files_are_rejected(tmp_path, files, damage, message):
 def test_selections_that_leave_no_images_are_rejected(tmp_path, files, more, message):
     with pytest.raises(UserError, match=message):
         run(tmp_path, settings(files, **more))
+
+
+def test_the_validation_split_depends_on_the_seed(tmp_path, files):
+    def validation(seed):
+        valid = run(tmp_path / f"{seed}", settings(files, seed=seed))[1]
+        return set(valid[:, 0, 0, 1].tolist())
+
+    first = validation(0)
+    assert first != validation(1)
+    assert len(first) == 6

@@ -16,7 +16,7 @@ from submanifold.evaluation.likelihood import (
     log_prob,
     noisy_log_prob,
 )
-from submanifold.flows import Affine, SoftRealNVP
+from submanifold.flows import Affine, RealNVP, SoftRealNVP, make_conditional
 from submanifold.models import Hierarchy, Stage
 
 
@@ -100,6 +100,19 @@ def test_the_density_of_a_row_is_the_probability_of_its_cell():
         of_draws = log_prob(model, x, table=table).numpy() + table.log_det - exact
     assert abs(of_draws.mean()) < 0.02
     assert of_draws.std() < 0.45 * of_one.std()
+
+
+def test_draws_of_a_row_have_its_context():
+    rows = np.random.default_rng(0).integers(0, 5, (6, 3)).astype(float)
+    table = Preprocessor.fit(rows)
+    x = torch.from_numpy(table.transform(rows, salt=np.arange(6)))
+    torch.manual_seed(0)
+    model = perturb(Hierarchy([Stage(make_conditional(RealNVP(x.shape[1]), columns=2), 2)]), 0.5)
+    context = 3 * torch.randn(6, 2)
+    with torch.no_grad():
+        of_rows = [log_prob(model, x[n : n + 1], context[n : n + 1], table) for n in range(6)]
+        torch.testing.assert_close(log_prob(model, x, context, table), torch.cat(of_rows))
+        assert (log_prob(model, x, context.flip(0), table) - torch.cat(of_rows)).abs().max() > 0.1
 
 
 def test_a_density_that_is_no_number_is_zero():

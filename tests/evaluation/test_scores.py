@@ -7,6 +7,7 @@ import torch
 from strategies import initialized_glow, perturb
 from submanifold.common import progress
 from submanifold.data import dequantize
+from submanifold.data.tables import Preprocessor
 from submanifold.evaluation import scores
 from submanifold.evaluation.calibration import calibrate
 from submanifold.evaluation.scores import (
@@ -126,6 +127,23 @@ def test_views_at_another_dimension_keep_the_noise_scale_but_no_p_values(code_fl
 def test_local_dimension_counts_directions_above_a_grey_level():
     values = torch.tensor([[1e-12, GREY_LEVEL**2, 1.0, 9.0]], dtype=torch.float64)
     assert local_dimension(values, (1, 1, 1)).item() == pytest.approx(2.5, abs=1e-3)
+
+
+def test_training_rows_without_a_finite_density_do_not_determine_the_effect_of_missing_values():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(200, 3))
+    rows[rng.random(rows.shape) < 0.2] = np.nan
+    table = Preprocessor.fit(rows)
+    events = table.transform(rows, salt=np.arange(len(rows)))
+    torch.manual_seed(0)
+    model = perturb(Hierarchy([Stage(SoftRealNVP(events.shape[1]), 2)]), 0.5)
+    model.data = {"table": table.to_dict()}
+    expected = scores.missing_offsets(model, events)
+    extreme = events[~np.isnan(rows).any(1)][:1].copy()
+    extreme[0, 0] = 1e25
+    found = scores.missing_offsets(model, np.concatenate([extreme, events]))
+    assert len(expected) == 3
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_progress_is_shown(model, monkeypatch, caplog):

@@ -38,6 +38,23 @@ def test_the_nearest_projection_of_a_linear_flow_is_orthogonal(dim, data, seed):
     assert torch.allclose(model.decode(u), model.project(x), atol=1e-6)
 
 
+@pytest.mark.parametrize("dim", [3, 12])
+def test_coordinates_are_those_of_the_projection_that_is_chosen(dim):
+    torch.manual_seed(0)
+    model = perturb(Hierarchy([Stage(RealNVP(24, 4, mixing=True), dim)]).double(), 0.7)
+    x = 2 * torch.randn(50, 24).double()
+    projections = {
+        "encoder": model.encoder_projection(x),
+        "default": model.project(x),
+        "nearest": model.project(x, nearest=True),
+    }
+    errors = [(x - projected).square().mean().item() for projected in projections.values()]
+    assert errors[0] > 1.05 * errors[1] > 1.05**2 * errors[2], "projections that differ"
+    for name, projected in projections.items():
+        u, _ = model.encode(x, name)
+        torch.testing.assert_close(model.decode(u), projected, rtol=0, atol=1e-6)
+
+
 def test_without_gradients_the_nearest_point_is_the_start():
     model, _, _ = affine(4, 2, 0)
     x, u = torch.randn(3, 4).double(), torch.randn(3, 2).double()

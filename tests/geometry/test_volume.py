@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from strategies import perturb
-from submanifold.flows import Affine, Glow, RealNVP
+from submanifold.flows import Affine, Glow, RealNVP, Trumpet
 from submanifold.geometry.linearization import jacobian
 from submanifold.geometry.volume import estimate_log_volume, log_volume
 from submanifold.models import Hierarchy, Stage, manifold_density
@@ -63,6 +63,16 @@ def test_a_manifold_of_full_dimension_has_the_density_of_the_space(flow):
     value, error, _ = manifold_density(hierarchy, x)
     torch.testing.assert_close(value, hierarchy.log_prob(x).detach(), rtol=0, atol=1e-9)
     assert not error.any()
+
+
+def test_an_injection_of_all_dimensions_has_a_density_on_its_manifold():
+    torch.manual_seed(0)
+    hierarchy = Hierarchy([Stage(Trumpet((4,), 4), 4)]).double()
+    x = hierarchy.decode(normal(3, 4)).detach()
+    u = hierarchy.encode(x)[0]
+    expected = hierarchy.code_log_prob(u) - log_volume(hierarchy.decode, u)
+    found = manifold_density(hierarchy, x).log_prob
+    torch.testing.assert_close(found, expected.detach(), rtol=0, atol=1e-9)
 
 
 def test_the_density_on_the_manifold_is_that_of_the_projection():

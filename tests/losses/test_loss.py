@@ -55,6 +55,16 @@ def test_the_huber_penalty_follows_equation_2():
     )
 
 
+def test_a_loss_has_a_term():
+    with pytest.raises(
+        ValueError, match=r"likelihood\.weight: expected a positive .*, got 0 for all"
+    ):
+        Loss(likelihood={"weight": 0.0})
+    assert Loss(likelihood={"weight": 0.0}, off_manifold={"weight": 1.0}).terms.keys() == {
+        "off_manifold"
+    }
+
+
 def test_likelihood_training_skips_the_projection_except_in_validation():
     assert set(Loss()(encode(halving(), BATCH))) == {"loss", "likelihood", "bits_per_dim"}
     with torch.no_grad():
@@ -127,6 +137,17 @@ def test_a_trimmed_likelihood_leaves_out_the_events_of_the_lowest_density():
     kept = Loss()(encode(halving(), x[8:]))["bits_per_dim"].item()
     trimmed = Loss(likelihood={"trim": 0.2})(encode(halving(), x))
     assert trimmed["likelihood"].item() == pytest.approx(kept, rel=1e-6)
+
+
+@pytest.mark.parametrize("extreme", [1e25, math.nan])
+@pytest.mark.parametrize("noise_scale", [None, torch.linspace(0, 1, 50)])
+def test_a_trimmed_likelihood_leaves_out_events_whose_density_is_not_finite(extreme, noise_scale):
+    model, x = halving(), torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    x[2], x[7:11] = 100.0, extreme
+    encoding = replace(encode(model, x), noise_scale=noise_scale)
+    kept = torch.cat([x[:2], x[3:7], x[11:]])
+    expected = model.to_bits_per_dim(model.log_prob(kept)).mean()
+    torch.testing.assert_close(Likelihood(trim=0.1)(encoding), expected)
 
 
 def test_log_uniform_noise_without_a_penalty_takes_one_pass():

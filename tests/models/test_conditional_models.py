@@ -115,6 +115,20 @@ def test_a_model_without_a_noise_scale_refuses_one():
     ).shape == (2,)
 
 
+@pytest.mark.parametrize("columns", [0, 2])
+@pytest.mark.parametrize("value", [-0.01, 1.01, 50.0, float("nan")])
+def test_noise_scales_are_between_0_and_1(columns, value):
+    flow = SoftRealNVP(6, couplings=2, hidden=8)
+    model = Hierarchy([Stage(make_conditional(flow, columns=columns) if columns else flow, 3)])
+    x, context = torch.randn(3, 6), torch.rand(3, columns + 1)
+    assert model.log_prob(x, context).isfinite().all()
+    context[1, -1] = value
+    for method in ("log_prob", "encode", "decode", "project"):
+        event = torch.randn(3, 3) if method == "decode" else x
+        with pytest.raises(UserError, match=r"context: expected noise scales from 0 to 1 .*, got"):
+            getattr(model, method)(event, context=context)
+
+
 def test_stages_without_a_noise_scale_ignore_that_of_others():
     model = perturb(Hierarchy([Stage(RealNVP(4), 3), Stage(SoftRealNVP(3), 3)]))
     x, scale = torch.randn(5, 4), torch.linspace(0, 1, 5)[:, None]

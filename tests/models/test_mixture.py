@@ -80,3 +80,12 @@ def test_penalties_are_weighted_by_responsibilities():
     values = Loss(reconstruction={"penalty": "mse", "weight": 2.0})(encoding)
     assert_close(values["mse"], (shares * errors).sum(0).mean())
     assert_close(values["loss"], made.bits_per_dim(x).mean() + 2 * values["mse"])
+
+
+def test_the_penalty_does_not_move_the_responsibilities():
+    made, x = mixture(), torch.randn(20, 2).double()
+    encoding = encode(made, x)
+    Reconstruction(penalty="mse", weight=1.0)(encoding).backward(retain_graph=True)
+    assert made.logits.grad is None or not made.logits.grad.any()
+    encoding.log_prob.sum().backward()
+    assert made.logits.grad.abs().max() > 0.01

@@ -1,11 +1,15 @@
+import numpy as np
 import pytest
 import torch
 from resumable import settings
 
+from submanifold.common.errors import UserError
+from submanifold.data.arrays import with_context
+from submanifold.data.batches import Batches
 from submanifold.flows import Glow
 from submanifold.losses import Loss
 from submanifold.models import Hierarchy, Stage
-from submanifold.training import Phase, Trainer
+from submanifold.training import Phase, Trainer, checkpoint
 
 
 def trainer(seed, kind):
@@ -47,3 +51,36 @@ def test_a_restored_training_takes_the_same_steps(tmp_path, kind):
     advance(restored, range(3, 6))
     assert all(map(torch.equal, restored.weights, full.weights))
     assert all(map(torch.equal, restored.average, full.average))
+
+
+ROWS = np.random.default_rng(0).normal(size=(5000, 8)).astype(np.float32)
+PIXELS = np.random.default_rng(0).integers(0, 256, (200, 3, 4, 4), dtype=np.uint8)
+CLASSES = np.arange(5000) % 3
+
+
+def with_another_row(array):
+    changed = array.copy()
+    changed[-1] = array[0]
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("array", "changed", "name"),
+    [
+        (ROWS, with_another_row(ROWS), "data"),
+        (PIXELS, with_another_row(PIXELS), "data"),
+        (with_context(ROWS, CLASSES), with_context(ROWS, with_another_row(CLASSES)), "context"),
+        (
+            with_context(ROWS, ROWS[:, :2]),
+            with_context(ROWS, with_another_row(ROWS[:, :2])),
+            "context",
+        ),
+    ],
+    ids=["rows", "images", "classes", "variables"],
+)
+def test_data_of_another_training_differ_in_one_event(tmp_path, array, changed, name):
+    path = tmp_path / "last.safetensors"
+    checkpoint.write(path, Batches(array, 4).identity, {})
+    assert checkpoint.read(Batches(array, 4).identity, path) is not None
+    with pytest.raises(UserError, match=f"this training, got one with other {name}"):
+        checkpoint.read(Batches(changed, 4).identity, path)

@@ -5,6 +5,7 @@ host on a GPU. Mixing devices raises too.
 """
 
 import contextlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from strategies import SMALL_FLOWS
+from submanifold.common.device import choose_precision
 from submanifold.flows import FLOWS, Injection
 from submanifold.flows.registry import SELECTABLE
 from submanifold.geometry.linearization import Linearization
@@ -79,3 +81,14 @@ def test_jacobian_products_stay_on_the_device(on_meta):
     u = torch.randn(4, 6, device=on_meta)
     at = Linearization(model.decode, u)
     assert at.vjp(at.jvp(u)).device.type == "meta"
+
+
+@pytest.mark.parametrize("is_emulated", [False, True])
+def test_bfloat16_is_used_where_it_is_not_emulated(is_emulated, monkeypatch):
+    def is_supported(including_emulation=True):
+        return including_emulation or not is_emulated
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_supported)
+    weight = SimpleNamespace(dtype=torch.float32, device=torch.device("cuda"))
+    expected = torch.float32 if is_emulated else torch.bfloat16
+    assert choose_precision("auto", weight) == expected

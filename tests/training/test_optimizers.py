@@ -9,7 +9,6 @@ from submanifold.models import Hierarchy, Stage
 from submanifold.training import optimizers
 from submanifold.training.optimizers import (
     ITERATIONS,
-    WEIGHT_DECAY,
     Muon,
     matrices_of,
     optimizers_for,
@@ -65,7 +64,7 @@ def test_a_convolution_is_updated_as_a_matrix_in_any_memory_format():
     other = nn.Parameter(start.contiguous(memory_format=torch.channels_last))
     other.grad = torch.randn(6, 36, generator=torch.Generator().manual_seed(0)).view_as(other)
     Muon([other], 0.1).step()
-    decayed = flat - WEIGHT_DECAY * 0.1 * start.flatten(1)
+    decayed = flat - 0.3 * 0.1 * start.flatten(1)
     torch.testing.assert_close(other.flatten(1), decayed)
 
 
@@ -82,6 +81,18 @@ def test_muon_updates_matrices_of_coupling_networks_and_adam_the_rest():
     assert {id(p) for p in held[0] + held[1]} == {id(p) for p in model.parameters()}
     assert all(p.ndim > 1 for p in held[0])
     assert (muon.defaults["lr"], adam.defaults["lr"]) == (0.02, 0.01)
+
+
+@pytest.mark.parametrize(("muon_lr", "rate"), [(0.02, 0.05), (None, 0.001)])
+def test_beside_muon_second_moments_are_averaged_over_twenty_steps(muon_lr, rate):
+    model = hierarchy()
+    optimizer = optimizers_for(model, 0.01, muon_lr)[-1]
+    weight = optimizer.param_groups[0]["params"][0]
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    moments = optimizer.state[weight]
+    torch.testing.assert_close(moments["exp_avg"], 0.1 * weight.grad)
+    torch.testing.assert_close(moments["exp_avg_sq"], rate * weight.grad)
 
 
 def test_a_step_orthogonalizes_each_shape_at_once_and_adam_is_fused(monkeypatch):

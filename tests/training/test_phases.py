@@ -1,6 +1,9 @@
 import copy
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
+import numpy as np
 import pytest
 import torch
 from resumable import MODEL, phase, smooth_images
@@ -8,8 +11,10 @@ from resumable import MODEL, phase, smooth_images
 from splits import as_maps, checked_splits
 from submanifold.common.errors import UserError
 from submanifold.data.batches import Batches
+from submanifold.data.tables import Preprocessor
 from submanifold.losses import encode
 from submanifold.losses.terms import Likelihood
+from submanifold.models import ModelSettings
 from submanifold.training import RotationSettings
 from submanifold.training import phases as module
 from submanifold.training.phases import encode_rows, train_phase, train_phases
@@ -57,10 +62,18 @@ def test_a_phase_starts_with_the_weights_of_the_previous_one(tmp_path, first):
     assert len(first.stages) == 1
     again, history = run(phase(1, **FROZEN), first, tmp_path, seed=8)
     assert_unchanged(again, weights(first))
-    assert (history["steps_trained"], history["best_step"]) == (4, 4)
+    assert history["steps_trained"] == 4
+    assert [row["step"] for row in history["valid"]] == [0, 4]
     assert (history["stages"], history["terms"]) == ([1], ["likelihood", "reconstruction"])
     terms = phase(1)(encode(first, Batches(IMAGES[20:], 16, 8 + 2**32).at(3)[0]))
     assert history["train"][-1]["loss"] == pytest.approx(terms["loss"].item(), rel=1e-6)
+
+
+def test_a_phase_that_finds_no_better_weights_keeps_those_it_starts_from(tmp_path, first):
+    harmful = phase(1, learning_rate=0.5, muon_lr=None, warmup=0, steps=4, validate_every=2)
+    again, history = run(harmful, first, tmp_path)
+    assert (history["best_step"], history["steps_trained"]) == (0, 4)
+    assert same(again, weights(first))
 
 
 def test_a_setting_is_the_number_of_rows_of_a_validation(tmp_path, first):
@@ -182,8 +195,48 @@ def test_a_folder_is_locked_while_a_rotation_is_fitted(tmp_path, first, monkeypa
     assert locks == [True]
 
 
+def test_threads_train_at_the_same_time_with_their_seeds(tmp_path):
+    started, finished = Event(), Event()
+
+    def train(kind, seed, on_log=None):
+        device, folder = torch.device("cpu"), tmp_path / kind / str(seed)
+        how, name = phase(1, 2, steps=6), "phase"
+        arguments = IMAGES[20:], IMAGES[:20], seed, device, folder, name, on_log
+        return train_phase(how, MODEL, None, *arguments)[0]
+
+    def wait_for_the_other(name, step, row):
+        started.set()
+        assert finished.wait(20), "the other training waits"
+
+    alone = [train("alone", seed) for seed in (7, 8)]
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(train, "together", 7, wait_for_the_other)
+        assert started.wait(20)
+        together = [train("together", 8)]
+        finished.set()
+        together.insert(0, first.result())
+    for model, expected in zip(together, alone, strict=True):
+        for weight, other in zip(model.parameters(), expected.parameters(), strict=True):
+            torch.testing.assert_close(weight, other)
+
+
 def test_a_trimmed_likelihood_is_of_the_whole_batch(tmp_path):
     parts = phase(1, grad_accumulation_steps=4)
     trimmed = parts.model_copy(update={"likelihood": Likelihood(trim=0.4)})
     with pytest.raises(UserError, match=r"likelihood\.trim: expected 0 with batches in 4 parts"):
         run(trimmed, None, tmp_path)
+
+
+@pytest.mark.parametrize("is_redrawn", [False, True])
+def test_rows_of_a_table_have_other_noise_in_each_step(tmp_path, is_redrawn):
+    """With all rows in each batch and unchanged weights the loss depends on the noise alone."""
+    rows = np.random.default_rng(0).integers(0, 4, (60, 3)).astype(float)
+    table = Preprocessor.fit(rows)
+    events = table.transform(rows, salt=np.arange(60))
+    model = ModelSettings(stages=[{"flow": {"type": "realnvp", "couplings": 2}, "dim": 2}])
+    how = phase(1, weight=0, **{**FROZEN, "steps": 20, "validate_every": 20, "batch_size": 60})
+    place = 7, torch.device("cpu"), tmp_path, "phase"
+    table = table if is_redrawn else None
+    _, history = train_phase(how, model, None, events, events, *place, table=table)
+    first, second = (row["loss"] for row in history["train"])
+    assert (abs(first - second) > 1e-4) == is_redrawn

@@ -1,3 +1,6 @@
+import copy
+
+import numpy as np
 import pytest
 import torch
 from resumable import MODEL, phase, smooth_images
@@ -6,7 +9,7 @@ from strategies import affine, perturb
 from submanifold.common.errors import UserError
 from submanifold.data.batches import Batches
 from submanifold.evaluation.baselines import PCA
-from submanifold.flows import Glow
+from submanifold.flows import Affine, Glow, RealNVP
 from submanifold.flows.orthogonal import tail_sums
 from submanifold.geometry.linearization import jvp
 from submanifold.models import Hierarchy, Stage
@@ -48,6 +51,38 @@ def test_rotating_a_flow_of_linear_gaussian_data_is_pca():
     for d, predicted in zip(found["dims"], found["mse"], strict=True):
         assert predicted == pytest.approx(expected[d].item(), rel=0.05, abs=1e-9)
     assert torch.allclose(model.stages[0].rotation.eigenvalues, pca.variances.float(), rtol=0.05)
+
+
+@pytest.mark.parametrize("largest_matrix", [12288, 2], ids=["all axes", "leading axes"])
+def test_a_second_rotation_composes_with_the_first(largest_matrix, monkeypatch):
+    monkeypatch.setattr("submanifold.models.stage.LARGEST_MATRIX", largest_matrix)
+    x, model = linear_gaussian(6, 5000, leading=1)
+    expected, _ = PCA.fit([x]).error_curve([x])
+    assert error(model, 1, x) > 1.2 * expected[1].item(), "before, the axes are others"
+    for seed in (0, 1):
+        fit_rotation(model, Batches(x.numpy(), 100, seed), probes=10000)
+        for d in (1, 2):
+            assert error(model, d, x) == pytest.approx(expected[d].item(), rel=0.02)
+
+
+class Spiky(Affine):
+    """A linear flow with a nearly singular decoder at a few events."""
+
+    def inverse(self, z, context=None):
+        x = super().inverse(z, context)
+        return torch.where(z[:, :1] > 1.7, 1e3 * x.flip(1), x)
+
+
+def test_probes_at_nearly_singular_events_choose_no_axis():
+    x, plain = linear_gaussian(6, 5000)
+    spiky = Spiky(6)
+    spiky.load_state_dict(plain.stages[0].flows[0].state_dict())
+    model = Hierarchy([Stage(spiky, 3)])
+    for hierarchy in (plain, model):
+        fitted = fit_rotation(hierarchy, Batches(x.numpy(), 100), probes=8000)
+    assert 0.02 < fitted["left_out"] / 8000 < 0.08
+    eigenvalues, expected = (h.stages[0].rotation.eigenvalues for h in (model, plain))
+    torch.testing.assert_close(eigenvalues, expected, rtol=0.2, atol=1e-3)
 
 
 @torch.no_grad()
@@ -108,6 +143,27 @@ def test_u_and_v_are_rotated_separately_if_their_scales_differ():
     assert torch.allclose(model.encoder_projection(x), projected, atol=1e-4)
     matrix = model.stages[0].rotation.matrix
     assert matrix[:40, 40:].abs().max() == 0 == matrix[40:, :40].abs().max()
+
+
+class Overflowing(RealNVP):
+    """A flow whose decoder overflows in some of its calls: all of them, or two of three."""
+
+    def __init__(self, dim: int, every: int = 1):
+        super().__init__(dim, couplings=2)
+        self.every, self.calls = every, 0
+
+    def inverse(self, z, context=None):
+        self.calls += 1
+        return super().inverse(z, context) * (1.0 if self.calls % self.every else torch.inf)
+
+
+def test_probes_that_are_not_finite_are_left_out_or_one_message():
+    rows = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
+    with pytest.raises(UserError, match=r"rotation: expected finite derivatives .*, got none"):
+        fit_rotation(Hierarchy([Stage(Overflowing(4), 2)]), Batches(rows, 16), 640)
+    model = Hierarchy([Stage(Overflowing(4, every=3), 2)])
+    assert fit_rotation(model, Batches(rows, 16), 640)["left_out"] >= 192
+    assert model.stages[0].rotation.eigenvalues.isfinite().all()
 
 
 class KilledError(Exception):
@@ -196,3 +252,19 @@ def test_a_second_stage_trains_in_the_metric_of_the_first(trained, tmp_path):
     assert final.eigenvalues.shape == (6,)
     assert (final.bits_per_dim(x) - full.bits_per_dim(x)).abs().max() < 1e-5
     assert history["rotation"]["mse"][-1] == 0
+
+
+def test_probes_depend_on_the_seed_and_on_the_phase(trained, tmp_path):
+    def rotate(model, seed, folder):
+        settings = RotationSettings(rotate=1, probes=256)
+        path = tmp_path / folder
+        return rotate_phase(settings, model, IMAGES[20:], seed, CPU, path, folder)[0]
+
+    first, again = rotate(trained, 7, "first"), rotate(trained, 7, "again")
+    other_seed, other_phase = rotate(trained, 8, "seed"), copy.deepcopy(trained)
+    other_phase.notes = {"phases": 2 * trained.notes["phases"]}
+    other_phase = rotate(other_phase, 7, "phase")
+    eigenvalues = first.stages[0].rotation.eigenvalues
+    assert torch.equal(again.stages[0].rotation.eigenvalues, eigenvalues)
+    for model in (other_seed, other_phase):
+        assert not torch.allclose(model.stages[0].rotation.eigenvalues, eigenvalues, rtol=0.01)

@@ -1,6 +1,7 @@
 import logging
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from pydantic import ValidationError
 
 from submanifold.common.errors import UserError
 from submanifold.data.batches import Batches
-from submanifold.flows import FLOWS, RealNVP
-from submanifold.losses import Loss
+from submanifold.evaluation.likelihood import log_prob
+from submanifold.evaluation.scores import best_noise_scale
+from submanifold.flows import FLOWS, Affine, RealNVP, SoftRealNVP
+from submanifold.losses import InputNoise, Loss
 from submanifold.models import Hierarchy, Stage
 from submanifold.training import Phase, Trainer, fit, monitor
 from submanifold.training.trainer import validate
@@ -37,10 +40,10 @@ def small(couplings=2, dim=4, width=8, d=2, seed=0):
     return Hierarchy([Stage(RealNVP(dim, couplings, width), d)])
 
 
-def run(folder, loss=MSE, hierarchy=None, on_log=None, rows=None, seed=1, **changes):
+def run(folder, loss=MSE, hierarchy=None, on_log=None, rows=None, seed=1, held_out=None, **changes):
     hierarchy = hierarchy or small()
     train = Batches(data() if rows is None else rows, 16, seed=seed)
-    valid = Batches(data(40, seed=5), 16)
+    valid = Batches(data(40, seed=5) if held_out is None else held_out, 16)
     how = settings(**changes)
     phase = Phase(hierarchy, loss, how)
     return hierarchy, fit(phase, train, valid, folder, "stage_1", on_log)
@@ -98,6 +101,96 @@ def test_the_weights_of_the_best_validation_are_kept(tmp_path):
     assert left["loss"] == pytest.approx(losses[best], rel=1e-6)
 
 
+@pytest.mark.parametrize("extreme", [1e25, math.nan])
+def test_validation_events_whose_loss_is_not_finite_are_counted_and_left_out(
+    tmp_path, caplog, extreme
+):
+    rows = data(40, seed=5)
+    rows[17, 1] = extreme
+    with caplog.at_level(logging.WARNING, "submanifold"):
+        _, history = run(tmp_path / "extreme", held_out=rows)
+    assert caplog.text.count("loss of 1 validation events is not finite") == 1
+    assert {*history["warnings"]} == {"not_finite"}
+    _, expected = run(tmp_path / "others", held_out=np.delete(rows, 17, 0))
+    assert history["best_step"] == expected["best_step"] == 30
+    for row, of_others in zip(history["valid"], expected["valid"], strict=True):
+        assert row["not_finite"] == 1
+        assert row["loss"] == pytest.approx(of_others["loss"], rel=1e-5)
+        assert row["mse"] == pytest.approx(of_others["mse"], rel=1e-5)
+
+
+def test_the_best_validation_is_at_the_noise_scale_that_scores(tmp_path):
+    torch.manual_seed(0)
+    model = Hierarchy([Stage(SoftRealNVP(4, couplings=4, hidden=32, mixing=True), 2)])
+    how, held_out = settings(ema=0.9), data(60, seed=5)
+    phase = Phase(model, Loss(), how, noise=InputNoise(1.0, 0.01))
+    history = fit(phase, Batches(data(60), 64), Batches(held_out, 64), tmp_path)
+    losses, scored = (
+        {row["step"]: row[name] for row in history["valid"]} for name in ("loss", "scored_loss")
+    )
+    assert history["best_step"] == min(scored, key=scored.get) != min(losses, key=losses.get)
+    scale = best_noise_scale(model, held_out)
+    with torch.no_grad():
+        log_probs = log_prob(model, torch.from_numpy(held_out), noise_scale=scale)
+    bits = model.to_bits_per_dim(log_probs).mean().item()
+    assert bits == pytest.approx(min(scored.values()), rel=1e-5)
+
+
+class FaultyValidation:
+    """A loss that is not a number in some of the validations."""
+
+    def __init__(self, bad):
+        self.bad, self.seen = bad, set()
+
+    def __call__(self, encoding):
+        values = MSE(encoding)
+        if not torch.is_grad_enabled():
+            self.seen.add(sum(weight.sum().item() for weight in encoding.model.parameters()))
+            if len(self.seen) in self.bad:
+                values["loss"] = values["loss"] * math.nan
+        return values
+
+
+@pytest.mark.parametrize(
+    ("bad", "rollbacks", "best"),
+    [
+        ({1}, 1, 30),  # the weights of a first validation without a finite loss are never kept
+        ({2}, 0, 30),  # a single one
+        ({3}, 0, 20),
+        ({2, 3}, 1, 30),
+    ],
+)
+def test_validations_that_are_not_finite_are_never_the_best(tmp_path, bad, rollbacks, best):
+    hierarchy, history = run(tmp_path, FaultyValidation(bad))
+    assert (history["rollbacks"], history["best_step"]) == (rollbacks, best)
+    losses = {row["step"]: row["loss"] for row in history["valid"]}
+    assert evaluate(hierarchy)["loss"] == pytest.approx(losses[best], rel=1e-6)
+
+
+def test_a_first_validation_that_is_not_a_number_is_replaced():
+    trainer, valid = Trainer(Phase(small(), FaultyValidation({1}), settings())), Batches(data(), 96)
+    assert math.isnan(trainer.validate(valid)["loss"])
+    trainer.step(torch.from_numpy(data()))
+    assert math.isfinite(trainer.validate(valid)["loss"])
+    assert trainer.state.best_step == 1
+
+
+def test_a_validation_is_the_mean_over_events_in_batches_of_any_size():
+    phase, rows = Phase(small(), MSE, settings()), data(40, seed=5)
+    rows[32:] *= 3
+    whole = validate(phase, Batches(rows, 40))
+    assert validate(phase, Batches(rows, 16)) == pytest.approx(whole, rel=1e-5)
+
+
+def test_a_rollback_without_an_intact_checkpoint_is_an_error(tmp_path):
+    def damage(step, row):
+        for path in tmp_path.glob("*.safetensors"):
+            path.write_bytes(torn(path.read_bytes()))
+
+    with pytest.raises(UserError, match=r"intact checkpoint .* stage_1 was not finite at step 30"):
+        run(tmp_path, Faulty(bad=range(11, 31)), on_log=damage)
+
+
 def test_averaged_weights_are_validated_and_kept(tmp_path):
     loss = Faulty(())
     hierarchy, history = run(tmp_path, loss, ema=0.9, steps=20)
@@ -118,6 +211,24 @@ def test_averaged_weights_are_validated_and_kept(tmp_path):
     stored, _ = run(tmp_path / "ten", loss, ema=0.9, steps=10)
     for kept, expected in zip(stored.parameters(), average, strict=True):
         torch.testing.assert_close(kept.detach(), expected, rtol=0, atol=1e-6)
+
+
+def test_the_average_begins_with_the_initialized_weights(tmp_path):
+    model = Hierarchy([Stage(Affine(4), 2)])
+    run(tmp_path, hierarchy=model, rows=data(16) + 5, steps=1, learning_rate=1e-12, ema=0.99)
+    mean = torch.from_numpy(data(16) + 5).mean(0)
+    torch.testing.assert_close(model.stages[0].flows[0].norm.shift.detach(), mean)
+
+
+def test_noise_conditional_flows_are_initialized_at_the_noise_scales_of_training(tmp_path):
+    """Log-uniform scales s from 0.01 to 1 have E[s^2] = (1 - 0.01^2) / (2 log 100)."""
+    model = Hierarchy([Stage(SoftRealNVP(4, couplings=1, hidden=8, mixing=True), 2)])
+    how, rows = settings(steps=1, learning_rate=1e-12), np.zeros((2000, 4), np.float32)
+    phase = Phase(model, Loss(), how, noise=InputNoise(1.0, 0.01))
+    fit(phase, Batches(rows, 500), Batches(rows[:20], 20), tmp_path)
+    norm = model.stages[0].flows[0].bijections[0].norm
+    variances = (-2 * norm.log_scale.detach()).exp()
+    assert variances.tolist() == pytest.approx(4 * [1 / (2 * math.log(100))], rel=0.2)
 
 
 @pytest.mark.parametrize("clip", [0.01, 0.5, 1e9])
@@ -237,12 +348,25 @@ def test_the_learning_rate_warms_up_stays_and_cools_down(changes, expected):
 def test_a_span_is_inside_the_schedule():
     with pytest.raises(ValidationError, match=r"span\.1\s+Input should be less than or equal to 1"):
         settings(span=(0, 1.5))
+    for span in ((0.9, 0.1), (0.5, 0.5)):
+        with pytest.raises(ValueError, match=r"span: expected a start below the end, got \["):
+            settings(span=span)
 
 
 WEIGHTS = "architecture or initial weights"
+
+
+def with_another_value(change):
+    rows = data()
+    rows[-1, 1] += change
+    return rows
+
+
 OTHERS = [
     ("data", {"rows": data(seed=2)}),
-    ("rows", {"rows": data(80)}),
+    ("data", {"rows": with_another_value(0.5)}),
+    ("data", {"rows": 1e-5 * data(seed=2), "trained": 1e-5 * data()}),
+    ("rows, data", {"rows": data(80)}),
     ("seed", {"seed": 2}),
     ("dim", {"hierarchy": small(d=3)}),
     *((WEIGHTS, {"hierarchy": small(**other)}) for other in (
@@ -254,13 +378,35 @@ OTHERS = [
 
 @pytest.mark.parametrize(("name", "changes"), OTHERS)
 def test_a_checkpoint_of_another_training_is_refused(tmp_path, name, changes, caplog):
-    run(tmp_path, steps=10)
+    changes = {"trained": data(), **changes}
+    rows = changes.pop("trained")
+    run(tmp_path, steps=10, rows=rows)
     with caplog.at_level(logging.INFO, "submanifold"):
-        _, again = run(tmp_path, steps=10, rows=data() * np.float32(1 + 1e-5))  # rounding
+        _, again = run(tmp_path, steps=10, rows=rows * np.float32(1 + 1e-5))  # rounding
     assert again["steps_trained"] == 0
     assert f"delete {tmp_path} to train again" in caplog.text
     with pytest.raises(UserError, match=rf"expected .* this training, got one with other {name}\."):
         run(tmp_path, **{"steps": 10, **changes})
+
+
+def outer(seed):
+    torch.manual_seed(seed)
+    return Hierarchy([Stage(RealNVP(6, couplings=2, mixing=True), 4)])
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("input_noise", {"noise": InputNoise(0.2, 0.01)}),
+        ("input_noise_min", {"noise": InputNoise(0.1, 0.02)}),
+        (WEIGHTS, {"outer": outer(1)}),
+    ],
+)
+def test_the_noise_and_the_frozen_stages_are_those_of_the_checkpoint(name, changes):
+    train = Batches(data(), 16)
+    phase = Phase(small(), MSE, settings(), outer(0), InputNoise(0.1, 0.01))
+    identities = phase.identity(train), replace(phase, **changes).identity(train)
+    assert [key for key, value in identities[0].items() if value != identities[1][key]] == [name]
 
 
 class Unstable(RealNVP):

@@ -46,9 +46,27 @@ def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextMan
     return torch.autocast(device.type, precision, precision == torch.bfloat16)
 
 
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generators in a block, for one thread at a time, and restore them."""
-    with _GENERATORS, torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
+class SeededRandom:
+    """Torch's global generators in blocks, from a seed and apart from the rest of the process.
+
+    A block continues the random numbers of the one before it. Threads wait for the blocks of each
+    other.
+    """
+
+    def __init__(self, seed: int, device: torch.device):
+        self._seed, self._devices = seed, [device] if device.type == "cuda" else []
+        self._states: list[Tensor] = []  # on the CPU and the device, after the last block
+
+    @contextmanager
+    def block(self) -> Iterator[None]:
+        """Draw the global random numbers in this context."""
+        with _GENERATORS, torch.random.fork_rng(self._devices):
+            if self._states:
+                torch.set_rng_state(self._states[0])
+                for device, state in zip(self._devices, self._states[1:], strict=True):
+                    torch.cuda.set_rng_state(state, device)
+            else:
+                torch.manual_seed(self._seed)
+            yield
+            on_devices = map(torch.cuda.get_rng_state, self._devices)
+            self._states = [torch.get_rng_state(), *on_devices]

@@ -1,5 +1,7 @@
 """Reproducible batches of images or vectors, and dequantization."""
 
+import hashlib
+import math
 import zlib
 from collections.abc import Callable, Iterator
 
@@ -12,6 +14,7 @@ from submanifold.common.threads import tuned
 from submanifold.data.arrays import context_of_array
 
 DEVICE_BYTES = 4 * 2**30
+SUMS, CHUNK = 16, 4096  # numbers of a summary, and rows that are summarized at once
 
 Batch = tuple[Tensor, Tensor | None]
 """Events (batch, ...), and the context of each; None if the array has none."""
@@ -46,7 +49,7 @@ class Batches:
         if not len(array):
             raise unexpected("array", "at least one row", "none")
         self.device = torch.device(device)
-        self.seed, self.redraw = seed, redraw
+        self.array, self.seed, self.redraw = array, seed, redraw
         self.batch_size = min(batch_size, len(array))
         self.steps_per_epoch = len(array) // self.batch_size
         self.rows = torch.from_numpy(array)
@@ -66,10 +69,14 @@ class Batches:
 
     @property
     def identity(self) -> dict[str, object]:
-        """What distinguishes these batches from others: seed, number, and 64 values of items."""
-        values = self.rows[:64].flatten()
-        chosen = values[torch.linspace(0, len(values) - 1, 64).long()].tolist()
-        return {"seed": self.seed, "rows": len(self), "data": chosen}
+        """What distinguishes these batches from others: seed, number, items and contexts."""
+        context = context_of_array(self.array)
+        return {
+            "seed": self.seed,
+            "rows": len(self),
+            "data": summarize(self.array),
+            "context": None if context is None else summarize(context),
+        }
 
     def __iter__(self) -> Iterator[Batch]:
         return self.in_order()
@@ -107,6 +114,27 @@ class Batches:
             return rows
         drawn, _ = self.redraw(rows.cpu().numpy(), _mix(self.seed, salt))
         return torch.from_numpy(drawn).to(self.device)
+
+
+def summarize(array: np.ndarray) -> str | list[float]:
+    """Summarize all numbers of an array (N, ...): a hash of integers, random sums of floats.
+
+    The floats are added with random signs, so that each of them changes every sum, and rounding
+    errors change the sums as little as the floats. Those that are not finite count as 0.
+    """
+    chunks = (np.asarray(array[start : start + CHUNK]) for start in range(0, len(array), CHUNK))
+    if not np.issubdtype(array.dtype, np.floating):
+        digest = hashlib.sha256()
+        for chunk in chunks:
+            digest.update(np.ascontiguousarray(chunk).data)
+        return digest.hexdigest()
+    rng = np.random.default_rng(0)
+    of_columns = rng.choice([-1.0, 1.0], (math.prod(array.shape[1:]), SUMS))
+    sums = np.zeros(SUMS)
+    for chunk in chunks:
+        numbers = np.nan_to_num(chunk.reshape(len(chunk), -1), nan=0.0, posinf=0.0, neginf=0.0)
+        sums += (rng.choice([-1.0, 1.0], (len(chunk), SUMS)) * (numbers @ of_columns)).sum(0)
+    return sums.tolist()
 
 
 def dequantize(pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -140,16 +140,20 @@ def missing_offsets(model: Model, events: np.ndarray) -> list[float]:
     """Fit the mean increase of ``smoothed_density`` by a missing value of each column, nats.
 
     A row with missing values is rarer than one without, and has fewer numbers to describe; neither
-    makes it an anomaly. Huber regression on the scores of training rows (N, D).
+    makes it an anomaly. Huber regression on the finite scores of training rows (N, D).
     """
     table = table_of(model)
     if table is None or not (is_missing := table.missing(as_input(events).numpy())).any():
         return []
     model.calibration.pop(MISSING_OFFSETS, None)
     values = score(model, events, (SMOOTHED_DENSITY,))[SMOOTHED_DENSITY]
+    is_finite = np.isfinite(values)
+    if not is_finite.any():
+        return []
     from sklearn.linear_model import HuberRegressor  # loads in half a second
 
-    return HuberRegressor(alpha=RIDGE).fit(is_missing, values).coef_.tolist()
+    fitted = HuberRegressor(alpha=RIDGE).fit(is_missing[is_finite], values[is_finite])
+    return fitted.coef_.tolist()
 
 
 def leading_spectrum(

@@ -91,6 +91,8 @@ class Flow(Bijection):
         if context.shape[1:] == (columns + 1,):
             values, scale = context.split([columns, 1], 1)
             values = values[:, 0].long() if embedding and embedding.classes else values
+            if self.takes_noise_scale:
+                _check_noise_scale(scale)
         elif not embedding:
             expected = "a noise scale, floats of shape (batch, 1), for an unconditional flow"
             got = f"{context.dtype} of shape {tuple(context.shape)}"
@@ -110,6 +112,18 @@ class Flow(Bijection):
             )
         for module in parts:
             module.add_context(size)
+
+
+def _check_noise_scale(scale: Tensor) -> None:
+    """Raise :class:`UserError` for noise scales outside of [0, 1], such as another variable."""
+    # elsewhere the check would wait for the device, and a graph has no values
+    if scale.device.type != "cpu" or isinstance(scale.shape[0], torch.SymInt) or not len(scale):
+        return
+    low, high = scale.aminmax()
+    if not (low >= 0 and high <= 1):
+        expected = "noise scales from 0 to 1 in its last column"
+        fix = "Correct them, or omit the column"
+        raise unexpected("context", expected, f"{low.item():g} to {high.item():g}", fix)
 
 
 class Injection(Flow):

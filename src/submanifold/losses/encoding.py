@@ -102,6 +102,21 @@ class InputNoise:
         return h + self.scale * noise, scale
 
 
+@dataclass(frozen=True)
+class ScoringScale(InputNoise):
+    """No noise, and one noise scale for all events, as in :func:`.likelihood.log_prob`.
+
+    Attributes:
+        chosen: The noise scale, in [0, 1].
+    """
+
+    chosen: float = 0.0
+
+    def add(self, model: Any, h: Tensor, draw: Draw) -> tuple[Tensor, Tensor | None]:
+        """Return the events and their noise scale (batch,)."""
+        return h, h.new_full(h.shape[:1], self.chosen)
+
+
 def draws(h: Tensor, generator: torch.Generator | None = None, shard: Shard = WHOLE_BATCH) -> Draw:
     """Return the function that draws random numbers for events h, a shard of a training batch.
 

@@ -1,10 +1,12 @@
 """The loss of Algorithm 1: the negative log-likelihood and penalties, a function of an encoding."""
 
-from typing import Any
+from typing import Any, Self
 
 import torch
+from pydantic import model_validator
 from torch import Tensor
 
+from submanifold.common.errors import unexpected
 from submanifold.common.settings import Settings
 from submanifold.losses.encoding import Encoding
 from submanifold.losses.reconstruction import Reconstruction, weighted_mean
@@ -35,6 +37,13 @@ class Loss(Settings):
     manifold_likelihood: ManifoldLikelihood = ManifoldLikelihood()
     non_orthogonality: NonOrthogonality = NonOrthogonality()
     off_diagonal: OffDiagonal = OffDiagonal()
+
+    @model_validator(mode="after")
+    def _check_terms(self) -> Self:
+        if not self.terms:
+            expected = "a positive weight of this or of another term"
+            raise unexpected("likelihood.weight", expected, "0 for all")
+        return self
 
     def __call__(self, encoding: Encoding) -> dict[str, Tensor]:
         """Compute the loss and its terms, means over the batch.

@@ -65,11 +65,16 @@ class OffManifold(Term):
 
 
 def _residuals(values: Tensor, scale: Tensor | None) -> Tensor:
-    """Subtract a quadratic least-squares fit to the scale, all (batch,), from values."""
-    if scale is None:
-        return values
-    powers = torch.stack([torch.ones_like(scale), scale, scale.square()], 1).double()
-    y = values.nan_to_num().double()
-    # the normal equations need no least-squares driver of the device
-    gram = powers.T @ powers + 1e-6 * torch.eye(3, dtype=y.dtype, device=y.device)
-    return y - powers @ torch.linalg.solve(gram, powers.T @ y)
+    """Subtract a quadratic least-squares fit to the scale, all (batch,), from values.
+
+    Values that are not finite do not determine the fit, and are the lowest.
+    """
+    is_finite = values.isfinite()
+    y = values.where(is_finite, 0.0).double()
+    if scale is not None:
+        powers = torch.stack([torch.ones_like(scale), scale, scale.square()], 1).double()
+        fitted = powers * is_finite[:, None]
+        # the normal equations need no least-squares driver of the device
+        gram = fitted.T @ fitted + 1e-6 * torch.eye(3, dtype=y.dtype, device=y.device)
+        y = y - powers @ torch.linalg.solve(gram, fitted.T @ y)
+    return y.where(is_finite, -torch.inf)

@@ -45,7 +45,8 @@ def manifold_density(
     CPU.
     """
     error, unknown = x.new_zeros(x.shape[0]), x.new_full(x.shape[:1], torch.nan)
-    if model.dim == model.event_dim and not isinstance(model, Mixture):  # the manifold is R^D
+    is_injective = isinstance(model, Mixture) or not model.has_density
+    if model.dim == model.event_dim and not is_injective:  # the manifold is R^D
         return ManifoldDensity(model.log_prob(x, context), error, unknown)
     u = model.encode(x, context=context)[0]
     if isinstance(model, Mixture):

@@ -3,12 +3,14 @@
 import logging
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from submanifold.common import distributed
+from submanifold.common.device import SeededRandom
 from submanifold.common.errors import UserError
 from submanifold.common.progress import ProgressBar
 from submanifold.common.threads import ThreadTuner
@@ -29,9 +31,14 @@ Log = Callable[[int, Row], None]
 
 
 def fit(
-    phase: Phase, train: Batches, valid: Batches, folder: str | Path, name: str = "training",
+    phase: Phase,
+    train: Batches,
+    valid: Batches,
+    folder: str | Path,
+    name: str = "training",
     on_log: Log | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    random: SeededRandom | None = None,
+) -> dict[str, Any]:
     """Train the model of a phase in place, to the averaged weights of its best validation.
 
     The result is a function of the initial weights, the seed of ``train`` and the settings. A
@@ -42,7 +49,9 @@ def fit(
 
     ``folder`` has the last two checkpoints. ``on_log`` is called as (step, values) with values
     ``train.*`` and ``valid.*``; a resumed training repeats earlier rows first. It may raise to
-    interrupt the training. The first batch initializes the ``fresh`` modules of the phase.
+    interrupt the training. The first batch initializes the ``fresh`` modules of the phase; without
+    any, the weights that the phase starts from are validated, too, as step 0. ``random`` has the
+    global random numbers of that initialization; steps draw others from generators.
 
     Returns the history: ``name``, rows by step in ``train`` and ``valid``, ``best_step``,
     ``steps``, ``rollbacks``, ``warnings``, ``seconds``, and ``steps_trained`` by this call. A
@@ -59,7 +68,7 @@ def fit(
             "times training.grad_accumulation_steps), at most the number of training images, got "
             f"{train.batch_size}. Change either."
         )
-    _restore_or_initialize(trainer, train, folder, name)
+    _restore_or_initialize(trainer, train, valid, folder, name, random)
     for kind in ("train", "valid"):
         for row in getattr(trainer.state, kind):
             _log_row(kind, row, on_log)
@@ -91,6 +100,9 @@ def fit(
 
             if validates:
                 row = trainer.validate(valid)
+                if (problem := monitor.validation_divergence(state.valid)) is not None:
+                    trainer.roll_back(folder, name, problem)
+                    continue
                 for kind, text in monitor.warnings(row, state.train[-1]).items():
                     if kind not in state.warnings:
                         state.warnings[kind] = text
@@ -109,7 +121,14 @@ def fit(
             "steps_trained": max(trainer.state.step - before, 0)}  # fmt: skip
 
 
-def _restore_or_initialize(trainer: Trainer, train: Batches, folder: Path, name: str) -> None:
+def _restore_or_initialize(
+    trainer: Trainer,
+    train: Batches,
+    valid: Batches,
+    folder: Path,
+    name: str,
+    random: SeededRandom | None,
+) -> None:
     is_restored = trainer.restore(folder)
     distributed.barrier()  # before another process writes a checkpoint
     step, steps = trainer.state.step, trainer.settings.steps
@@ -120,8 +139,11 @@ def _restore_or_initialize(trainer: Trainer, train: Batches, folder: Path, name:
     else:
         if (folder / LAST).exists():
             log.warning("%s: training restarts from the beginning", name)
-        _initialize(trainer.phase, train)
+        with random.block() if random else nullcontext():
+            _initialize(trainer.phase, train)
         trainer.reset_average()
+        if trainer.phase.fresh is not None and not trainer.phase.fresh:
+            trainer.validate(valid)  # the weights of an earlier phase can be the best
         trainer.save(folder)
 
 

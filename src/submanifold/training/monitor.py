@@ -30,6 +30,16 @@ def divergence(row: Row, earlier: Sequence[Row]) -> str | None:
     return None
 
 
+def validation_divergence(rows: Sequence[Row]) -> str | None:
+    """Describe why a training has diverged, by its validations so far, or return None.
+
+    A single loss that is not finite is not divergence, except of the first validation; nor is a
+    loss far above the start, which the training data need not have.
+    """
+    is_diverged = not any(math.isfinite(row["loss"]) for row in rows[-2:])
+    return "not finite in a validation" if is_diverged else None
+
+
 def is_finite(row: Row) -> bool:
     """Whether all values of a row are finite."""
     return all(map(math.isfinite, row.values()))
@@ -57,6 +67,11 @@ def diagnose(model: Model, valid: Batches) -> Row:
 def warnings(row: Row, trained: Row) -> dict[str, str]:
     """Warnings by kind about the results of :func:`diagnose`, with the losses of both data."""
     texts, step = {}, int(row["step"])
+    if count := int(row.get("not_finite", 0)):
+        texts["not_finite"] = (
+            f"at step {step} the loss of {count} validation events is not finite: validations "
+            "leave them out. Look for extreme values among them"
+        )
     if not row["inverse_error"] <= LARGEST_INVERSE_ERROR:
         texts["inverse"] = (
             f"at step {step} the inverse differs from its input by {row['inverse_error']:.2g} "

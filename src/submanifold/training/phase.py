@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from submanifold.common.distributed import WHOLE_BATCH, Shard
+from submanifold.common.errors import unexpected
 from submanifold.common.settings import Settings
 from submanifold.data.batches import Batches
 from submanifold.flows.bijection import Context
@@ -56,6 +57,13 @@ class TrainingSettings(Settings):
     validation_rows: int = Field(default=512, gt=0)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     grad_accumulation_steps: int = Field(default=1, gt=0)
+
+    @model_validator(mode="after")
+    def _check_span(self) -> Self:
+        start, end = self.span
+        if start >= end:
+            raise unexpected("span", "a start below the end", list(self.span))
+        return self
 
     def lr_factor(self, step: int) -> float:
         """Factor on the learning rates at a step: linear warmup, constant, linear cooldown."""

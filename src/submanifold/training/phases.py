@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 
 from submanifold.common import distributed
-from submanifold.common.device import seeded
+from submanifold.common.device import SeededRandom
 from submanifold.common.errors import unexpected
 from submanifold.common.files import locked
 from submanifold.common.progress import track
@@ -92,10 +92,12 @@ def train_phase(
         expected, got = f"0 with batches in {count} parts", "a fraction of all events of a batch"
         fix = "Use one process, and training.grad_accumulation_steps=1"
         raise unexpected(f"{name}.likelihood.trim", expected, got, fix)
-    with seeded(seed, device), _locked(folder, name):
-        copied = copy.deepcopy(before)
-        full, training = assemble(phase, limited, copied, train.shape[1:], device, sizes)
-        history = fit(training, batches, validation, folder, name, on_log and partial(on_log, name))
+    random, copied = SeededRandom(seed, device), copy.deepcopy(before)
+    with _locked(folder, name):
+        with random.block():
+            full, training = assemble(phase, limited, copied, train.shape[1:], device, sizes)
+        on_row = on_log and partial(on_log, name)
+        history = fit(training, batches, validation, folder, name, on_row, random)
     history |= {"stages": list(phase.stages), "terms": list(phase.terms)}
     history["warnings"] |= warned
     full.notes = {"phases": [*done, {"stages": history["stages"], **training.model.notes}]}

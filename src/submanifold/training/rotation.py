@@ -13,6 +13,7 @@ from torch import Tensor
 
 from submanifold.common import distributed
 from submanifold.common.device import autocast, choose_precision
+from submanifold.common.errors import unexpected
 from submanifold.common.progress import ProgressBar
 from submanifold.common.settings import Settings
 from submanifold.common.threads import ThreadTuner
@@ -107,7 +108,9 @@ def fit_rotation(
             with tuner.unit():
                 computed = draw_probes(model, batches, outer, number).float()
             norms = computed.square().sum(1)
-            inliers = computed[norms <= LARGEST_RATIO * norms.nanmedian()]
+            is_finite = norms.isfinite()
+            limit = LARGEST_RATIO * norms[is_finite].median()
+            inliers = computed[is_finite & (norms <= limit)]
             drawn.append(inliers.to(precision))
             meter.update(len(computed))
             if path and time.monotonic() - saved > SAVE_EVERY:
@@ -117,7 +120,12 @@ def fit_rotation(
     decomposed, kept = time.monotonic(), sum(map(len, drawn))
     held_out = drawn[every - 1 :: every]
     others = [rows for number, rows in enumerate(drawn) if number % every < every - 1]
-    mse = _set_rotation(stage, torch.cat(others or held_out), torch.cat(held_out))
+    fitting, testing = torch.cat(others or held_out), torch.cat(held_out)
+    if min(len(fitting), len(testing)) < 2:
+        fix = "Train this stage again, with a lower training.learning_rate"
+        expected = "finite derivatives of the decoder"
+        raise unexpected(name, expected, f"{kept or 'none'} in {total} probes", fix)
+    mse = _set_rotation(stage, fitting, testing)
     spaced = {round(stage.latent_dim ** (n / CURVE_POINTS)) for n in range(CURVE_POINTS + 1)}
     dims = sorted(d for d in spaced if d < len(mse))
     event_dim = (outer or model).event_dim

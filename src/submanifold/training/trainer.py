@@ -3,8 +3,8 @@
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from torch.optim import Optimizer
 
 from submanifold.common import distributed
 from submanifold.common.device import autocast, choose_precision
-from submanifold.common.errors import UserError
+from submanifold.common.distributed import Shard
+from submanifold.common.errors import UserError, unexpected
 from submanifold.data.batches import Batches
 from submanifold.flows.bijection import Context
+from submanifold.losses.encoding import ScoringScale
 from submanifold.training import checkpoint
 from submanifold.training.checkpoint import Identity
 from submanifold.training.monitor import Row, diagnose
@@ -27,6 +29,8 @@ log = logging.getLogger(__name__)
 
 LAST, EARLIER = "last.safetensors", "earlier.safetensors"
 MAX_ROLLBACKS = 3
+FINITE = "finite events"
+SCORED_LOSS = "scored_loss"  # in the rows of validations of log-uniform noise scales
 
 
 @dataclass
@@ -129,15 +133,24 @@ class Trainer:
         """Append a validation of the averaged weights, and keep these weights if it is the best."""
         self.swap_average()
         row = {"step": self.state.step, **validate(self.phase, valid)}
+        if self.phase.noise.smallest is not None:
+            row[SCORED_LOSS] = self._scored_loss(valid)
         row |= diagnose(self.model, valid)
         best = self.state.best_row
-        # a loss that is not a number is the worst
-        if best is None or row["loss"] < best["loss"] or math.isnan(best["loss"]):
+        if best is None or _compared_loss(row) < _compared_loss(best):
             self.state.best_step = self.state.step
             self.best = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
         self.swap_average()
         self.state.valid.append(row)
         return row
+
+    def _scored_loss(self, valid: Batches) -> float:
+        """Loss at the one noise scale at which events are scored (:func:`.best_noise_scale`)."""
+        from submanifold.evaluation.scores import best_noise_scale  # imports pandas
+
+        noise, chosen = self.phase.noise, best_noise_scale(self.model, valid.array)
+        at_scale = replace(self.phase, noise=ScoringScale(noise.scale, noise.smallest, chosen))
+        return validate(at_scale, valid)["loss"]
 
     def swap_average(self) -> None:
         """Exchange the memory of weights and average."""
@@ -201,24 +214,56 @@ class Trainer:
                 "earlier phases may name the cause."
             )
         self.model.zero_grad()
-        self.restore(folder)
+        if not self.restore(folder):
+            fix = "Train again, with a lower training.learning_rate"
+            expected = f"an intact checkpoint to go back to, as {name} was {problem} at step {step}"
+            raise unexpected(folder, expected, "none", fix)
         self.state.rollbacks, self.state.warnings = rollbacks, warnings
         self.save(folder)
         log.warning("%s: %s at step %d; back to step %d with the learning rate halved (%d of %d)",
                     name, problem, step, self.state.step, rollbacks, MAX_ROLLBACKS)  # fmt: skip
 
 
+def _compared_loss(row: Row) -> float:
+    """The loss by which the best validation is chosen; one that is not finite is the worst."""
+    loss = row.get(SCORED_LOSS, row["loss"])
+    return loss if math.isfinite(loss) else math.inf
+
+
 @torch.no_grad()
 def validate(phase: Phase, valid: Batches) -> Row:
-    """Average the loss's values over all events, in the precision of the weights."""
+    """Average the loss's values over all events, in the precision of the weights.
+
+    Events whose loss is not finite are left out, and ``not_finite`` is their number, if there are
+    any. If there are no others, the values are not finite.
+    """
     sums, count = dict[str, Tensor](), distributed.world_size()
     count = count if len(valid) >= count * valid.batch_size else 1
     generator = torch.Generator(valid.device)
     for number, (x, context) in enumerate(valid.in_order(generator)):
         if number % count == distributed.rank() % count:
-            for key, value in phase.evaluate(x, context, generator).items():
-                sums[key] = sums.get(key, 0) + value * len(x)
-    return {key: value * count / len(valid) for key, value in read(sums).items()}
+            for values, events in _evaluate_finite(phase, x, context, generator):
+                is_finite = values["loss"].isfinite()
+                sums[FINITE] = sums.get(FINITE, 0) + events * is_finite
+                for key, value in values.items():
+                    sums[key] = sums.get(key, 0) + torch.where(is_finite, value * events, 0)
+    totals = {key: value * count for key, value in read(sums).items()}
+    finite = round(totals.pop(FINITE))
+    row = {key: value / finite if finite else math.nan for key, value in totals.items()}
+    return row if finite == len(valid) else {**row, "not_finite": len(valid) - finite}
+
+
+def _evaluate_finite(
+    phase: Phase, x: Tensor, context: Context, generator: torch.Generator
+) -> Iterator[tuple[dict[str, Tensor], int]]:
+    """Yield the loss's values of a batch with its size; of halves, if the loss is not finite."""
+    values = phase.evaluate(x, context, generator)
+    if len(x) == 1 or values["loss"].isfinite():
+        yield values, len(x)
+        return
+    for half in (Shard(0, 2), Shard(1, 2)):
+        of_half = None if context is None else half.rows(context)
+        yield from _evaluate_finite(phase, half.rows(x), of_half, generator)
 
 
 def read(values: Mapping[str, Tensor]) -> Row:
