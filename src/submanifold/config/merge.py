@@ -8,6 +8,7 @@ from typing import Any
 from submanifold.common.errors import UserError, did_you_mean, list_names, printable, unexpected
 
 Tree = dict[str, Any]
+AUTO = "auto"  # the method of the dataset
 
 # A comma before a name and "=", and before an even number of quotes: outside of quoted text
 _SEPARATOR = re.compile(r""",(?=\s*[^\W\d][\w.-]*\s*=[^"]*(?:"[^"]*"[^"]*)*$)""")
@@ -60,12 +61,16 @@ def group(name: str, value: Any) -> Tree:
     return dict(value or {})
 
 
-def entry(table: Mapping[str, Any], name: Any, what: str) -> Tree:
-    """Return a copy of a table's entry; raise a :class:`.UserError` if there is none."""
+def entry(table: Mapping[str, Any], name: Any, what: str, option: str = "") -> Tree:
+    """Return a copy of a table's entry; raise a :class:`.UserError` if there is none.
+
+    Its message names the ``option`` of the command line that chose it, by default ``--params``.
+    """
     if name not in list(table):
         hint = did_you_mean(str(name), table)
         expected = f"one of {list_names(table, str(name))}"
-        raise unexpected(what, expected, name, f"Change it with --params={what}=<name>", hint)
+        fix = f"Change it with {option or f'--params={what}'}=<name>"
+        raise unexpected(option or what, expected, name, fix, hint)
     where = f"{what}={name}"
     selected = {"phases": None, **group(where, table[name])}
     groups = {key: group(f"{where}: {key}", value) for key, value in selected.items()

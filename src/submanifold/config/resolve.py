@@ -10,7 +10,7 @@ import yaml
 
 from submanifold.common.errors import UserError, did_you_mean, error_prefix, list_names, unexpected
 from submanifold.common.settings import read_settings
-from submanifold.config.merge import Tree, add_rotations, entry, find_data, group, merge
+from submanifold.config.merge import AUTO, Tree, add_rotations, entry, find_data, group, merge
 from submanifold.config.project import PACKAGED_CONF
 from submanifold.config.schema import Choices, EvaluationSettings, Experiment, TimeBudget, flatten
 from submanifold.config.validate import validate
@@ -46,7 +46,7 @@ def resolve(parameters: Mapping[str, Any], raw_folder: Path | None = None) -> Ex
     defaults = {name: group(f"{name}_defaults", user.pop(f"{name}_defaults", None))
                 for name in ("stage", "training")}  # fmt: skip
     dataset = entry(tables["datasets"], user.get("dataset"), "dataset")
-    if user.get("method") == "auto":
+    if user.get("method") == AUTO:
         user["method"] = dataset.get("method")
     method = entry(tables["methods"], user.get("method"), "method")
     if user.get("rotated"):

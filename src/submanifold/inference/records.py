@@ -69,6 +69,17 @@ def choose_name(project: Path, chosen: str | None, key: str, method: str) -> str
     return next(name for name in names if name not in taken)
 
 
+def release_name(project: Path, name: str, key: str) -> None:
+    """Remove the record of another run with a name; a UserError if that run is running."""
+    for record in read_records(project):
+        if record.name == name and record.key == key:
+            return
+        if record.name == name and record.state(project) == "running":
+            fix = "Wait for its end, or choose another one"
+            raise unexpected("--name", "a name that no running run has", name, fix)
+    Path(project, FOLDER, f"{name}.json").unlink(missing_ok=True)
+
+
 def write_record(project: Path, record: RunRecord, chosen: str | None) -> RunRecord:
     """Record a run that starts, with a name that only equal runs have, and their first start."""
     with locked(project / FOLDER, "its record"):

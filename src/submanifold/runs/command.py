@@ -14,7 +14,6 @@ from submanifold.config.project import project_folder, set_kedro_defaults
 from submanifold.inference.command import id_option, model_argument, out_option
 from submanifold.inference.outputs import check_output, output
 from submanifold.inference.records import (
-    FOLDER,
     RunRecord,
     choose_name,
     find_record,
@@ -79,11 +78,9 @@ def train(
     set_kedro_defaults()
     from submanifold.runs.selection import select
 
-    if again and options["name"]:
-        Path(project, FOLDER, f"{options['name']}.json").unlink(missing_ok=True)
     options |= {"data.size": size, "training.minutes": minutes, "data.id": identifier}
     options |= {"data.strict": True} if strict else {}
-    record = select(project, data, options, dim, params)
+    record = select(project, data, options, dim, params, again)
     from submanifold.runs.runner import run_pipeline  # imports MLflow
 
     run_pipeline(project, "hierarchical", record.params)
