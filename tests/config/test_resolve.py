@@ -12,7 +12,7 @@ import yaml
 from submanifold.common.errors import UserError
 from submanifold.config import cache_keys
 from submanifold.config.cache_keys import artifact_keys
-from submanifold.config.merge import find_data, merge
+from submanifold.config.merge import find_data, format_params, merge, parse_params
 from submanifold.config.resolve import default_method, packaged_tables, resolve
 from submanifold.config.schema import effective, flatten, nest
 from submanifold.losses import Loss
@@ -146,6 +146,17 @@ def test_a_path_comes_before_a_dataset_of_the_same_name(tables, tmp_path, monkey
         UserError, match=r"^DATA: expected an existing folder .* Did you mean mnist"
     ):
         find_data("DATA", "mnits", tables["datasets"])
+    with pytest.raises(UserError, match=r"^DATA: expected an existing .* got ~nosuchuser/mnist"):
+        find_data("DATA", "~nosuchuser/mnist", tables["datasets"])
+
+
+@pytest.mark.parametrize("values", [
+    {"charts": None, "rotated": True, "seed": 3, "training.minutes": 0.5},
+    {"data.labels": [0, 1], "data.drop": ["a, b", "c=d"], "data.path": "~/some pictures/x.zip"},
+    {"name": "None", "method": "null", "data.path": "a,seed=1", "ood": "1e5", "device": ""},
+])  # fmt: skip
+def test_params_are_written_as_they_are_read(values):
+    assert flatten(parse_params([format_params(values)])) == values
 
 
 def test_a_dataset_may_override_a_methods_stages(tables):

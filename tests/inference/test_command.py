@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -51,6 +52,17 @@ def assert_rejected(result, *texts):
     assert result.stderr.count("\n") == 1
     for text in texts:
         assert text in result.stderr
+
+
+def test_a_path_of_an_option_may_begin_with_the_home_folder(model_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "home").mkdir()
+    shutil.copy(model_file, tmp_path / "home")
+    result = run("sample", "~/hierarchy.safetensors", "-n", 1, "--out=~/new.png")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "home" / "new.png").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
 
 
 def test_score_finds_the_anomalous_image_and_skips_unreadable_files(

@@ -54,7 +54,7 @@ def test_the_node_of_the_page_has_a_file_and_a_metric_in_mlflow(project, registe
         run(project, "sharpness", tags=["sharpness"])
     assert caught.value.message == (
         "samples, x_test: not computed for the present code and settings. Compute with the same "
-        "parameters: kedro run --to-nodes=data.prepare_data,evaluation.draw_samples"
+        "parameters: submanifold run --to-nodes=data.prepare_data,evaluation.draw_samples"
     )
     (part,) = run(project, "data")
     assert part.info.run_name.endswith(" (part)")

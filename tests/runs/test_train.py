@@ -185,8 +185,12 @@ def mistakes(folder):
         "dataset": (("train", "mnits"), "Did you mean mnist?"),
         "option and setting": ((*train, "--seed=1", "--params=seed=2"), "seed: expected one value"),
         "path": (("train", "pictrues/"), "DATA: expected an existing folder or zip"),
+        "no user": (("train", "~nosuchuser/x"), "DATA: expected an existing folder or zip"),
         "no path": (("train", ""), "DATA: expected an existing folder or zip"),
-        "method": ((*train, "--method=H-MN"), "Did you mean H-MM?"),
+        "method": (
+            (*train, "--method=H-MN"),
+            "got H-MN. Did you mean H-MM? Change it with --method=<name>.",
+        ),
         "unknown setting": (
             (*train, "--params", "densiti.training.steps=3"),
             "Did you mean density?",

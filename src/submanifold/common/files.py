@@ -17,6 +17,11 @@ log = logging.getLogger(__name__)
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
+def expand_user(path: str | Path) -> Path:
+    """Expand ``~`` to the home folder; unlike in pathlib, ``~`` before no user's name is kept."""
+    return Path(os.path.expanduser(path))
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder, and rename it to ``path`` on success.

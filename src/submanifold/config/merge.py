@@ -1,11 +1,14 @@
 """Entries of tables, and how settings are merged over each other."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from submanifold.common.errors import UserError, did_you_mean, list_names, printable, unexpected
+from submanifold.common.files import expand_user
 
 Tree = dict[str, Any]
 AUTO = "auto"  # the method of the dataset
@@ -40,9 +43,26 @@ def parse_params(texts: Sequence[str]) -> Tree:
     return settings
 
 
+def format_params(settings: Mapping[str, Any]) -> str:
+    """Write settings by names with dots as :func:`parse_params` reads them.
+
+    Example:
+        >>> format_params({"charts": None, "data.labels": [0, 1], "data.path": "a, b=c"})
+        'charts=null,data.labels=[0, 1],data.path="a, b=c"'
+    """
+    return ",".join(f"{name}={_format(value)}" for name, value in settings.items())
+
+
+def _format(value: Any) -> str:
+    with suppress(UserError):
+        if parse_params([f"value={value}"]) == {"value": value}:
+            return str(value)
+    return json.dumps(value)
+
+
 def find_data(setting: str, name: str, datasets: Mapping[str, Any]) -> Path | str:
     """Return an existing path, or else the name of a dataset."""
-    path = Path(name).expanduser()
+    path = expand_user(name)
     if name and path.exists():
         return path
     if name in datasets:

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from submanifold.common.errors import UserError, did_you_mean, error_prefix, list_names, unexpected
+from submanifold.common.files import expand_user
 from submanifold.common.settings import read_settings
 from submanifold.config.merge import AUTO, Tree, add_rotations, entry, find_data, group, merge
 from submanifold.config.project import PACKAGED_CONF
@@ -273,7 +274,7 @@ def _ood(datasets: Tree, user: Tree, data: DataSettings) -> ImageSettings | Tabl
     if (chosen := user.get("ood")) is None:
         return None
     if isinstance(data, TableSettings):
-        if not Path(str(chosen)).expanduser().exists():
+        if not expand_user(str(chosen)).exists():
             expected = "the path of a table with the columns of the model's"
             raise unexpected("ood", expected, chosen, "Change it with --params=ood=<path>")
         return read_settings(TableSettings, {"path": str(chosen)}, "ood")

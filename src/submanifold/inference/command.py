@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from submanifold.common.errors import UserError, printable, unexpected
+from submanifold.common.files import expand_user
 from submanifold.inference.outputs import FOLDER, TABLES, check_output, output, unused
 from submanifold.inference.records import model_path
 
@@ -31,6 +32,14 @@ RESTORED = re.compile(r"\d{5}-.*\.png|sheet\.png|restorations\.csv")  #: Files o
 MAX_STEM = 50  #: Characters of an image's name in the name of the file of its projection.
 
 
+class ExpandedPath(click.Path):
+    """A path in which ``~`` is the home folder, which shells do not expand after ``--out=``."""
+
+    def convert(self, value: Any, *args: Any) -> Any:
+        """Expand the path, then check it."""
+        return super().convert(str(expand_user(value)), *args)
+
+
 model_argument = click.argument("model")
 device_option = click.option("--device", default="auto", show_default=True,
                              help="auto, cpu, cuda or cuda:<n>.")  # fmt: skip
@@ -44,7 +53,7 @@ dim_option = click.option("--dim", type=int, metavar="N", help="Use only the fir
 
 def out_option(text: str, default: str | None = None) -> Callable[[Any], Any]:
     """Add the option of the path of an output."""
-    return click.option("--out", type=click.Path(path_type=Path), default=default, help=text,
+    return click.option("--out", type=ExpandedPath(path_type=Path), default=default, help=text,
                         show_default=True)  # fmt: skip
 
 
@@ -54,7 +63,7 @@ def input_options(command: Any) -> Any:
         device_option,
         label_option,
         click.option("--nearest", is_flag=True, help="Search the nearest projection (slower)."),
-        click.argument("inputs", nargs=-1, required=True, type=click.Path()),
+        click.argument("inputs", nargs=-1, required=True, type=ExpandedPath()),
         model_argument,
     ):  # fmt: skip
         command = decorator(command)
@@ -63,7 +72,7 @@ def input_options(command: Any) -> Any:
 
 @click.command()
 @model_argument
-@click.argument("inputs", nargs=-1, required=True, type=click.Path())
+@click.argument("inputs", nargs=-1, required=True, type=ExpandedPath())
 @label_option
 @out_option("Model file with the new calibration.", "calibrated.safetensors")
 @device_option
@@ -173,7 +182,7 @@ def project(
 
 @click.command()
 @model_argument
-@click.argument("table", nargs=-1, type=click.Path())
+@click.argument("table", nargs=-1, type=ExpandedPath())
 @click.option("-n", "count", type=int, help="Number of samples.  [default: 64; for each row of "
               "TABLE 1]")  # fmt: skip
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="0 to 10.")
@@ -226,7 +235,7 @@ def sample(
 
 @click.command()
 @model_argument
-@click.argument("pictures", nargs=-1, required=True, type=click.Path())
+@click.argument("pictures", nargs=-1, required=True, type=ExpandedPath())
 @click.option("--task", required=True, help="denoise:0.1 (standard deviation of the noise), "
               "inpaint:mask.png (black pixels are missing) or inpaint:12 (a square hole), "
               "superresolve:4 (factor), deblur:1.5 (standard deviation of the kernel, pixels), or "
@@ -327,7 +336,7 @@ def restore(
 
 @click.command()
 @model_argument
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=ExpandedPath(path_type=Path))
 def export(model: str, file: Path) -> None:
     """Write a model with its calibration to FILE, .onnx or .pt2, for programs without submanifold.
 

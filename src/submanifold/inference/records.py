@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from submanifold.common.errors import UserError, did_you_mean, unexpected
-from submanifold.common.files import is_locked, locked, read_json, write_json
+from submanifold.common.files import expand_user, is_locked, locked, read_json, write_json
 
 FOLDER = Path("data/runs")
 MODEL_FILE = "hierarchy.safetensors"
@@ -112,7 +112,7 @@ def records_folder() -> Path:
 
 def model_path(name: str) -> Path:
     """Find a model file by its path, its folder, or the name of a run of the current project."""
-    for path in (Path(name), Path(name, MODEL_FILE)):
+    for path in (expand_user(name), expand_user(name) / MODEL_FILE):
         if path.is_file():
             return path
     project = records_folder()

@@ -41,7 +41,7 @@ def check_inputs(pipeline: Pipeline, catalog: CatalogProtocol) -> None:
     if missing:
         names, nodes = ({makers[name][part] for name in missing} for part in (0, 1))
         option = "".join(f" --pipeline={name}" for name in names - {"__default__"})
-        command = f"kedro run{option} --to-nodes={','.join(sorted(nodes))}"
+        command = f"submanifold run{option} --to-nodes={','.join(sorted(nodes))}"
         computed = f"{', '.join(missing)}: not computed for the present code and settings"
         raise UserError(f"{computed}. Compute with the same parameters: {command}")
 

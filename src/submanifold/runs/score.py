@@ -13,6 +13,7 @@ from submanifold.common.errors import UserError, unexpected
 from submanifold.config.project import configure, set_kedro_defaults
 from submanifold.inference.command import (
     MAX_TRAINING,
+    ExpandedPath,
     as_sheet,
     check_path,
     id_option,
@@ -55,7 +56,7 @@ def _rate(ctx: click.Context, param: click.Parameter, text: str | None) -> float
 @input_options
 @id_option
 @out_option("CSV or Parquet file of the scores.", "scores.csv")
-@click.option("--sheet", type=click.Path(path_type=Path),
+@click.option("--sheet", type=ExpandedPath(path_type=Path),
               help="PNG file of the most and the least anomalous images.")  # fmt: skip
 @click.option("--alpha", callback=_rate, metavar="RATE", help="False-positive rate: images or rows "
               "with a p-value of at most RATE, such as 1%, are out-of-distribution.")  # fmt: skip
