@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from submanifold.common.errors import UserError, import_extra, list_names, printable
+from submanifold.common.files import DISK
 from submanifold.config.merge import format_params
 from submanifold.config.project import conf_source, configure, project_folder, set_kedro_defaults
 from submanifold.inference.command import COMMANDS as MODEL_COMMANDS
@@ -46,6 +47,8 @@ class _Group(click.Group):
         except click.UsageError as error:
             raise click.UsageError(printable(error.format_message()), error.ctx) from error
         except OSError as error:
+            if error.errno not in DISK:
+                raise
             raise UserError(str(error)) from error
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 from dataclasses import replace
 from functools import partial
 
@@ -43,13 +42,11 @@ def folder(tmp_path_factory):
 def run(folder, *arguments):
     """Run a command in a folder; restore the state of this process at the end."""
     before, environment = os.getcwd(), dict(os.environ)
-    handler = signal.getsignal(signal.SIGTERM)
     os.chdir(folder)
     try:
         return CliRunner().invoke(cli, [str(each) for each in arguments])
     finally:
         os.chdir(before)
-        signal.signal(signal.SIGTERM, handler)
         os.environ.clear()
         os.environ.update(environment)
 

@@ -42,6 +42,7 @@ PARAMETERS = re.compile(
 """Names of the parameters of MLflow, besides those that the user has set."""
 KEYS = {"model", "run", "ood_run"}  # artifacts whose keys are tags of their run
 LOCK, PART, PARENT = "submanifold.lock", "submanifold.part", "mlflow.parentRunId"  # tags
+LOCK_NAME = re.compile(r"\.[0-9a-f]{32}\.lock")
 SECONDS = 1.0  # between rows of training losses; a request takes milliseconds
 
 
@@ -145,8 +146,11 @@ def end_killed_runs(project: Path) -> None:
     """Mark runs of this folder whose lock their process no longer holds."""
     query = "attributes.status = 'RUNNING'"
     for run in mlflow.search_runs(filter_string=query, output_format="list"):
-        lock = project / FOLDER / run.data.tags.get(LOCK, "")
-        if lock.is_file() and not is_locked(lock):  # no file: a run of another folder
+        name = run.data.tags.get(LOCK, "")  # anyone can set it on a server
+        lock = project / FOLDER / name
+        if not LOCK_NAME.fullmatch(name) or not lock.is_file():  # no file: of another folder
+            continue
+        if not is_locked(lock):
             mlflow.MlflowClient().set_terminated(run.info.run_id, "KILLED")
             lock.unlink()
 
