@@ -63,7 +63,8 @@ def cli() -> None:
     and resized like the training images; unreadable ones are skipped with a warning. INPUTS of a
     model of a table are CSV, Parquet, Feather, NPY or NPZ files; columns are found by name.
 
-    Runs write below data/. The other commands write to --out, by default in the current folder.
+    Runs write below data/. The other commands write to --out, by default to a new file in the
+    current folder: if scores.csv exists, to scores-2.csv.
 
     \b
       submanifold train pictures/ --name=holiday     train a model on a folder of images

@@ -234,8 +234,8 @@ def test_a_raw_table_trains_by_one_command(folder, caplog):
     options = ["train", "messy.csv", "--name=messy", "--id=user id", *steps]
     assert run(folder, *options, "--params=evaluation.samples=9").exit_code == 0
     assert "months: a multiple of age (not used)" in caplog.text
-    assert run(folder, "score", "messy", "messy.csv").exit_code == 0
-    assert pd.read_csv(folder / "scores.csv")["user id"].tolist() == [*range(count)]
+    assert run(folder, "score", "messy", "messy.csv", "--out=messy-scores.csv").exit_code == 0
+    assert pd.read_csv(folder / "messy-scores.csv")["user id"].tolist() == [*range(count)]
     assert "unknown to the model" not in caplog.text
     record = folder / "data/runs/messy.json"
     report = (folder / json.loads(record.read_text())["report"]).read_text()

@@ -13,7 +13,15 @@ import click
 
 from submanifold.common.errors import UserError, printable, unexpected
 from submanifold.common.files import expand_user
-from submanifold.inference.outputs import FOLDER, TABLES, check_output, output, unused
+from submanifold.inference.outputs import (
+    FOLDER,
+    TABLES,
+    check_output,
+    default_output,
+    output,
+    unused,
+    without_formulas,
+)
 from submanifold.inference.records import model_path
 
 if TYPE_CHECKING:
@@ -74,16 +82,17 @@ def input_options(command: Any) -> Any:
 @model_argument
 @click.argument("inputs", nargs=-1, required=True, type=ExpandedPath())
 @label_option
-@out_option("Model file with the new calibration.", "calibrated.safetensors")
+@out_option("Model file with the new calibration.  [default: calibrated.safetensors]")
 @device_option
 def calibrate(
-    model: str, inputs: tuple[str, ...], label: int | None, out: Path, device: str
+    model: str, inputs: tuple[str, ...], label: int | None, out: Path | None, device: str
 ) -> None:
     """Calibrate the p-values of MODEL on normal INPUTS that it was not trained on.
 
     Writes a copy of the model, for the other commands. MODEL keeps its calibration.
     """
     predictor = load_predictor(model, device)
+    out = out or default_output("calibrated", ".safetensors")
     check_path("--out", out, (".safetensors",), predictor, model, inputs)
     import numpy as np
 
@@ -129,7 +138,7 @@ def encode(
 
     from submanifold.inference.predictor import code_frame
 
-    out = out or Path("codes.csv" if predictor.is_table else "codes.npz")
+    out = out or default_output("codes", ".csv" if predictor.is_table else ".npz")
     check_path("--out", out, (".npz", *TABLES), predictor, model, inputs)
     read = read_inputs(predictor, inputs)
     u, v = predictor.encode(read.events, "nearest" if nearest else "encoder", label=label)
@@ -158,7 +167,9 @@ def project(
     predictor = load_predictor(model, device, dim)
     import numpy as np
 
-    out = out or Path("projections.csv" if predictor.is_table else "projections")
+    if out is None:
+        is_table = predictor.is_table
+        out = default_output("projections", ".csv") if is_table else Path("projections")
     suffixes = TABLES if predictor.is_table else (FOLDER, ".npz")
     check_path("--out", out, suffixes, predictor, model, inputs)
     read = read_inputs(predictor, inputs)
@@ -208,7 +219,7 @@ def sample(
         expected = "none for a model that is not conditional on columns"
         raise unexpected("TABLE", expected, table[0], "Omit it")
     count = (64 if predictor.condition is None else 1) if count is None else count
-    out = out or Path("samples.csv" if predictor.is_table else "samples.png")
+    out = out or default_output("samples", ".csv" if predictor.is_table else ".png")
     suffixes = TABLES if predictor.is_table else (".png", ".npz")
     check_path("--out", out, suffixes, predictor, model, table)
     is_png = out.suffix.lower() == ".png"
@@ -415,9 +426,11 @@ def write_rows(path: Path, frame: "pd.DataFrame", read: "Inputs | None") -> None
     """Write a table, after a column of the names of the images or rows that were read."""
     if read is not None:
         frame.insert(0, unused(read.label, frame), [read.names[number] for number in frame.index])
-    write = frame.to_csv if path.suffix.lower() == ".csv" else frame.to_parquet
     with output("--out", path) as partial:
-        write(partial, index=False)
+        if path.suffix.lower() == ".csv":
+            without_formulas(frame).to_csv(partial, index=False)
+        else:
+            frame.to_parquet(partial, index=False)
     _echo(path)
 
 
