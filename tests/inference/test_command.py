@@ -162,6 +162,10 @@ def test_a_false_discovery_rate_flags_more_than_the_smallest_p_values(model_file
     assert f"{last + 1} of 40 images are flagged; on average at most 20% of" in result.output
     assert "Fewer than 1 of 40 cannot be flagged with a calibration on 200 images" in result.output
     assert Predictor.load(model_file).select(table["p_value"], 0.2).tolist() == [*table["ood"]]
+    result = run("score", model_file, folder, "--fdr=1%", "--out", out)
+    assert "0 of 40 images are flagged; on average at most 1% of the flagged" in result.output
+    # all p-values of the flagged are at least 1/201, which is below 1% of 20/40
+    assert "Fewer than 20 of 40 cannot be flagged" in result.output
 
 
 def test_calibrate_makes_p_values_of_other_images_uniform(model_file, tmp_path, monkeypatch):
