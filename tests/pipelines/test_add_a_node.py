@@ -72,7 +72,7 @@ def test_the_node_of_the_page_has_a_file_and_a_metric_in_mlflow(project, registe
 
 
 def test_a_node_without_files_runs_every_time_and_one_that_no_other_needs_does_not(
-    project, register
+    project, register, caplog
 ):
     computed = []
 
@@ -86,6 +86,9 @@ def test_a_node_without_files_runs_every_time_and_one_that_no_other_needs_does_n
         Node(lambda value: computed.append("nothing"), "metrics", None, name="nothing"),
     ]))  # fmt: skip
     run(project, "mine", only_missing_outputs=True)
+    lost = [line for line in caplog.messages if "not kept" in line]
+    expected = "{}: computed, but not kept. Add it to conf/base/catalog.yml."
+    assert lost == [expected.format("end"), expected.format("shown")]
     run(project, "mine", only_missing_outputs=True)
     assert sorted(computed) == sorted(["shown", "needed", "end", "nothing"] * 2)
     computed.clear()

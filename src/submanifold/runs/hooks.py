@@ -30,7 +30,7 @@ from submanifold.common.files import DISK, locked
 from submanifold.config.loader import ExperimentConfigLoader
 from submanifold.inference.records import FOLDER, write_record
 from submanifold.runs import tracking
-from submanifold.runs.checks import check_experiment, check_inputs, select_missing
+from submanifold.runs.checks import check_experiment, check_inputs, is_kept, select_missing
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +143,9 @@ class RunHooks(MlflowHook):
                 self._log_results(outputs, catalog)
                 super().after_pipeline_run(run_params, pipeline, catalog)
             self._end_run()
+        for name in sorted(pipeline.outputs()):
+            if not is_kept(name, catalog):
+                log.warning("%s: computed, but not kept. Add it to conf/base/catalog.yml.", name)
         for name in sorted(outputs.intersection(PAGES)):
             log.info("The %s is %s", name.replace("_", " "), self._loader.path(name))
         if self._seconds:

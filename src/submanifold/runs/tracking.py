@@ -8,7 +8,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import mlflow
-from mlflow.entities import Metric
+from mlflow.entities import Metric, Run
 
 from submanifold.common.errors import UserError, unexpected
 from submanifold.common.files import is_locked
@@ -120,18 +120,30 @@ def tags(loader: ExperimentConfigLoader, is_part: bool) -> dict[str, str]:
               **{f"keys.{name}": keys[name] for name in KEYS & keys.keys()}}  # fmt: skip
     if is_part:
         chosen[PART] = "true"
-        same = f"tags.`keys.model` = '{keys['model']}'"
-        runs = mlflow.search_runs(filter_string=same, output_format="list")  # the newest first
-        whole = [run.info.run_id for run in runs if PART not in run.data.tags]
+        whole = [run.info.run_id for run in runs_of(keys["model"]) if PART not in run.data.tags]
         chosen |= dict(zip([PARENT], whole, strict=False))
     return chosen
 
 
 def nest_parts(run_id: str, key: str) -> None:
     """Nest runs of some nodes in a run of all nodes for the same model, by its key."""
-    query, client = f"tags.`keys.model` = '{key}' and tags.`{PART}` = 'true'", mlflow.MlflowClient()
-    for run in mlflow.search_runs(filter_string=query, output_format="list"):
-        client.set_tag(run.info.run_id, PARENT, run_id)
+    for run in runs_of(key):
+        if PART in run.data.tags:
+            mlflow.MlflowClient().set_tag(run.info.run_id, PARENT, run_id)
+
+
+def runs_of(key: str) -> list[Run]:
+    """Return the runs of a model by its key, also of some nodes; the newest first."""
+    query = f"tags.`keys.model` = '{key}'"
+    runs: list[Run] = mlflow.search_runs(filter_string=query, output_format="list")
+    return runs
+
+
+def own_metrics(runs: Sequence[Run]) -> dict[str, float]:
+    """Return the newest values of metrics that nodes of the user have logged."""
+    values = dict(pair for run in reversed(runs) for pair in run.data.metrics.items())
+    return {name: value for name, value in values.items()
+            if not name.startswith("detail/") and name not in HEADLINES.values()}  # fmt: skip
 
 
 def is_recorded(loader: ExperimentConfigLoader) -> bool:
