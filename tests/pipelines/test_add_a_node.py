@@ -69,6 +69,9 @@ def test_the_node_of_the_page_has_a_file_and_a_metric_in_mlflow(project, registe
     assert again.data.metrics.keys() == {"sharpness"}
     assert again.data.tags["mlflow.parentRunId"] == first.info.run_id
     assert run(project, "hierarchical", only_missing_outputs=True) == []
+    code, output = project.kedro("run", "--pipeline=data", "--params=device=cpu,data.seed=7")
+    assert code == 0, output
+    assert "Replacing dataset" not in output
 
 
 def test_a_node_without_files_runs_every_time_and_one_that_no_other_needs_does_not(

@@ -1,5 +1,8 @@
+import copy
 import errno
 import os
+import re
+import shutil
 import signal
 import threading
 import traceback
@@ -70,6 +73,20 @@ def test_a_run_leaves_no_tag_and_no_handler_to_the_next_of_its_process(
     assert first["submanifold.trial"] == "7"
     assert "submanifold.trial" not in second
     assert (first["mlflow.user"] == "orchestrator") == bool(context)
+
+
+def test_a_copied_project_does_not_write_into_the_original(project, tmp_path):
+    project.run("data", data={"seed": 20})
+    copied = copy.copy(project)
+    copied.path = tmp_path / "copied"
+    shutil.copytree(project.path, copied.path)
+    expected, got = (f"{folder}/data/mlartifacts" for folder in (copied.path, project.path))
+    message = f"{copied.path}/data/mlflow.db: expected artifacts in {expected}, got {got}. The pro"
+    with pytest.raises(UserError, match=re.escape(message)):
+        copied.run("data", data={"seed": 21})
+    (tmp_path / "link").symlink_to(project.path)
+    copied.path = tmp_path / "link"
+    assert copied.run("data", data={"seed": 21}).mlflow
 
 
 def test_a_tag_of_another_user_removes_no_file(project):

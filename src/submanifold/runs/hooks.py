@@ -57,6 +57,7 @@ class RunHooks(MlflowHook):
             data = self._loader.project / "data"
             with tracking.required(self._loader), locked(data, "MLflow's database"):  # may be new
                 super().after_context_created(context)
+                tracking.check_artifacts(self._loader.project, self.mlflow_config)
 
     @hook_impl
     def before_pipeline_run(

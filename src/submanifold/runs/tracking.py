@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import mlflow
+from kedro_mlflow.config.kedro_mlflow_config import KedroMlflowConfig
 from mlflow.entities import Metric, Run
+from mlflow.utils.file_utils import local_file_uri_to_path
 
 from submanifold.common.errors import UserError, unexpected
 from submanifold.common.files import is_locked
@@ -196,6 +198,24 @@ def log_results(metrics: Mapping[str, Any]) -> None:
     mlflow.set_tags(baselines)
     mlflow.log_metrics({HEADLINES.get(name, f"detail/{name}"): value
                         for name, value in values.items() if name not in baselines})  # fmt: skip
+
+
+def check_artifacts(project: Path, settings: KedroMlflowConfig) -> None:
+    """Raise a UserError if the project's database writes artifacts to another folder.
+
+    MLflow keeps the absolute path, also in a copy of the project, which would write into the
+    original.
+    """
+    database, experiment = project / "data/mlflow.db", settings.tracking.experiment
+    expected = experiment.create_experiment_kwargs.artifact_location
+    if expected is None or settings.server.mlflow_tracking_uri != f"sqlite:///{database}":
+        return
+    created = mlflow.get_experiment_by_name(experiment.name)
+    location = expected if created is None else created.artifact_location
+    paths = [local_file_uri_to_path(uri) for uri in (expected, location)]
+    if Path(paths[0]).resolve() != Path(paths[1]).resolve():
+        fix = "The project was copied or moved: rename this file, and a run begins a new one"
+        raise unexpected(str(database), f"artifacts in {paths[0]}", paths[1], fix)
 
 
 @contextmanager
