@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -94,7 +93,6 @@ class Project:
     def session(self, env="test", **params):
         """Create a session as `kedro run` does; restore the state of this process at the end."""
         environment, path, folder = dict(os.environ), list(sys.path), Path.cwd()
-        handler = signal.getsignal(signal.SIGTERM)
         os.chdir(self.path)
         try:
             from kedro.framework import project
@@ -109,8 +107,6 @@ class Project:
             with KedroSession.create(self.path, env=env, runtime_params=params) as session:
                 yield session
         finally:
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, handler)
             os.chdir(folder)
             sys.path[:] = path
             os.environ.clear()

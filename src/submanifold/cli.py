@@ -6,15 +6,19 @@ torch, MLflow and Kedro are imported by the commands that use them.
 import copy
 import logging
 import os
+import shlex
 import traceback
 from pathlib import Path
 from typing import Any
 
 import click
 
-from submanifold.common.errors import UserError, import_extra, printable
+from submanifold.common.errors import UserError, import_extra, list_names, printable
+from submanifold.common.files import DISK
+from submanifold.config.merge import format_params
 from submanifold.config.project import conf_source, configure, project_folder, set_kedro_defaults
 from submanifold.inference.command import COMMANDS as MODEL_COMMANDS
+from submanifold.inference.command import ExpandedPath
 from submanifold.runs.command import COMMANDS as RUN_COMMANDS
 from submanifold.runs.command import ParamsOption
 
@@ -43,6 +47,8 @@ class _Group(click.Group):
         except click.UsageError as error:
             raise click.UsageError(printable(error.format_message()), error.ctx) from error
         except OSError as error:
+            if error.errno not in DISK:
+                raise
             raise UserError(str(error)) from error
 
 
@@ -57,7 +63,8 @@ def cli() -> None:
     and resized like the training images; unreadable ones are skipped with a warning. INPUTS of a
     model of a table are CSV, Parquet, Feather, NPY or NPZ files; columns are found by name.
 
-    Runs write below data/. The other commands write to --out, by default in the current folder.
+    Runs write below data/. The other commands write to --out, by default to a new file in the
+    current folder: if scores.csv exists, to scores-2.csv.
 
     \b
       submanifold train pictures/ --name=holiday     train a model on a folder of images
@@ -97,11 +104,10 @@ def run_command() -> click.Command:
             *_, (last, _) = traceback.walk_tb(error.__traceback__)
             if not last.f_globals["__name__"].startswith(("kedro.pipeline.", "kedro.framework.s")):
                 raise
+            from kedro.framework.project import pipelines as registered
+
             reason = " ".join(str(error).split()).rstrip(".")
-            raise UserError(
-                f"{reason}. `kedro registry list` lists the pipelines, and `kedro registry "
-                "describe <pipeline>` its nodes."
-            ) from error
+            raise UserError(f"{reason}. The pipelines are {list_names(registered)}.") from error
 
     command = copy.copy(kedro_run)
     command.callback = run
@@ -153,13 +159,13 @@ def reproduce(
     options = f" --env={env}" if env else ""
     options += f" --seeds={seeds}" if seeds > 1 else ""
     if changed:
-        options += f" --params={','.join(f'{name}={value}' for name, value in changed.items())}"
+        options += f" --params={shlex.quote(format_params(changed))}"
     for page in studies.reproduce(planned, project, env, options):
         click.echo(page)
 
 
 @cli.command()
-@click.argument("study", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("study", type=ExpandedPath(exists=True, dir_okay=False, path_type=Path))
 @env_option
 @click.option("--storage", envvar="OPTUNA_STORAGE",
               help="URL of Optuna's database; by default the file data/studies.db.")  # fmt: skip

@@ -3,7 +3,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field, field_validator
 
-from submanifold.common.errors import UserError
+from submanifold.common.errors import UserError, import_extra
 from submanifold.common.settings import Settings, read_settings
 
 
@@ -68,3 +68,13 @@ def test_all_invalid_settings_are_named_at_once():
         read_settings(World, {"house": {"rooms": "x", "dors": 1}}, "world")
     for part in ("world.pet is missing", "world.house.rooms=x", "world.house.dors is not"):
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("code", ["import no_such_dependency", "raise ImportError('libGL.so.1')"])
+def test_only_a_missing_package_is_reported_as_not_installed(tmp_path, monkeypatch, code):
+    with pytest.raises(UserError, match=r"not installed. Install it with pip install '.*\[some\]'"):
+        import_extra("broken_package", "some")
+    (tmp_path / "broken_package.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match=r"no_such_dependency|libGL\.so\.1"):
+        import_extra("broken_package", "some")

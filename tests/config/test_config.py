@@ -125,10 +125,10 @@ def test_loaders_in_turn_resolve_their_own_keys_and_parameters():
     first, second = loader(None, seed=1), loader(None, seed=2, dataset="circle")
     dirs = [second["catalog"]["labels"]["filepath"], first["catalog"]["labels"]["filepath"]]
     assert "circle" in dirs[0]
-    assert "photos" in dirs[1]
+    assert "digits" in dirs[1]
     names = [each.run_name for each in (second, first)]
     assert names[0].endswith("H-MM")
-    assert names[1].endswith("density-first")
+    assert names[1].endswith("density-first-small")
 
 
 @pytest.fixture

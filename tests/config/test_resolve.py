@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from submanifold.common.errors import UserError
-from submanifold.common.settings import flatten
+from submanifold.common.settings import Settings, flatten
 from submanifold.config import cache_keys
 from submanifold.config.cache_keys import artifact_keys
-from submanifold.config.merge import find_data, merge
+from submanifold.config.merge import find_data, format_params, merge, parse_params
 from submanifold.config.resolve import default_method, packaged_tables, resolve
 from submanifold.config.schema import effective, nest
 from submanifold.losses import Loss
@@ -147,6 +147,17 @@ def test_a_path_comes_before_a_dataset_of_the_same_name(tables, tmp_path, monkey
         UserError, match=r"^DATA: expected an existing folder .* Did you mean mnist"
     ):
         find_data("DATA", "mnits", tables["datasets"])
+    with pytest.raises(UserError, match=r"^DATA: expected an existing .* got ~nosuchuser/mnist"):
+        find_data("DATA", "~nosuchuser/mnist", tables["datasets"])
+
+
+@pytest.mark.parametrize("values", [
+    {"charts": None, "rotated": True, "seed": 3, "training.minutes": 0.5},
+    {"data.labels": [0, 1], "data.drop": ["a, b", "c=d"], "data.path": "~/some pictures/x.zip"},
+    {"name": "None", "method": "null", "data.path": "a,seed=1", "ood": "1e5", "device": ""},
+])  # fmt: skip
+def test_params_are_written_as_they_are_read(values):
+    assert flatten(parse_params([format_params(values)])) == values
 
 
 def test_a_dataset_may_override_a_methods_stages(tables):
@@ -283,6 +294,115 @@ def test_keys_change_with_the_code_but_not_with_comments(tables, tmp_path, monke
     (package / file).write_text(text.replace(old, new))
     after = artifact_keys(resolve(tables), Path())
     assert {name for name in before if before[name] != after[name]} - {"schedule"} == changed
+
+
+PHASES = {"first", "second", "second.u", "model", "run", "ood_run"}
+TRAINED = {"schedule"} | PHASES
+MEASURED = {"baselines", "model", "run", "ood_run"}
+PACKAGES = {
+    "common": TRAINED,
+    "config": set(),
+    "data": {"data", "baselines", "ood_data"} | TRAINED,
+    "evaluation": MEASURED,
+    "flows": TRAINED,
+    "geometry": TRAINED,
+    "inference": {"run", "ood_run"},
+    "inverse": MEASURED,
+    "losses": TRAINED,
+    "models": TRAINED,
+    "pipelines/data": set(),
+    "pipelines/evaluation": {"run"},
+    "pipelines/ood": {"ood_run"},
+    "pipelines/reporting": {"run"},
+    "pipelines/training": set(),
+    "plots": {"run", "ood_run"},
+    "runs": set(),
+    "studies": set(),
+    "training": TRAINED,
+}
+"""The keys that change with the code of a package."""
+FIELDS = {
+    "dataset": {"data", "baselines"} | TRAINED,
+    "method": {"model", "run"},
+    "seed": PHASES,
+    "ood": {"ood_data", "ood_run"},
+    "minutes": TRAINED,
+    "model.charts": TRAINED,
+    "data": {"data", "baselines"} | TRAINED,
+    "evaluation": {"run"},
+    "ood_data": {"ood_data", "ood_run"},
+    "name": set(),
+    "device": set(),
+    "threads": set(),
+    "register_as": set(),
+    "rotated": set(),  # phases depend on it
+    "charts": set(),  # model.charts depends on it
+}
+"""The keys that change with a setting, or with any setting of a group."""
+ELSEWHERE = ("model.stages", "phases")  # the settings of these have a test of their own
+OTHERS = {"photos": "mnist", "mnist": "photos", None: "folder"}
+
+
+def names_of_settings(settings, prefix=""):
+    """Names with dots of all settings of an experiment, except the paths of its data."""
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, Settings):
+            yield from names_of_settings(value, f"{prefix}{name}.")
+        elif name != "path" and f"{prefix}{name}" not in ELSEWHERE:
+            yield prefix + name
+
+
+def with_another_value(settings, name):
+    first, _, rest = name.partition(".")
+    value = getattr(settings, first)
+    if rest:
+        other = with_another_value(value, rest)
+    elif value in OTHERS:
+        other = OTHERS[value]
+    else:
+        other = f"{value}-other" if isinstance(value, str) else value + 1
+    return settings.model_copy(update={first: other})
+
+
+def with_ood(tables):
+    tables["datasets"]["mnist"] = {"source": "mnist"}
+    return resolve({**tables, "ood": "mnist"})
+
+
+def changed_keys(before, after):
+    return {name for name in before if before[name] != after[name]}
+
+
+def test_every_setting_is_in_the_keys_of_what_depends_on_it(tables):
+    experiment = with_ood(tables)
+    before = artifact_keys(experiment, Path())
+    names = [*names_of_settings(experiment)]
+    assert {name.partition(".")[0] for name in names} == {name.partition(".")[0] for name in FIELDS}
+    for name in names:
+        expected = FIELDS[name] if name in FIELDS else FIELDS[name.partition(".")[0]]
+        after = artifact_keys(with_another_value(experiment, name), Path())
+        assert changed_keys(before, after) == expected, name
+
+
+def test_every_package_is_in_the_keys_of_what_depends_on_it(tables, tmp_path, monkeypatch):
+    folders = {path.parent.relative_to(cache_keys.PACKAGE).as_posix()
+               for pattern in ("*", "pipelines/*")
+               for path in cache_keys.PACKAGE.glob(f"{pattern}/__init__.py")}  # fmt: skip
+    assert folders - {"pipelines"} == PACKAGES.keys()
+
+    def keys(edited):
+        for name in PACKAGES:
+            module = tmp_path / f"with {edited}" / name / "module.py"
+            module.parent.mkdir(parents=True)
+            module.write_text(f"x = {int(name == edited)}")
+        monkeypatch.setattr(cache_keys, "PACKAGE", tmp_path / f"with {edited}")
+        return artifact_keys(experiment, Path())
+
+    experiment = with_ood(tables)
+    before = keys(None)
+    for name, expected in PACKAGES.items():
+        assert changed_keys(before, keys(name)) == expected, name
 
 
 def test_the_key_of_a_run_depends_on_the_network_but_not_on_the_device(tables, monkeypatch):

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -51,6 +52,17 @@ def assert_rejected(result, *texts):
     assert result.stderr.count("\n") == 1
     for text in texts:
         assert text in result.stderr
+
+
+def test_a_path_of_an_option_may_begin_with_the_home_folder(model_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "home").mkdir()
+    shutil.copy(model_file, tmp_path / "home")
+    result = run("sample", "~/hierarchy.safetensors", "-n", 1, "--out=~/new.png")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "home" / "new.png").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
 
 
 def test_score_finds_the_anomalous_image_and_skips_unreadable_files(
@@ -150,6 +162,10 @@ def test_a_false_discovery_rate_flags_more_than_the_smallest_p_values(model_file
     assert f"{last + 1} of 40 images are flagged; on average at most 20% of" in result.output
     assert "Fewer than 1 of 40 cannot be flagged with a calibration on 200 images" in result.output
     assert Predictor.load(model_file).select(table["p_value"], 0.2).tolist() == [*table["ood"]]
+    result = run("score", model_file, folder, "--fdr=1%", "--out", out)
+    assert "0 of 40 images are flagged; on average at most 1% of the flagged" in result.output
+    # all p-values of the flagged are at least 1/201, which is below 1% of 20/40
+    assert "Fewer than 20 of 40 cannot be flagged" in result.output
 
 
 def test_calibrate_makes_p_values_of_other_images_uniform(model_file, tmp_path, monkeypatch):

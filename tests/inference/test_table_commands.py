@@ -2,6 +2,7 @@
 
 import copy
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -112,6 +113,57 @@ def test_a_column_of_identifiers_is_the_first_of_the_scores(model, model_file, t
     for command in ("score", "encode"):
         succeed(command, tmp_path / "m", tmp_path / "t.csv", "--out", tmp_path / "again.csv")
         assert pd.read_csv(tmp_path / "again.csv")["user"].tolist() == ids
+
+
+def test_text_of_csv_files_is_no_formula_of_a_spreadsheet(tmp_path):
+    torch.manual_seed(0)
+    rng, names = np.random.default_rng(0), ["=HYPERLINK(A1)", "+a", "-b", "@c", "-3", "plain"]
+    table = pd.DataFrame({"city": rng.choice(names, 300), "weight": rng.normal(size=300)})
+    path = tmp_path / "model"
+    table_model(RealNVP(2), 2, table, table).save(path)
+    table[:60].to_csv(tmp_path / "t.csv", index=False)
+    written = {"sample": ("-n", 200), "project": (tmp_path / "t.csv",)}
+    for command, options in written.items():
+        out = tmp_path / f"{command}.csv"
+        succeed(command, path, *options, "--out", out)
+        texts = set(pd.read_csv(out)["city"])
+        assert texts <= {f"'{name}" for name in names[:4]} | {*names[4:]}
+        assert len(texts) > 3
+        parquet = out.with_suffix(".parquet")
+        succeed(command, path, *options, "--out", parquet)
+        assert set(pd.read_parquet(parquet)["city"]) <= {*names}
+        numbers = pd.read_csv(out)["weight"]
+        assert (numbers < 0).any(), "negative numbers are numbers"
+    options = "--explain", "--out", tmp_path / "s.csv"
+    succeed("score", path, tmp_path / "t.csv", *options)
+    explained = pd.read_csv(tmp_path / "s_columns.csv")[["value", "usual"]].to_numpy().ravel()
+    starts = {str(text)[:2] for text in explained}
+    assert starts & {"'=", "'+", "'-", "'@"}
+    assert not starts & {"=H", "+a", "-b", "@c"}
+
+
+@pytest.mark.parametrize(("command", "options", "outputs"), [
+    ("score", (), "scores.csv"),
+    ("score", ("--explain",), "scores.csv scores_columns.csv"),
+    ("encode", (), "codes.csv"), ("project", (), "projections.csv"),
+    ("sample", None, "samples.csv"), ("calibrate", (), "calibrated.safetensors"),
+])  # fmt: skip
+def test_a_default_output_does_not_replace_a_file(
+    model_file, tmp_path, monkeypatch, command, options, outputs
+):
+    monkeypatch.chdir(tmp_path)
+    rows(ROWS, 5).to_csv("table.csv", index=False)
+    *_, mine = outputs.split()
+    Path(mine).write_text("mine")
+    inputs = () if options is None else ("table.csv", *options)
+    output = succeed(command, model_file, *inputs)
+    assert Path(mine).read_text() == "mine"
+    stem = Path(outputs.split()[0]).stem
+    new = {name.replace(stem, f"{stem}-2", 1) for name in outputs.split()}
+    assert {path.name for path in tmp_path.iterdir()} == {"table.csv", mine, *new}
+    assert new <= {*output.splitlines()}
+    succeed(command, model_file, *inputs, f"--out={mine}")
+    assert Path(mine).read_bytes() != b"mine", "the user has named it"
 
 
 def test_flagged_rows_are_explained_by_their_columns(model, model_file, tmp_path):

@@ -54,7 +54,7 @@ def test_the_node_of_the_page_has_a_file_and_a_metric_in_mlflow(project, registe
         run(project, "sharpness", tags=["sharpness"])
     assert caught.value.message == (
         "samples, x_test: not computed for the present code and settings. Compute with the same "
-        "parameters: kedro run --to-nodes=data.prepare_data,evaluation.draw_samples"
+        "parameters: submanifold run --to-nodes=data.prepare_data,evaluation.draw_samples"
     )
     (part,) = run(project, "data")
     assert part.info.run_name.endswith(" (part)")
@@ -69,10 +69,13 @@ def test_the_node_of_the_page_has_a_file_and_a_metric_in_mlflow(project, registe
     assert again.data.metrics.keys() == {"sharpness"}
     assert again.data.tags["mlflow.parentRunId"] == first.info.run_id
     assert run(project, "hierarchical", only_missing_outputs=True) == []
+    code, output = project.kedro("run", "--pipeline=data", "--params=device=cpu,data.seed=7")
+    assert code == 0, output
+    assert "Replacing dataset" not in output
 
 
 def test_a_node_without_files_runs_every_time_and_one_that_no_other_needs_does_not(
-    project, register
+    project, register, caplog
 ):
     computed = []
 
@@ -86,6 +89,9 @@ def test_a_node_without_files_runs_every_time_and_one_that_no_other_needs_does_n
         Node(lambda value: computed.append("nothing"), "metrics", None, name="nothing"),
     ]))  # fmt: skip
     run(project, "mine", only_missing_outputs=True)
+    lost = [line for line in caplog.messages if "not kept" in line]
+    expected = "{}: computed, but not kept. Add it to conf/base/catalog.yml."
+    assert lost == [expected.format("end"), expected.format("shown")]
     run(project, "mine", only_missing_outputs=True)
     assert sorted(computed) == sorted(["shown", "needed", "end", "nothing"] * 2)
     computed.clear()

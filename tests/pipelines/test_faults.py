@@ -94,7 +94,7 @@ def test_run_that_was_killed_while_it_was_logged_is_logged_again(project):
 HOLD = """
 from pathlib import Path
 from submanifold.common.files import locked
-with locked(Path(sys.argv[1]), "it", ".alive.lock"):
+with locked(Path(sys.argv[1]), "it", sys.argv[2]):
     print("ready", flush=True)
     time.sleep(60)
 """
@@ -104,10 +104,11 @@ def test_only_runs_of_this_folder_whose_process_is_dead_are_marked(project, cont
     client, folder = project.mlflow_client, project.path / FOLDER
     project.run("data", seed=11)
     (experiment,) = {run.info.experiment_id for run in project.mlflow_runs()}
-    process = container(HOLD, folder)  # another host, on which it has the number 1
+    alive, dead, elsewhere = (f".{letter * 32}.lock" for letter in "abc")
+    process = container(HOLD, folder, alive)  # another host, on which it has the number 1
     assert process.stdout.readline() == "ready\n"
-    (folder / ".dead.lock").touch()
-    locks = {".alive.lock": "RUNNING", ".dead.lock": "KILLED", ".of-another-folder.lock": "RUNNING"}
+    (folder / dead).touch()
+    locks = {alive: "RUNNING", dead: "KILLED", elsewhere: "RUNNING"}
     runs = {lock: client.create_run(experiment, tags={LOCK: lock}).info.run_id for lock in locks}
     project.run("data", seed=12)
     assert {lock: client.get_run(run).info.status for lock, run in runs.items()} == locks

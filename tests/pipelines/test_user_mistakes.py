@@ -47,7 +47,7 @@ def test_command_line_prints_only_the_message(project):
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--env=test", "--params=method=H-XX"], "got H-XX. Change it with --params=method=<name>"),
     (["--env=tset"], "got tset. Change it with --env=<name>"),
-    (["--env=test", "--pipeline=hierarchicl"], "Failed to find the pipeline named 'hierarchicl'"),
+    (["--env=test", "--pipeline=hierarchicl"], "The pipelines are data, hierarchical, "),
 ])  # fmt: skip
 def test_unknown_name_is_reported(project, arguments, message):
     code, output = project.invoke("run", *arguments)

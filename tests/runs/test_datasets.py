@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from kedro.io import AbstractDataset, DatasetError
+from kedro.io import AbstractDataset, DataCatalog, DatasetError
 from matplotlib.figure import Figure
 
 from submanifold.config.project import PACKAGED_CONF
@@ -16,7 +16,7 @@ from submanifold.data.prepare import draw
 from submanifold.data.settings import SyntheticSettings
 from submanifold.flows import RealNVP
 from submanifold.models import Hierarchy, Stage
-from submanifold.runs.datasets import ArrayDataset, ModelDataset
+from submanifold.runs.datasets import ArrayDataset, ArraysDataset, AtomicDataset, ModelDataset
 
 ROWS = np.arange(12.0).reshape(6, 2)
 WRITTEN = {
@@ -74,6 +74,21 @@ def test_a_file_that_exists_is_whole_and_has_a_preview(tmp_path, monkeypatch, ki
         assert np.all(equal)
     named = getattr(getattr(dataset, "preview", None), "__annotations__", {}).get("return")
     assert getattr(named, "__name__", named) == preview
+
+
+@pytest.mark.parametrize("dataset", [ArrayDataset, ArraysDataset, ModelDataset, "json"])
+def test_an_artifact_that_is_missing_is_explained(tmp_path, dataset):
+    path = str(tmp_path / "metrics.json")
+    if dataset == "json":
+        missing = AtomicDataset(filepath=path, dataset="json.JSONDataset")
+    else:
+        missing = dataset(filepath=path)
+    with pytest.raises(DatasetError) as caught:
+        DataCatalog({"metrics": missing}).load("metrics")
+    assert str(caught.value) == (
+        f"metrics: {path}: not computed for these settings. `submanifold run` with the same "
+        "parameters computes it."
+    )
 
 
 def test_an_array_that_its_node_has_written_is_not_written_again(tmp_path):

@@ -1,3 +1,8 @@
+import copy
+import errno
+import os
+import re
+import shutil
 import signal
 import threading
 import traceback
@@ -5,18 +10,27 @@ import traceback
 import mlflow
 import pytest
 import requests
+from click.testing import CliRunner
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Node, Pipeline
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from submanifold.cli import cli
 from submanifold.common import distributed
 from submanifold.common.errors import UserError
 from submanifold.common.files import is_locked
 from submanifold.inference.records import FOLDER
 from submanifold.runs.hooks import RunHooks, _exit
-from submanifold.runs.runner import RankRunner
-from submanifold.runs.tracking import LOCK, log_callback, required
+from submanifold.runs.runner import RankRunner, run_pipeline
+from submanifold.runs.tracking import (
+    LOCK,
+    Observer,
+    end_killed_runs,
+    log_callback,
+    observer,
+    required,
+)
 
 
 def test_run_in_a_thread_does_not_set_signal_handlers(project):
@@ -35,15 +49,62 @@ def test_run_in_a_thread_does_not_set_signal_handlers(project):
     assert project.mlflow_runs()[-1].info.status == "FINISHED"
 
 
-def test_sigterm_ends_a_run_with_an_exit_code(project):
-    before = signal.getsignal(signal.SIGTERM)
-    with project.session() as session:
-        session.run(pipeline_names=["data"])
-        assert signal.getsignal(signal.SIGTERM) is _exit
-    assert signal.getsignal(signal.SIGTERM) is before
+def test_sigterm_ends_a_run_with_an_exit_code():
     with pytest.raises(SystemExit) as caught:
         _exit(15, None)
     assert caught.value.code == 143
+
+
+@pytest.mark.parametrize("context", [None, '{"mlflow.user": "orchestrator"}'])
+def test_a_run_leaves_no_tag_and_no_handler_to_the_next_of_its_process(
+    project, context, monkeypatch
+):
+    if context:
+        monkeypatch.setenv("MLFLOW_RUN_CONTEXT", context)
+    handler, seeds = signal.getsignal(signal.SIGTERM), (1, 2) if context else (3, 4)
+    with project.session():
+        for seed, tags in zip(seeds, ({"submanifold.trial": "7"}, {}), strict=True):
+            token = observer.set(Observer(tags))
+            run_pipeline(project.path, "data", {"data": {"seed": seed}}, "test")
+            observer.reset(token)
+            assert signal.getsignal(signal.SIGTERM) is handler
+            assert os.environ.get("MLFLOW_RUN_CONTEXT") == context
+    first, second = (run.data.tags for run in project.mlflow_runs()[-2:])
+    assert first["submanifold.trial"] == "7"
+    assert "submanifold.trial" not in second
+    assert (first["mlflow.user"] == "orchestrator") == bool(context)
+
+
+def test_a_copied_project_does_not_write_into_the_original(project, tmp_path):
+    project.run("data", data={"seed": 20})
+    copied = copy.copy(project)
+    copied.path = tmp_path / "copied"
+    shutil.copytree(project.path, copied.path)
+    expected, got = (f"{folder}/data/mlartifacts" for folder in (copied.path, project.path))
+    message = f"{copied.path}/data/mlflow.db: expected artifacts in {expected}, got {got}. The pro"
+    with pytest.raises(UserError, match=re.escape(message)):
+        copied.run("data", data={"seed": 21})
+    (tmp_path / "link").symlink_to(project.path)
+    copied.path = tmp_path / "link"
+    assert copied.run("data", data={"seed": 21}).mlflow
+
+
+def test_a_tag_of_another_user_removes_no_file(project):
+    client, folder = project.mlflow_client, project.path / FOLDER
+    project.run("data", data={"seed": 9})
+    (experiment,) = {run.info.experiment_id for run in project.mlflow_runs()}
+    names = ["../../victim.json", f"{project.path}/victim.lock", ".victim.lock", "victim.json"]
+    for name in names:
+        (folder / name).touch()
+    runs = [client.create_run(experiment, tags={LOCK: name}).info.run_id for name in [*names, ""]]
+    with project.session() as session:
+        session.load_context()  # connects MLflow
+        end_killed_runs(project.path)
+    for name in names:
+        (folder / name).unlink()
+    assert {client.get_run(run).info.status for run in runs} == {"RUNNING"}
+    for run in runs:
+        client.delete_run(run)
 
 
 def test_a_run_in_mlflow_has_its_lock_from_its_creation_and_ends_with_sigterm(project, monkeypatch):
@@ -139,6 +200,28 @@ def test_a_failure_of_mlflow_in_or_after_a_run_is_one_message_without_credential
     with pytest.raises(UserError, match=r"^mlflow\.yml: .*\(no server\)"):
         project.run("data")
     mlflow.end_run()
+
+
+@pytest.mark.parametrize("error", [
+    FileNotFoundError(errno.ENOENT, "no such file", "weights.npy"), TimeoutError("30 s"),
+    OSError("not an image"),
+])  # fmt: skip
+def test_an_error_that_may_be_a_defect_keeps_its_traceback(error):
+    hooks = RunHooks()
+    hooks._is_mlflow_enabled = False
+    hooks.on_pipeline_error(error, {}, None, None)
+    full = OSError(errno.ENOSPC, "the disk is full", "x.npy")
+    with pytest.raises(UserError, match=r"the disk is full: 'x.npy'"):
+        hooks.on_pipeline_error(full, {}, None, None)
+
+    @cli.command("broken")
+    def broken():
+        raise error
+
+    try:
+        assert CliRunner().invoke(cli, ["broken"]).exception is error
+    finally:
+        del cli.commands["broken"]
 
 
 @pytest.mark.parametrize("rank", [0, 1])

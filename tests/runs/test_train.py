@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 from dataclasses import replace
 from functools import partial
 
@@ -43,13 +42,11 @@ def folder(tmp_path_factory):
 def run(folder, *arguments):
     """Run a command in a folder; restore the state of this process at the end."""
     before, environment = os.getcwd(), dict(os.environ)
-    handler = signal.getsignal(signal.SIGTERM)
     os.chdir(folder)
     try:
         return CliRunner().invoke(cli, [str(each) for each in arguments])
     finally:
         os.chdir(before)
-        signal.signal(signal.SIGTERM, handler)
         os.environ.clear()
         os.environ.update(environment)
 
@@ -185,8 +182,12 @@ def mistakes(folder):
         "dataset": (("train", "mnits"), "Did you mean mnist?"),
         "option and setting": ((*train, "--seed=1", "--params=seed=2"), "seed: expected one value"),
         "path": (("train", "pictrues/"), "DATA: expected an existing folder or zip"),
+        "no user": (("train", "~nosuchuser/x"), "DATA: expected an existing folder or zip"),
         "no path": (("train", ""), "DATA: expected an existing folder or zip"),
-        "method": ((*train, "--method=H-MN"), "Did you mean H-MM?"),
+        "method": (
+            (*train, "--method=H-MN"),
+            "got H-MN. Did you mean H-MM? Change it with --method=<name>.",
+        ),
         "unknown setting": (
             (*train, "--params", "densiti.training.steps=3"),
             "Did you mean density?",
@@ -236,8 +237,8 @@ def test_a_raw_table_trains_by_one_command(folder, caplog):
     assert run(folder, *options, "--params=evaluation.samples=9").exit_code == 0
     assert "months: a multiple of age (not used)" in caplog.text
     assert "size, cm=x.5: 5 categories: " in caplog.text
-    assert run(folder, "score", "messy", "messy.csv").exit_code == 0
-    assert pd.read_csv(folder / "scores.csv")["user id"].tolist() == [*range(count)]
+    assert run(folder, "score", "messy", "messy.csv", "--out=messy-scores.csv").exit_code == 0
+    assert pd.read_csv(folder / "messy-scores.csv")["user id"].tolist() == [*range(count)]
     assert "unknown to the model" not in caplog.text
     record = folder / "data/runs/messy.json"
     report = (folder / json.loads(record.read_text())["report"]).read_text()

@@ -81,6 +81,8 @@ def import_extra(name: str, extra: str) -> ModuleType:
     """Import a package, such as ``optuna``, of an extra, such as ``search``."""
     try:
         return importlib.import_module(name)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if error.name != name:  # the package is installed, but not all that it imports
+            raise
         fix = f"Install it with pip install 'submanifold[{extra}]'"
         raise UserError(f"{name}: expected this package, which is not installed. {fix}.") from error

@@ -15,6 +15,13 @@ from filelock import FileLock, Timeout
 log = logging.getLogger(__name__)
 
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+DISK = (*READ_ONLY, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""Errors of a disk or of permissions; another OSError in a computation may be a defect of ours."""
+
+
+def expand_user(path: str | Path) -> Path:
+    """Expand ``~`` to the home folder; unlike in pathlib, ``~`` before no user's name is kept."""
+    return Path(os.path.expanduser(path))
 
 
 @contextmanager

@@ -184,7 +184,11 @@ def file_entry(entry: Mapping[str, Any]) -> Mapping[str, Any]:
 def load_configuration(
     conf: Path | str, params: Mapping[str, Any] | None = None, env: str | None = None
 ) -> ExperimentConfigLoader:
-    """Return the configuration in a folder, with runtime parameters."""
+    """Return the configuration in a folder, with runtime parameters.
+
+    As in Kedro's sessions, the environment is that of KEDRO_ENV by default.
+    """
+    env = env or os.environ.get("KEDRO_ENV")
     params = copy.deepcopy(dict(params or {}))
     return ExperimentConfigLoader(str(conf), env=env, runtime_params=params, **LOADER_ARGS)
 
@@ -196,7 +200,7 @@ def session_experiment() -> "Experiment":
     """
     loader = ExperimentConfigLoader.latest
     if loader is None:
-        loader = load_configuration(conf_source(project_folder()), env=os.environ.get("KEDRO_ENV"))
+        loader = load_configuration(conf_source(project_folder()))
     return loader.experiment
 
 

@@ -1,13 +1,17 @@
 """Entries of tables, and how settings are merged over each other."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from submanifold.common.errors import UserError, did_you_mean, list_names, printable, unexpected
+from submanifold.common.files import expand_user
 
 Tree = dict[str, Any]
+AUTO = "auto"  # the method of the dataset
 
 # A comma before a name and "=", and before an even number of quotes: outside of quoted text
 _SEPARATOR = re.compile(r""",(?=\s*[^\W\d][\w.-]*\s*=[^"]*(?:"[^"]*"[^"]*)*$)""")
@@ -39,9 +43,26 @@ def parse_params(texts: Sequence[str]) -> Tree:
     return settings
 
 
+def format_params(settings: Mapping[str, Any]) -> str:
+    """Write settings by names with dots as :func:`parse_params` reads them.
+
+    Example:
+        >>> format_params({"charts": None, "data.labels": [0, 1], "data.path": "a, b=c"})
+        'charts=null,data.labels=[0, 1],data.path="a, b=c"'
+    """
+    return ",".join(f"{name}={_format(value)}" for name, value in settings.items())
+
+
+def _format(value: Any) -> str:
+    with suppress(UserError):
+        if parse_params([f"value={value}"]) == {"value": value}:
+            return str(value)
+    return json.dumps(value)
+
+
 def find_data(setting: str, name: str, datasets: Mapping[str, Any]) -> Path | str:
     """Return an existing path, or else the name of a dataset."""
-    path = Path(name).expanduser()
+    path = expand_user(name)
     if name and path.exists():
         return path
     if name in datasets:
@@ -60,12 +81,16 @@ def group(name: str, value: Any) -> Tree:
     return dict(value or {})
 
 
-def entry(table: Mapping[str, Any], name: Any, what: str) -> Tree:
-    """Return a copy of a table's entry; raise a :class:`.UserError` if there is none."""
+def entry(table: Mapping[str, Any], name: Any, what: str, option: str = "") -> Tree:
+    """Return a copy of a table's entry; raise a :class:`.UserError` if there is none.
+
+    Its message names the ``option`` of the command line that chose it, by default ``--params``.
+    """
     if name not in list(table):
         hint = did_you_mean(str(name), table)
         expected = f"one of {list_names(table, str(name))}"
-        raise unexpected(what, expected, name, f"Change it with --params={what}=<name>", hint)
+        fix = f"Change it with {option or f'--params={what}'}=<name>"
+        raise unexpected(option or what, expected, name, fix, hint)
     where = f"{what}={name}"
     selected = {"phases": None, **group(where, table[name])}
     groups = {key: group(f"{where}: {key}", value) for key, value in selected.items()

@@ -9,8 +9,9 @@ from typing import Any
 import yaml
 
 from submanifold.common.errors import UserError, did_you_mean, error_prefix, list_names, unexpected
+from submanifold.common.files import expand_user
 from submanifold.common.settings import flatten, read_settings
-from submanifold.config.merge import Tree, add_rotations, entry, find_data, group, merge
+from submanifold.config.merge import AUTO, Tree, add_rotations, entry, find_data, group, merge
 from submanifold.config.project import PACKAGED_CONF
 from submanifold.config.schema import Choices, EvaluationSettings, Experiment, TimeBudget
 from submanifold.config.validate import validate
@@ -47,7 +48,7 @@ def resolve(parameters: Mapping[str, Any], raw_folder: Path | None = None) -> Ex
     defaults = {name: group(f"{name}_defaults", user.pop(f"{name}_defaults", None))
                 for name in ("stage", "training")}  # fmt: skip
     dataset = entry(tables["datasets"], user.get("dataset"), "dataset")
-    if user.get("method") == "auto":
+    if user.get("method") == AUTO:
         user["method"] = dataset.get("method")
     method = entry(tables["methods"], user.get("method"), "method")
     if user.get("rotated"):
@@ -274,7 +275,7 @@ def _ood(datasets: Tree, user: Tree, data: DataSettings) -> ImageSettings | Tabl
     if (chosen := user.get("ood")) is None:
         return None
     if isinstance(data, TableSettings):
-        if not Path(str(chosen)).expanduser().exists():
+        if not expand_user(str(chosen)).exists():
             expected = "the path of a table with the columns of the model's"
             raise unexpected("ood", expected, chosen, "Change it with --params=ood=<path>")
         return read_settings(TableSettings, {"path": str(chosen)}, "ood")

@@ -1,12 +1,12 @@
 """The typed settings of one experiment: data, model, phases and evaluation."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, PositiveInt
 
 from submanifold.common.errors import printable
+from submanifold.common.files import expand_user
 from submanifold.common.settings import Name, Settings
 from submanifold.data.settings import DataSettings, ImageSettings, TableSettings
 from submanifold.losses import Loss
@@ -99,7 +99,7 @@ class Experiment(Choices):
             return self.dataset
         paths = [path] if isinstance(path, str) else path
         more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-        return printable(Path(paths[0]).expanduser().absolute().name) + more
+        return printable(expand_user(paths[0]).absolute().name) + more
 
     @property
     def is_conditional(self) -> bool:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
+from submanifold.common.files import expand_user
 from submanifold.common.settings import Settings, flatten
 
 FOLDER = "folder"  #: Value of the setting `groups` that makes each folder a group.
@@ -83,7 +84,7 @@ class ImageFields(Fields):
     @property
     def file(self) -> Path:
         """The file or folder at `path`."""
-        return Path(str(self.path)).expanduser()
+        return expand_user(str(self.path))
 
     @property
     def form(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from submanifold.common.errors import did_you_mean, unexpected
+from submanifold.common.files import expand_user
 from submanifold.common.settings import Settings, read_settings
 from submanifold.data.fields import FOLDER, Fields, ImageFields, Seed, TableFields
 from submanifold.data.sources import SOURCES, Source
@@ -68,7 +69,7 @@ class ImageSettings(ImageFields):
         files, groups = SOURCES[self.source].files(self, raw_folder), self.groups
         try:
             if groups not in (None, FOLDER):
-                groups = identify(Path(groups).expanduser())
+                groups = identify(expand_user(groups))
             return f"{'standard' if files is None else identify(*files)}+groups:{groups}"
         except OSError as error:
             name, got = f"path={self.path}", f"an error ({error})"

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from submanifold.common.errors import unexpected
+from submanifold.common.files import expand_user
 from submanifold.data.fields import FOLDER, Counts
 
 SPLITS = ("train", "valid", "test")
@@ -28,7 +29,7 @@ def group_images(groups: str, names: Iterable[str]) -> dict[str, str]:
     if groups == FOLDER:
         return {name: name.rpartition("/")[0] for name in names}
     try:
-        lines = Path(groups).expanduser().read_text("utf-8", "surrogateescape").splitlines()
+        lines = expand_user(groups).read_text("utf-8", "surrogateescape").splitlines()
         listed = dict(line.strip().rsplit(maxsplit=1) for line in lines if line.strip())
     except (OSError, ValueError) as error:
         expected = "folder, or a text file with the name of an image and its group on each line"

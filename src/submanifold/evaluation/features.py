@@ -13,6 +13,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor
 
 from submanifold.common.errors import import_extra, unexpected
+from submanifold.common.files import expand_user
 from submanifold.common.progress import ProgressBar, track
 
 # The weights of all published FIDs in PyTorch. Metrics with other weights are not comparable, and
@@ -83,7 +84,7 @@ def _features(
 
 def check_weights(inception_weights: str) -> Path:
     """Return the path of the user's weights; raise :class:`UserError` for another file."""
-    path = Path(inception_weights).expanduser()
+    path = expand_user(inception_weights)
     fix = f"Download {WEIGHTS_URL}, or set inception_weights=download"
     if not path.is_file():
         raise unexpected("inception_weights", "an existing file", path, fix)

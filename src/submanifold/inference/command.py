@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from submanifold.common.errors import UserError, printable, unexpected
-from submanifold.inference.outputs import FOLDER, TABLES, check_output, output, unused
+from submanifold.common.files import expand_user
+from submanifold.inference.outputs import (
+    FOLDER,
+    TABLES,
+    check_output,
+    default_output,
+    output,
+    unused,
+    without_formulas,
+)
 from submanifold.inference.records import model_path
 
 if TYPE_CHECKING:
@@ -31,6 +40,14 @@ RESTORED = re.compile(r"\d{5}-.*\.png|sheet\.png|restorations\.csv")  #: Files o
 MAX_STEM = 50  #: Characters of an image's name in the name of the file of its projection.
 
 
+class ExpandedPath(click.Path):
+    """A path in which ``~`` is the home folder, which shells do not expand after ``--out=``."""
+
+    def convert(self, value: Any, *args: Any) -> Any:
+        """Expand the path, then check it."""
+        return super().convert(str(expand_user(value)), *args)
+
+
 model_argument = click.argument("model")
 device_option = click.option("--device", default="auto", show_default=True,
                              help="auto, cpu, cuda or cuda:<n>.")  # fmt: skip
@@ -44,7 +61,7 @@ dim_option = click.option("--dim", type=int, metavar="N", help="Use only the fir
 
 def out_option(text: str, default: str | None = None) -> Callable[[Any], Any]:
     """Add the option of the path of an output."""
-    return click.option("--out", type=click.Path(path_type=Path), default=default, help=text,
+    return click.option("--out", type=ExpandedPath(path_type=Path), default=default, help=text,
                         show_default=True)  # fmt: skip
 
 
@@ -54,7 +71,7 @@ def input_options(command: Any) -> Any:
         device_option,
         label_option,
         click.option("--nearest", is_flag=True, help="Search the nearest projection (slower)."),
-        click.argument("inputs", nargs=-1, required=True, type=click.Path()),
+        click.argument("inputs", nargs=-1, required=True, type=ExpandedPath()),
         model_argument,
     ):  # fmt: skip
         command = decorator(command)
@@ -63,18 +80,19 @@ def input_options(command: Any) -> Any:
 
 @click.command()
 @model_argument
-@click.argument("inputs", nargs=-1, required=True, type=click.Path())
+@click.argument("inputs", nargs=-1, required=True, type=ExpandedPath())
 @label_option
-@out_option("Model file with the new calibration.", "calibrated.safetensors")
+@out_option("Model file with the new calibration.  [default: calibrated.safetensors]")
 @device_option
 def calibrate(
-    model: str, inputs: tuple[str, ...], label: int | None, out: Path, device: str
+    model: str, inputs: tuple[str, ...], label: int | None, out: Path | None, device: str
 ) -> None:
     """Calibrate the p-values of MODEL on normal INPUTS that it was not trained on.
 
     Writes a copy of the model, for the other commands. MODEL keeps its calibration.
     """
     predictor = load_predictor(model, device)
+    out = out or default_output("calibrated", ".safetensors")
     check_path("--out", out, (".safetensors",), predictor, model, inputs)
     import numpy as np
 
@@ -120,7 +138,7 @@ def encode(
 
     from submanifold.inference.predictor import code_frame
 
-    out = out or Path("codes.csv" if predictor.is_table else "codes.npz")
+    out = out or default_output("codes", ".csv" if predictor.is_table else ".npz")
     check_path("--out", out, (".npz", *TABLES), predictor, model, inputs)
     read = read_inputs(predictor, inputs)
     u, v = predictor.encode(read.events, "nearest" if nearest else "encoder", label=label)
@@ -149,7 +167,9 @@ def project(
     predictor = load_predictor(model, device, dim)
     import numpy as np
 
-    out = out or Path("projections.csv" if predictor.is_table else "projections")
+    if out is None:
+        is_table = predictor.is_table
+        out = default_output("projections", ".csv") if is_table else Path("projections")
     suffixes = TABLES if predictor.is_table else (FOLDER, ".npz")
     check_path("--out", out, suffixes, predictor, model, inputs)
     read = read_inputs(predictor, inputs)
@@ -173,7 +193,7 @@ def project(
 
 @click.command()
 @model_argument
-@click.argument("table", nargs=-1, type=click.Path())
+@click.argument("table", nargs=-1, type=ExpandedPath())
 @click.option("-n", "count", type=int, help="Number of samples.  [default: 64; for each row of "
               "TABLE 1]")  # fmt: skip
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="0 to 10.")
@@ -199,7 +219,7 @@ def sample(
         expected = "none for a model that is not conditional on columns"
         raise unexpected("TABLE", expected, table[0], "Omit it")
     count = (64 if predictor.condition is None else 1) if count is None else count
-    out = out or Path("samples.csv" if predictor.is_table else "samples.png")
+    out = out or default_output("samples", ".csv" if predictor.is_table else ".png")
     suffixes = TABLES if predictor.is_table else (".png", ".npz")
     check_path("--out", out, suffixes, predictor, model, table)
     is_png = out.suffix.lower() == ".png"
@@ -226,7 +246,7 @@ def sample(
 
 @click.command()
 @model_argument
-@click.argument("pictures", nargs=-1, required=True, type=click.Path())
+@click.argument("pictures", nargs=-1, required=True, type=ExpandedPath())
 @click.option("--task", required=True, help="denoise:0.1 (standard deviation of the noise), "
               "inpaint:mask.png (black pixels are missing) or inpaint:12 (a square hole), "
               "superresolve:4 (factor), deblur:1.5 (standard deviation of the kernel, pixels), or "
@@ -327,7 +347,7 @@ def restore(
 
 @click.command()
 @model_argument
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=ExpandedPath(path_type=Path))
 def export(model: str, file: Path) -> None:
     """Write a model with its calibration to FILE, .onnx or .pt2, for programs without submanifold.
 
@@ -406,9 +426,11 @@ def write_rows(path: Path, frame: "pd.DataFrame", read: "Inputs | None") -> None
     """Write a table, after a column of the names of the images or rows that were read."""
     if read is not None:
         frame.insert(0, unused(read.label, frame), [read.names[number] for number in frame.index])
-    write = frame.to_csv if path.suffix.lower() == ".csv" else frame.to_parquet
     with output("--out", path) as partial:
-        write(partial, index=False)
+        if path.suffix.lower() == ".csv":
+            without_formulas(frame).to_csv(partial, index=False)
+        else:
+            frame.to_parquet(partial, index=False)
     _echo(path)
 
 

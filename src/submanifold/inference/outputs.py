@@ -5,10 +5,15 @@ import re
 import tempfile
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain, count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from submanifold.common.errors import UserError, unexpected
 from submanifold.common.files import atomic_write
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FOLDER = ""  #: Suffix of a path that is a folder.
 TABLES = (".csv", ".parquet")
@@ -75,6 +80,31 @@ def output(
             with suppress(OSError):
                 path.rmdir()
         raise
+
+
+def default_output(stem: str, *ends: str) -> Path:
+    """Return the default file of a command, with a number if it or one next to it exists.
+
+    The ends are that of the file, such as ``.csv``, and those of other files that are written.
+    """
+    stems = chain([stem], (f"{stem}-{number}" for number in count(2)))
+    free = next(name for name in stems if not any(os.path.lexists(f"{name}{end}") for end in ends))
+    return Path(f"{free}{ends[0]}")
+
+
+def without_formulas(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """Put an apostrophe before text that a spreadsheet would compute, but not before numbers."""
+
+    def escape(value: object) -> object:
+        if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@")):
+            return value
+        try:
+            float(value)
+        except ValueError:
+            return f"'{value}"
+        return value
+
+    return frame.apply(lambda column: column.map(escape) if column.dtype.kind == "O" else column)
 
 
 def unused(name: str, names: Container[str]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from submanifold.common.errors import UserError, did_you_mean, unexpected
-from submanifold.common.files import is_locked, locked, read_json, write_json
+from submanifold.common.files import expand_user, is_locked, locked, read_json, write_json
 
 FOLDER = Path("data/runs")
 MODEL_FILE = "hierarchy.safetensors"
@@ -69,6 +69,17 @@ def choose_name(project: Path, chosen: str | None, key: str, method: str) -> str
     return next(name for name in names if name not in taken)
 
 
+def release_name(project: Path, name: str, key: str) -> None:
+    """Remove the record of another run with a name; a UserError if that run is running."""
+    for record in read_records(project):
+        if record.name == name and record.key == key:
+            return
+        if record.name == name and record.state(project) == "running":
+            fix = "Wait for its end, or choose another one"
+            raise unexpected("--name", "a name that no running run has", name, fix)
+    Path(project, FOLDER, f"{name}.json").unlink(missing_ok=True)
+
+
 def write_record(project: Path, record: RunRecord, chosen: str | None) -> RunRecord:
     """Record a run that starts, with a name that only equal runs have, and their first start."""
     with locked(project / FOLDER, "its record"):
@@ -101,7 +112,7 @@ def records_folder() -> Path:
 
 def model_path(name: str) -> Path:
     """Find a model file by its path, its folder, or the name of a run of the current project."""
-    for path in (Path(name), Path(name, MODEL_FILE)):
+    for path in (expand_user(name), expand_user(name) / MODEL_FILE):
         if path.is_file():
             return path
     project = records_folder()

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from submanifold.config.schema import Experiment
 
 
+def is_kept(name: str, catalog: CatalogProtocol) -> bool:
+    """Whether an output has an entry in the catalog, rather than being in memory only."""
+    return name in catalog and not isinstance(catalog.get(name), MemoryDataset)
+
+
 def select_missing(pipeline: Pipeline, catalog: CatalogProtocol) -> Pipeline:
     """Select the nodes with files to compute, and those whose outputs in memory are needed.
 
@@ -21,9 +26,7 @@ def select_missing(pipeline: Pipeline, catalog: CatalogProtocol) -> Pipeline:
     """
     selected, needed = list[str](), pipeline.outputs()
     for node in reversed(pipeline.nodes):
-        computed = [name for name in node.outputs if name in needed or (
-            name in catalog and not isinstance(catalog.get(name), MemoryDataset)
-        )]  # fmt: skip
+        computed = [name for name in node.outputs if name in needed or is_kept(name, catalog)]
         if not node.outputs or not all(map(catalog.exists, computed)):
             selected.append(node.name)
             needed.update(node.inputs)
@@ -41,7 +44,7 @@ def check_inputs(pipeline: Pipeline, catalog: CatalogProtocol) -> None:
     if missing:
         names, nodes = ({makers[name][part] for name in missing} for part in (0, 1))
         option = "".join(f" --pipeline={name}" for name in names - {"__default__"})
-        command = f"kedro run{option} --to-nodes={','.join(sorted(nodes))}"
+        command = f"submanifold run{option} --to-nodes={','.join(sorted(nodes))}"
         computed = f"{', '.join(missing)}: not computed for the present code and settings"
         raise UserError(f"{computed}. Compute with the same parameters: {command}")
 

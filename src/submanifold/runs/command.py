@@ -1,20 +1,19 @@
 """Commands ``train``, ``runs``, ``compare`` and ``info``, of one experiment or of all runs."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from submanifold.common.errors import unexpected
+from submanifold.common.errors import printable, unexpected
 from submanifold.common.files import read_json
 from submanifold.config.merge import parse_params
 from submanifold.config.project import project_folder, set_kedro_defaults
 from submanifold.inference.command import id_option, model_argument, out_option
 from submanifold.inference.outputs import check_output, output
 from submanifold.inference.records import (
-    FOLDER,
     RunRecord,
     choose_name,
     find_record,
@@ -26,6 +25,7 @@ from submanifold.runs.score import score
 
 if TYPE_CHECKING:
     import pandas as pd
+    from mlflow.entities import Run
 
 HELP = ("Any settings, such as stage_1.dim=300,density.training.steps=200; a list is "
         "[8,4,2].")  # fmt: skip
@@ -79,11 +79,9 @@ def train(
     set_kedro_defaults()
     from submanifold.runs.selection import select
 
-    if again and options["name"]:
-        Path(project, FOLDER, f"{options['name']}.json").unlink(missing_ok=True)
     options |= {"data.size": size, "training.minutes": minutes, "data.id": identifier}
     options |= {"data.strict": True} if strict else {}
-    record = select(project, data, options, dim, params)
+    record = select(project, data, options, dim, params, again)
     from submanifold.runs.runner import run_pipeline  # imports MLflow
 
     run_pipeline(project, "hierarchical", record.params)
@@ -120,27 +118,43 @@ def runs(name: str | None) -> None:
 
 @click.command()
 @click.argument("names", nargs=-1, required=True, metavar="RUN...")
-@out_option("CSV file of the values and the ends of their intervals.", "comparison.csv")
-def compare(names: tuple[str, ...], out: Path) -> None:
+@out_option(
+    "CSV file of the values and the ends of their intervals.  [default: "
+    "data/08_reporting/comparison.csv, which is replaced]"
+)
+def compare(names: tuple[str, ...], out: Path | None) -> None:
     """Compare the metrics of finished runs, with 95% intervals.
 
-    The table is an artifact of the newest of them in MLflow, too.
+    Metrics that nodes of your own have logged to MLflow are the last rows. The table is an artifact
+    of the newest run in MLflow, too.
     """
-    check_output("--out", out, (".csv",))
     project = records_folder()
+    out = out or project / "data/08_reporting/comparison.csv"
+    check_output("--out", out, (".csv",))
     records = [find_record(project, name) for name in names]
     for record in records:
         if (state := record.state(project)) != "finished":
             expected = "the names of finished runs"
             raise unexpected("RUN", expected, f"{record.name}, which is {state}", "Finish it first")
+    import mlflow
     import pandas as pd
 
     from submanifold.evaluation.intervals import ENDS
-    from submanifold.evaluation.metrics import METRICS, is_missing
+    from submanifold.evaluation.metrics import METRICS, NONE, format_value, is_missing
+    from submanifold.runs.runner import session
+    from submanifold.runs.tracking import PART, own_metrics, runs_of
 
-    shown = [{"metric": label, "better": ""} | {record.name: getattr(record, label)
-              for record in records} for label in ("dataset", "method")]  # fmt: skip
-    rows, measured = list[dict[str, Any]](), {run.name: _measured(run, project) for run in records}
+    with session(project, None, {}) as kedro:
+        kedro.load_context()  # connects MLflow
+    logged = {record.name: runs_of(record.key) for record in records}
+    measured = {record.name: _measured(record, project) for record in records}
+    settings = {record.name: _settings(record, project, logged[record.name]) for record in records}
+    shown = [
+        {"metric": label, "better": "", **{name: texts[label] for name, texts in settings.items()}}
+        for label in next(iter(settings.values()))
+        if any(texts[label] for texts in settings.values())
+    ]
+    rows = list[dict[str, Any]]()
     for metric in METRICS.values():
         values = {name: metric.read(metrics) for name, metrics in measured.items()}
         intervals = {name: value if isinstance(value, dict) else {"value": value}
@@ -153,19 +167,37 @@ def compare(names: tuple[str, ...], out: Path) -> None:
         about = {"metric": metric.name, "unit": metric.unit, "better": better}
         rows += [about | {"run": name} | {end: interval.get(end) for end in ENDS}
                  for name, interval in intervals.items()]  # fmt: skip
+    own = {name: own_metrics(runs) for name, runs in logged.items()}
+    for metric_name in sorted({metric for values in own.values() for metric in values}):
+        about = {"metric": metric_name, "better": ""}
+        numbers = {name: values.get(metric_name) for name, values in own.items()}
+        shown.append(about | {name: NONE if value is None else format_value(value)
+                              for name, value in numbers.items()})  # fmt: skip
+        rows += [about | {"run": name, "value": value} for name, value in numbers.items()]
     click.echo(_table(shown))
     with output("--out", out) as partial:
         pd.DataFrame(rows).to_csv(partial, index=False)
+    click.echo(f"\n{printable(str(out))}")
     newest = max(records, key=lambda record: record.started)
-    import mlflow
-
-    from submanifold.runs.runner import session
-
-    with session(project, None, {}) as kedro:
-        kedro.load_context()  # connects MLflow
-    query = f"attributes.run_name = '{newest.name}'"
-    for run in mlflow.search_runs(filter_string=query, max_results=1, output_format="list"):
+    whole = [run for run in logged[newest.name] if PART not in run.data.tags]
+    for run in whole[:1]:
         mlflow.MlflowClient().log_artifact(run.info.run_id, str(out))
+
+
+def _settings(record: RunRecord, project: Path, runs: "Sequence[Run]") -> dict[str, str]:
+    """Read in what runs differ, from their record, their files, and their runs in MLflow."""
+    parameters = dict(pair for run in reversed(runs) for pair in run.data.params.items())
+    histories = read_json((project / record.model).with_name("histories.json")) or {}
+    steps = sum(history["steps"] for history in histories.values() if "steps" in history)
+    dims = (read_json(project / record.metrics) or {}).get("dims") or [""]
+    return {
+        "dataset": record.dataset,
+        "method": record.method,
+        "d": str(dims[-1]),
+        "steps": f"{steps:,}" if steps else "",
+        "size": parameters.get("data.size", ""),
+        "seed": parameters.get("seed", ""),
+    }
 
 
 def _measured(record: RunRecord, project: Path) -> dict[str, Any]:

@@ -31,6 +31,12 @@ class LocalDataset(AbstractDataset[Any, Any]):
     def _exists(self) -> bool:
         return self._filepath.exists()
 
+    def _existing(self) -> Path:
+        if not self._filepath.exists():
+            fix = "`submanifold run` with the same parameters computes it"
+            raise DatasetError(f"{self._filepath}: not computed for these settings. {fix}.")
+        return self._filepath
+
 
 class AtomicDataset(LocalDataset):
     """A file of another dataset that is written atomically: one that exists is whole.
@@ -48,7 +54,7 @@ class AtomicDataset(LocalDataset):
             self.preview = final.preview
 
     def load(self) -> Any:
-        return self._at(self._filepath).load()
+        return self._at(self._existing()).load()
 
     def save(self, data: Any) -> None:
         with atomic_write(self._filepath) as partial:
@@ -77,7 +83,7 @@ class ArrayDataset(LocalDataset):
     """A ``.npy`` file, loaded as a copy-on-write memory map, with the context of its events."""
 
     def load(self) -> np.ndarray:
-        return load_npy(self._filepath)
+        return load_npy(self._existing())
 
     def save(self, data: np.ndarray) -> None:
         """Write the array, unless it is a map of the file, which its node has written."""
@@ -102,7 +108,7 @@ class ArraysDataset(LocalDataset):
     """Named arrays in a compressed ``.npz`` file."""
 
     def load(self) -> dict[str, np.ndarray]:
-        with np.load(self._filepath) as arrays:
+        with np.load(self._existing()) as arrays:
             return dict(arrays)
 
     def save(self, data: dict[str, np.ndarray]) -> None:
@@ -114,7 +120,7 @@ class ModelDataset(LocalDataset):
     """A model in a safetensors file, with its configuration and notes in the header."""
 
     def load(self) -> Model:
-        return Model.load(self._filepath)
+        return Model.load(self._existing())
 
     def save(self, data: Model) -> None:
         """Write the model; its notes include the folder's name, which is the cache key."""

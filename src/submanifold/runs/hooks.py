@@ -26,11 +26,11 @@ from mlflow.exceptions import MlflowException
 from requests import RequestException
 
 from submanifold.common.errors import UserError
-from submanifold.common.files import locked
+from submanifold.common.files import DISK, locked
 from submanifold.config.loader import ExperimentConfigLoader
 from submanifold.inference.records import FOLDER, write_record
 from submanifold.runs import tracking
-from submanifold.runs.checks import check_experiment, check_inputs, select_missing
+from submanifold.runs.checks import check_experiment, check_inputs, is_kept, select_missing
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ class RunHooks(MlflowHook):
             data = self._loader.project / "data"
             with tracking.required(self._loader), locked(data, "MLflow's database"):  # may be new
                 super().after_context_created(context)
+                tracking.check_artifacts(self._loader.project, self.mlflow_config)
 
     @hook_impl
     def before_pipeline_run(
@@ -97,14 +98,20 @@ class RunHooks(MlflowHook):
         # at the exit no interrupted call of MLflow locks its database any more
         atexit.register(self._end_run, "KILLED")
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, _exit)
+            handler = signal.signal(signal.SIGTERM, _exit) or signal.SIG_DFL
+            self._held.callback(signal.signal, signal.SIGTERM, handler)
         with tracking.required(loader):
             tracking.end_killed_runs(loader.project)
             tags = tracking.tags(loader, is_part) | {tracking.LOCK: lock}
             # MLflow creates the run with these tags: it may be killed before it could set them
-            context = json.loads(os.environ.get("MLFLOW_RUN_CONTEXT", "{}")) | tags
-            os.environ["MLFLOW_RUN_CONTEXT"] = json.dumps(context)
-            super().before_pipeline_run(run_params, pipeline, catalog)
+            context = os.environ.get("MLFLOW_RUN_CONTEXT")
+            os.environ["MLFLOW_RUN_CONTEXT"] = json.dumps(json.loads(context or "{}") | tags)
+            try:
+                super().before_pipeline_run(run_params, pipeline, catalog)
+            finally:
+                del os.environ["MLFLOW_RUN_CONTEXT"]
+                if context is not None:
+                    os.environ["MLFLOW_RUN_CONTEXT"] = context
             mlflow.set_tags(tags)  # also of a run that an orchestrator created
             tracking.log_parameters(loader)
             if not is_part:
@@ -137,6 +144,9 @@ class RunHooks(MlflowHook):
                 self._log_results(outputs, catalog)
                 super().after_pipeline_run(run_params, pipeline, catalog)
             self._end_run()
+        for name in sorted(pipeline.outputs()):
+            if not is_kept(name, catalog):
+                log.warning("%s: computed, but not kept. Add it to conf/base/catalog.yml.", name)
         for name in sorted(outputs.intersection(PAGES)):
             log.info("The %s is %s", name.replace("_", " "), self._loader.path(name))
         if self._seconds:
@@ -170,8 +180,9 @@ class RunHooks(MlflowHook):
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, RequestException):  # it has the URL
-                cause = OSError(tracking.failure(mlflow.get_tracking_uri(), cause)[1])
-            if isinstance(cause, UserError | OSError):  # such as a full disk
+                cause = UserError(tracking.failure(mlflow.get_tracking_uri(), cause)[1])
+            is_of_disk = isinstance(cause, OSError) and cause.errno in DISK
+            if isinstance(cause, UserError) or is_of_disk:
                 raise UserError(str(cause)) from error
             cause = cause.__cause__
 

@@ -13,6 +13,7 @@ from submanifold.common.errors import UserError, unexpected
 from submanifold.config.project import configure, set_kedro_defaults
 from submanifold.inference.command import (
     MAX_TRAINING,
+    ExpandedPath,
     as_sheet,
     check_path,
     id_option,
@@ -23,7 +24,7 @@ from submanifold.inference.command import (
     training_share_of,
     write_rows,
 )
-from submanifold.inference.outputs import TABLES, output
+from submanifold.inference.outputs import TABLES, default_output, output
 from submanifold.inference.records import find_record, records_folder
 
 if TYPE_CHECKING:
@@ -54,8 +55,8 @@ def _rate(ctx: click.Context, param: click.Parameter, text: str | None) -> float
 @click.command()
 @input_options
 @id_option
-@out_option("CSV or Parquet file of the scores.", "scores.csv")
-@click.option("--sheet", type=click.Path(path_type=Path),
+@out_option("CSV or Parquet file of the scores.  [default: scores.csv]")
+@click.option("--sheet", type=ExpandedPath(path_type=Path),
               help="PNG file of the most and the least anomalous images.")  # fmt: skip
 @click.option("--alpha", callback=_rate, metavar="RATE", help="False-positive rate: images or rows "
               "with a p-value of at most RATE, such as 1%, are out-of-distribution.")  # fmt: skip
@@ -68,7 +69,7 @@ def _rate(ctx: click.Context, param: click.Parameter, text: str | None) -> float
 @click.option("--own", is_flag=True, help="Rank INPUTS that the run MODEL was trained on: two "
               "models of halves, trained as MODEL was, score the other half.")  # fmt: skip
 def score(
-    model: str, inputs: tuple[str, ...], out: Path, sheet: Path | None, alpha: float | None,
+    model: str, inputs: tuple[str, ...], out: Path | None, sheet: Path | None, alpha: float | None,
     fdr: float | None, explain: bool, own: bool, nearest: bool, label: int | None, device: str,
     identifier: str | None,
 ) -> None:  # fmt: skip
@@ -87,6 +88,9 @@ def score(
         "images", {"--id": identifier, "--explain": explain})  # fmt: skip
     if unusable := [option for option, value in of_others.items() if value]:
         raise UserError(f"{unusable[0]}: expected none for a model of {unit}. Omit it.")
+    if out is None:
+        columns, sheets = ["_columns.csv"] * explain, [".png"] * own
+        out = default_output("scores", ".csv", *columns, *sheets)
     check_path("--out", out, TABLES, predictor, model, inputs)
     if own and sheet is None and predictor.is_image:
         sheet = out.with_suffix(".png")

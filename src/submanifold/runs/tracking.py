@@ -8,7 +8,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import mlflow
-from mlflow.entities import Metric
+from kedro_mlflow.config.kedro_mlflow_config import KedroMlflowConfig
+from mlflow.entities import Metric, Run
+from mlflow.utils.file_utils import local_file_uri_to_path
 
 from submanifold.common.errors import UserError, unexpected
 from submanifold.common.files import is_locked
@@ -43,6 +45,7 @@ PARAMETERS = re.compile(
 """Names of the parameters of MLflow, besides those that the user has set."""
 KEYS = {"model", "run", "ood_run"}  # artifacts whose keys are tags of their run
 LOCK, PART, PARENT = "submanifold.lock", "submanifold.part", "mlflow.parentRunId"  # tags
+LOCK_NAME = re.compile(r"\.[0-9a-f]{32}\.lock")
 SECONDS = 1.0  # between rows of training losses; a request takes milliseconds
 
 
@@ -120,18 +123,30 @@ def tags(loader: ExperimentConfigLoader, is_part: bool) -> dict[str, str]:
               **{f"keys.{name}": keys[name] for name in KEYS & keys.keys()}}  # fmt: skip
     if is_part:
         chosen[PART] = "true"
-        same = f"tags.`keys.model` = '{keys['model']}'"
-        runs = mlflow.search_runs(filter_string=same, output_format="list")  # the newest first
-        whole = [run.info.run_id for run in runs if PART not in run.data.tags]
+        whole = [run.info.run_id for run in runs_of(keys["model"]) if PART not in run.data.tags]
         chosen |= dict(zip([PARENT], whole, strict=False))
     return chosen
 
 
 def nest_parts(run_id: str, key: str) -> None:
     """Nest runs of some nodes in a run of all nodes for the same model, by its key."""
-    query, client = f"tags.`keys.model` = '{key}' and tags.`{PART}` = 'true'", mlflow.MlflowClient()
-    for run in mlflow.search_runs(filter_string=query, output_format="list"):
-        client.set_tag(run.info.run_id, PARENT, run_id)
+    for run in runs_of(key):
+        if PART in run.data.tags:
+            mlflow.MlflowClient().set_tag(run.info.run_id, PARENT, run_id)
+
+
+def runs_of(key: str) -> list[Run]:
+    """Return the runs of a model by its key, also of some nodes; the newest first."""
+    query = f"tags.`keys.model` = '{key}'"
+    runs: list[Run] = mlflow.search_runs(filter_string=query, output_format="list")
+    return runs
+
+
+def own_metrics(runs: Sequence[Run]) -> dict[str, float]:
+    """Return the newest values of metrics that nodes of the user have logged."""
+    values = dict(pair for run in reversed(runs) for pair in run.data.metrics.items())
+    return {name: value for name, value in values.items()
+            if not name.startswith("detail/") and name not in HEADLINES.values()}  # fmt: skip
 
 
 def is_recorded(loader: ExperimentConfigLoader) -> bool:
@@ -146,8 +161,11 @@ def end_killed_runs(project: Path) -> None:
     """Mark runs of this folder whose lock their process no longer holds."""
     query = "attributes.status = 'RUNNING'"
     for run in mlflow.search_runs(filter_string=query, output_format="list"):
-        lock = project / FOLDER / run.data.tags.get(LOCK, "")
-        if lock.is_file() and not is_locked(lock):  # no file: a run of another folder
+        name = run.data.tags.get(LOCK, "")  # anyone can set it on a server
+        lock = project / FOLDER / name
+        if not LOCK_NAME.fullmatch(name) or not lock.is_file():  # no file: of another folder
+            continue
+        if not is_locked(lock):
             mlflow.MlflowClient().set_terminated(run.info.run_id, "KILLED")
             lock.unlink()
 
@@ -182,6 +200,24 @@ def log_results(metrics: Mapping[str, Any]) -> None:
     mlflow.set_tags(baselines)
     mlflow.log_metrics({HEADLINES.get(name, f"detail/{name}"): value
                         for name, value in values.items() if name not in baselines})  # fmt: skip
+
+
+def check_artifacts(project: Path, settings: KedroMlflowConfig) -> None:
+    """Raise a UserError if the project's database writes artifacts to another folder.
+
+    MLflow keeps the absolute path, also in a copy of the project, which would write into the
+    original.
+    """
+    database, experiment = project / "data/mlflow.db", settings.tracking.experiment
+    expected = experiment.create_experiment_kwargs.artifact_location
+    if expected is None or settings.server.mlflow_tracking_uri != f"sqlite:///{database}":
+        return
+    created = mlflow.get_experiment_by_name(experiment.name)
+    location = expected if created is None else created.artifact_location
+    paths = [local_file_uri_to_path(uri) for uri in (expected, location)]
+    if Path(paths[0]).resolve() != Path(paths[1]).resolve():
+        fix = "The project was copied or moved: rename this file, and a run begins a new one"
+        raise unexpected(str(database), f"artifacts in {paths[0]}", paths[1], fix)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import pandas as pd
 from pandas.api import types
 
 from submanifold.common.errors import UserError, printable, unexpected
+from submanifold.common.files import expand_user
 from submanifold.data.sources.stores import HIDDEN
 from submanifold.data.tables.columns import MAX_EXACT, MAX_NAMED, named
 
@@ -44,7 +45,7 @@ def list_files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
     """Return the files at a path, the files of a folder by name, or the files of a list."""
     files: list[Path] = []
     for path in [paths] if isinstance(paths, str | Path) else paths:
-        file = Path(path).expanduser()
+        file = expand_user(path)
         in_folder = file.iterdir() if file.is_dir() else [file]
         tables = sorted(path for path in in_folder if path.is_file() and is_table(path))
         if not tables:
