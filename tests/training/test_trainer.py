@@ -345,6 +345,28 @@ def test_the_learning_rate_warms_up_stays_and_cools_down(changes, expected):
     assert factors == pytest.approx(expected)
 
 
+def test_a_training_ends_in_its_time_and_is_not_repeated(tmp_path):
+    limits = {"steps": 10**6, "seconds": 0.3, "validate_every": 10**6}
+    _, history = run(tmp_path, **limits)
+    assert 10 <= history["steps"] < 10**5
+    assert history["steps"] == history["train"][-1]["step"] == history["valid"][-1]["step"]
+    _, again = run(tmp_path, **limits)
+    assert (again["steps"], again["steps_trained"]) == (history["steps"], 0)
+
+
+def test_the_steps_that_are_left_follow_the_time():
+    limited = settings(steps=100, seconds=50.0, cooldown_fraction=0.5)
+    trainer = Trainer(Phase(small(), MSE, limited))
+    trainer.state.step = 20
+    for passed, per_step, steps in ((8, 0.4, 100), (20, 1, 50), (20, 0.5, 50), (70, 1, 21)):
+        trainer.keep_time(passed, per_step)
+        assert trainer.state.steps == steps
+    assert trainer.settings.lr_factor(20, 21) < trainer.settings.lr_factor(20)
+    unlimited = Trainer(Phase(small(), MSE, settings(steps=100)))
+    unlimited.keep_time(1e9, 1e9)
+    assert unlimited.state.steps == 100
+
+
 def test_a_span_is_inside_the_schedule():
     with pytest.raises(ValidationError, match=r"span\.1\s+Input should be less than or equal to 1"):
         settings(span=(0, 1.5))

@@ -100,14 +100,26 @@ def fit_budget(seconds: float, costs: Mapping[str, PhaseCost]) -> dict[str, int]
     return {name: max(1, round(factor * cost.steps)) for name, cost in costs.items()}
 
 
-def with_steps(phase: Any, steps: int | None) -> Any:
+def longest_seconds(
+    steps: Mapping[str, int], costs: Mapping[str, PhaseCost]
+) -> dict[str, float | None]:
+    """Return the duration of each training with these steps; None for rotations."""
+    return {
+        name: None if cost.fixed else cost.per_step * steps[name] / STEPS_SHARE
+        for name, cost in costs.items()
+    }
+
+
+def with_steps(phase: Any, steps: int | None, seconds: float | None = None) -> Any:
     """Return the settings of a phase with other steps, or probes of a rotation.
 
-    With fewer steps the warmup is shorter in proportion; the cooldown always is.
+    With fewer steps the warmup is shorter in proportion; the cooldown always is. A training takes
+    at most ``seconds``.
     """
     if isinstance(phase, RotationSettings):
         return phase.model_copy(update={"probes": steps})
     training = phase.training
     warmup = min(training.warmup, round(training.warmup * steps / training.steps))
-    changed = training.model_copy(update={"steps": steps, "warmup": warmup})
+    update = {"steps": steps, "warmup": warmup, "seconds": seconds or training.seconds}
+    changed = training.model_copy(update=update)
     return phase.model_copy(update={"training": changed})

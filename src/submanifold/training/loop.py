@@ -75,13 +75,17 @@ def fit(
     before, seconds, started = trainer.state.step, trainer.state.seconds, time.monotonic()
     tuner, generator = ThreadTuner(train.device), torch.Generator(train.device)
     model.train()
-    with ProgressBar(name, "steps", settings.steps, done=before) as meter:
-        while (step := trainer.state.step) < settings.steps:
+    with ProgressBar(name, "steps", trainer.state.steps, done=before) as meter:
+        while (step := trainer.state.step) < trainer.state.steps:
             x, context = train.at(step, generator)
             with tuner.unit():
                 values = trainer.step(x, generator, context)
             step, state = trainer.state.step, trainer.state
-            validates = step % settings.validate_every == 0 or step == settings.steps
+            if step % LOG_EVERY == 0 and step < state.steps:
+                elapsed = time.monotonic() - started
+                trainer.keep_time(seconds + elapsed, elapsed / max(1, step - before))
+                meter.total = state.steps
+            validates = step % settings.validate_every == 0 or step == state.steps
             if step % LOG_EVERY != 0 and not validates:
                 continue
 
@@ -108,7 +112,7 @@ def fit(
                         state.warnings[kind] = text
                         log.warning("%s: %s", name, text)
                 state.seconds = seconds + time.monotonic() - started
-                if not doubtful or step == settings.steps:
+                if not doubtful or step == state.steps:
                     trainer.save(folder)
                 _log_row("valid", row | {"seconds": state.seconds}, on_log)
 
@@ -117,8 +121,8 @@ def fit(
     model.load_state_dict(trainer.best)
     model.notes = trainer.state.best_row or {}
     model.eval()
-    return {"name": name, **trainer.state.history(), "steps": settings.steps,
-            "steps_trained": max(trainer.state.step - before, 0)}  # fmt: skip
+    steps_trained = max(trainer.state.step - before, 0)
+    return {"name": name, **trainer.state.history(), "steps_trained": steps_trained}
 
 
 def _restore_or_initialize(
@@ -131,7 +135,7 @@ def _restore_or_initialize(
 ) -> None:
     is_restored = trainer.restore(folder)
     distributed.barrier()  # before another process writes a checkpoint
-    step, steps = trainer.state.step, trainer.settings.steps
+    step, steps = trainer.state.step, trainer.state.steps
     if is_restored and step < steps:
         log.info("%s: resuming at step %d of %d", name, step, steps)
     elif is_restored:

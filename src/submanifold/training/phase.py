@@ -39,6 +39,8 @@ class TrainingSettings(Settings):
         validation_rows: Events of a validation, the first of the validation data.
         precision: Precision of matrix products; ``auto`` is bfloat16 where the hardware is faster
             with it.
+        seconds: Longest duration: on a machine that is slower than expected, the steps that are
+            left are reduced. A time budget sets it.
         grad_accumulation_steps: Parts in which a process computes its shard of a batch, to save
             memory.
     """
@@ -56,6 +58,7 @@ class TrainingSettings(Settings):
     validate_every: int = Field(default=200, gt=0)
     validation_rows: int = Field(default=512, gt=0)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    seconds: float | None = Field(default=None, gt=0)
     grad_accumulation_steps: int = Field(default=1, gt=0)
 
     @model_validator(mode="after")
@@ -65,11 +68,14 @@ class TrainingSettings(Settings):
             raise unexpected("span", "a start below the end", list(self.span))
         return self
 
-    def lr_factor(self, step: int) -> float:
-        """Factor on the learning rates at a step: linear warmup, constant, linear cooldown."""
+    def lr_factor(self, step: int, steps: int | None = None) -> float:
+        """Factor on the learning rates at a step: linear warmup, constant, linear cooldown.
+
+        ``steps`` are those of the schedule, if they were reduced.
+        """
         rise = (step + 1) / self.warmup if self.warmup else 1.0
         start, end = self.span
-        left = 1 - (start + (end - start) * step / self.steps)
+        left = 1 - (start + (end - start) * step / (steps or self.steps))
         fall = left / self.cooldown_fraction if self.cooldown_fraction else 1.0
         return self.lr_scale * min(rise, 1.0, fall)
 

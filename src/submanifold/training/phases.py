@@ -137,8 +137,8 @@ def rotate_phase(
         fitted = fit_rotation(rotated, batches, phase.probes, outer, folder, f"{name}, rotation")
     note = {**(done[-1] if done else {}), "stages": [phase.rotate], "rotated": True}
     full.notes = {"phases": [*done, note]}
-    history = TrainState(seconds=fitted["seconds"]).history()
-    return full.cpu(), {"name": name, **history, "steps": 0, "steps_trained": 0,
+    history = TrainState(0, seconds=fitted["seconds"]).history()
+    return full.cpu(), {"name": name, **history, "steps_trained": 0,
                         "stages": [phase.rotate], "terms": [], "rotation": fitted}  # fmt: skip
 
 

@@ -37,6 +37,7 @@ SCORED_LOSS = "scored_loss"  # in the rows of validations of log-uniform noise s
 class TrainState:
     """Progress of a training, apart from tensors; a row has its ``step``."""
 
+    steps: int  # of all, which are fewer than in the settings after a slow start
     step: int = 0
     train: list[Row] = field(default_factory=list)
     valid: list[Row] = field(default_factory=list)
@@ -70,7 +71,11 @@ class Trainer:
 
     def __init__(self, phase: Phase, identity: Identity | None = None):
         self.phase, self.model, self.settings = phase, phase.model, phase.settings
-        self.identity, self.state, self.best = identity or {}, TrainState(), dict[str, Tensor]()
+        self.identity, self.state, self.best = (
+            identity or {},
+            TrainState(self.settings.steps),
+            dict[str, Tensor](),
+        )
         self.shards = distributed.shards(self.settings.grad_accumulation_steps)
         self.weights: list[Tensor] = list(self.model.parameters())
         rates = self.settings.learning_rate, self.settings.muon_lr
@@ -91,7 +96,8 @@ class Trainer:
         zero. The loss draws its random numbers from the generator. A conditional model receives the
         context of each event of the batch. Returns the loss's values and ``gradient_norm``.
         """
-        factor = self.settings.lr_factor(self.state.step) * 0.5**self.state.rollbacks
+        factor = self.settings.lr_factor(self.state.step, self.state.steps)
+        factor *= 0.5**self.state.rollbacks
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = factor * optimizer.defaults["lr"]
@@ -151,6 +157,19 @@ class Trainer:
         noise, chosen = self.phase.noise, best_noise_scale(self.model, valid.array)
         at_scale = replace(self.phase, noise=ScoringScale(noise.scale, noise.smallest, chosen))
         return validate(at_scale, valid)["loss"]
+
+    def keep_time(self, seconds: float, step_seconds: float) -> None:
+        """Reduce the steps that are left if they would take longer than the settings allow.
+
+        ``seconds`` have passed, and a step takes ``step_seconds``; processes average both.
+        """
+        if self.settings.seconds is None:
+            return
+        times = torch.tensor([seconds, step_seconds], dtype=torch.float64)
+        distributed.average([times])
+        passed, per_step = times.tolist()
+        affordable = self.state.step + max(1, int((self.settings.seconds - passed) / per_step))
+        self.state.steps = min(self.state.steps, affordable)
 
     def swap_average(self) -> None:
         """Exchange the memory of weights and average."""

@@ -15,7 +15,7 @@ from submanifold.evaluation.gaussian import Gaussian
 from submanifold.inference.training_events import training_hashes
 from submanifold.models import Hierarchy, Model, ModelSettings
 from submanifold.runs.tracking import log_callback
-from submanifold.training.cost import fit_budget, phase_costs, with_steps
+from submanifold.training.cost import fit_budget, longest_seconds, phase_costs, with_steps
 from submanifold.training.phases import PhaseSettings, encode_rows, rotate_phase, train_phase
 from submanifold.training.rotation import RotationSettings
 
@@ -31,6 +31,7 @@ def plan_steps(
 ) -> dict[str, Any]:
     """Return the steps of all phases, scaled by one factor to a time budget if there is one.
 
+    Trainings then take at most ``seconds``, however busy the machine becomes.
     ``data`` are any :data:`.DataSettings`; Kedro warns about unions. ``first`` are the first steps
     of trainings in the curves of the run.
     """
@@ -38,10 +39,12 @@ def plan_steps(
              if isinstance(phase, PhaseSettings)}  # fmt: skip
     steps: dict[str, Any] = {name: getattr(phase, "probes", None) for name, phase in phases.items()}
     steps |= usual
+    seconds: dict[str, float | None] = dict.fromkeys(phases)
     if minutes is not None:
         log.info("Timing a few steps of each phase")
         costs = phase_costs(model, phases, data.event_shape, choose_device(device))
         steps = {**fit_budget(max(60 * minutes - REST, 30 * minutes), costs)}
+        seconds = longest_seconds(steps, costs)
         shown = ", ".join(f"{name} {count:,}" for name, count in steps.items())
         log.info("Steps in %g min: %s", minutes, shown)
         if all(steps[name] < SHORT * count for name, count in usual.items()):
@@ -52,7 +55,7 @@ def plan_steps(
             )
     ends = accumulate((steps[name] for name in usual), initial=0)
     starts = dict(zip(usual, ends, strict=False))
-    return {"minutes": minutes, "steps": steps, "first": starts}
+    return {"minutes": minutes, "steps": steps, "seconds": seconds, "first": starts}
 
 
 def encode(
@@ -68,7 +71,7 @@ def train(
     name: str, phase: PhaseSettings, model: ModelSettings, data: Any, seed: int, device: str,
 ) -> tuple[Model, dict[str, Any]]:  # fmt: skip
     """Train the stages of a phase; see :func:`.train_phase`."""
-    phase = with_steps(phase, schedule["steps"][name])
+    phase = with_steps(phase, schedule["steps"][name], schedule["seconds"][name])
     trained, history = train_phase(
         phase, model, before, train, valid, seed, choose_device(device), folder, name,
         log_callback(schedule["first"][name], phase.stages[0]),
