@@ -1,6 +1,6 @@
 """The same Glow in four implementations: this project's, and those of three packages.
 
-Every one has three levels on 3x32x32 images with a squeeze, K steps and a split on each; a step is
+Every one has three levels on images with a squeeze, K steps and a split on each; a step is
 an activation normalisation, a channel mixing and an affine coupling whose net is 3x3-1x1-3x3. The
 packages differ in the mixing (FrEIA's is fixed) and in how a scale is made positive.
 """
@@ -44,12 +44,13 @@ class MultiScale(nn.Module):
         self, make: Callable[[int], nn.Module],
         forward: Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]],
         inverse: Callable[[nn.Module, Tensor], Tensor], steps: int,
+        shape: tuple[int, int, int],
     ):  # fmt: skip
         super().__init__()
         self.levels = nn.ModuleList()
         self.shapes = []
         self.one_forward, self.one_inverse = forward, inverse
-        channels, side, _ = SHAPE
+        channels, side, _ = shape
         for level in range(1, LEVELS + 1):
             channels, side = 4 * channels, side // 2
             self.levels.append(nn.ModuleList(make(channels) for _ in range(steps)))
@@ -84,25 +85,25 @@ class MultiScale(nn.Module):
         return x
 
 
-def ours(steps: int, width: int) -> Model:
-    return Glow(SHAPE, LEVELS, steps, width)
+def ours(steps: int, width: int, shape: tuple[int, int, int] = SHAPE) -> Model:
+    return Glow(shape, LEVELS, steps, width)
 
 
-def normflows(steps: int, width: int) -> Model:
+def normflows(steps: int, width: int, shape: tuple[int, int, int] = SHAPE) -> Model:
     """Build normflows' GlowBlock, which samples forward and scores by its inverse."""
     from normflows.flows import GlowBlock
 
     return MultiScale(lambda channels: GlowBlock(channels, width, scale_map="exp"),
                       lambda step, x: step.inverse(x), lambda step, z: step(z)[0],
-                      steps)  # fmt: skip
+                      steps, shape)  # fmt: skip
 
 
-def freia(steps: int, width: int) -> Model:
+def freia(steps: int, width: int, shape: tuple[int, int, int] = SHAPE) -> Model:
     """Build FrEIA's AllInOneBlock, whose mixing is a fixed permutation."""
     from FrEIA.modules import AllInOneBlock
 
     def make(channels: int) -> nn.Module:
-        side = SHAPE[1] // 2 * 4 * SHAPE[0] // channels
+        side = shape[1] // 2 * 4 * shape[0] // channels
         return AllInOneBlock(
             [(channels, side, side)], subnet_constructor=lambda c, o: net(c, o, width)
         )
@@ -111,10 +112,10 @@ def freia(steps: int, width: int) -> Model:
         (z,), log_det = step([x])
         return z, log_det
 
-    return MultiScale(make, forward, lambda step, z: step([z], rev=True)[0][0], steps)
+    return MultiScale(make, forward, lambda step, z: step([z], rev=True)[0][0], steps, shape)
 
 
-def nflows(steps: int, width: int) -> Model:
+def nflows(steps: int, width: int, shape: tuple[int, int, int] = SHAPE) -> Model:
     """Build a step from the transforms of nflows."""
     from nflows import transforms
 
@@ -127,7 +128,9 @@ def nflows(steps: int, width: int) -> Model:
             [transforms.ActNorm(channels), transforms.OneByOneConvolution(channels), coupling]
         )
 
-    return MultiScale(make, lambda step, x: step(x), lambda step, z: step.inverse(z)[0], steps)
+    return MultiScale(
+        make, lambda step, x: step(x), lambda step, z: step.inverse(z)[0], steps, shape
+    )
 
 
 PEERS: dict[str, Callable[..., Model]] = {"normflows": normflows, "FrEIA": freia, "nflows": nflows}

@@ -39,7 +39,7 @@ class ProgressBar(tqdm):
     monitor_interval = 0  # no thread
 
     def __init__(self, description: str, unit: str, total: int = 0, done: int = 0) -> None:
-        self.on_terminal = sys.stderr.isatty()
+        self.on_terminal, self.logged = sys.stderr.isatty(), 0
         wait, layout = (0.1, "{desc} {bar} ") if self.on_terminal else (SECONDS, "{desc}: ")
         layout += STATE + (", {remaining} left" if total else "")
         super().__init__(
@@ -63,7 +63,14 @@ class ProgressBar(tqdm):
         if self.on_terminal:
             super().display(msg, pos)
         elif not self.disable:  # which close() sets
+            self.logged = self.n
             log.info("%s", self)
+
+    def close(self) -> None:
+        """End the bar, or log the last state if there were lines before."""
+        if not self.on_terminal and not self.disable and 0 < self.logged < self.n:
+            log.info("%s", self)
+        super().close()
 
 
 def track(batches: Iterable[Batch], description: str, total: int) -> Iterator[Batch]:

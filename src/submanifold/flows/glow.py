@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from submanifold.common.errors import unexpected
 from submanifold.flows import fast
 from submanifold.flows.bijection import Compose, full_precision
+from submanifold.flows.black_level import BlackLevel
 from submanifold.flows.conditional import ConditionalLatents
 from submanifold.flows.coupling import AffineCoupling, zero_initialized
 from submanifold.flows.linear import Linear, stack_inverses, stack_maps
@@ -30,6 +31,8 @@ class Glow(ConditionalLatents):
         width: Hidden channels of the coupling nets.
         whiten: Whether data-dependent initialization makes the first linear map of each level
             whiten its input; otherwise it stays a random rotation, as in the paper.
+        black_spread: Scale in grey levels that the noise of black pixels gets (:class:`.BlackLevel`),
+            for images that are mostly black; None leaves it as it is.
 
     Example:
         >>> flow = Glow((3, 8, 8), levels=2, steps=1, width=4)
@@ -47,8 +50,10 @@ class Glow(ConditionalLatents):
         steps: PositiveInt | list[PositiveInt] = 32,
         width: PositiveInt = 512,
         whiten: bool = True,
+        black_spread: Annotated[float, Field(gt=0)] | None = None,
     ):
         super().__init__()
+        self.black_level = None if black_spread is None else BlackLevel(black_spread)
         check_divisible(shape, 2**levels, f"levels={levels}")
         counts = [steps] * levels if isinstance(steps, int) else steps
         if len(counts) != levels:
@@ -75,6 +80,8 @@ class Glow(ConditionalLatents):
     def _forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         x = x.contiguous(memory_format=torch.channels_last)
         log_det, latents = x.new_zeros(x.shape[0]), []
+        if self.black_level is not None:
+            x, log_det = self.black_level(x)
         for level, split in zip(self.levels, [*self.splits, None], strict=True):
             x, ld = level(x, context)
             log_det = log_det + ld
@@ -95,7 +102,7 @@ class Glow(ConditionalLatents):
             reversed(self.levels[:-1]), reversed(self.splits), latents, strict=True
         ):
             x = level.inverse(split.inverse(x, latent), context)
-        return x
+        return x if self.black_level is None else self.black_level.inverse(x)
 
 
 class Level(Compose):

@@ -173,5 +173,6 @@ def _log_row(kind: str, row: Row, on_log: Log | None) -> None:
 
 def _summary(row: Row) -> str:
     labels = {"loss": "loss", "bits_per_dim": "BPD", "mse": "MSE"}
-    shown = [f"{label} {row[key]:.4g}" for key, label in labels.items() if key in row]
-    return ", ".join([*shown, f"{row['rows_per_second']:.0f} rows/s"])
+    if row["loss"] == row.get("bits_per_dim"):
+        del labels["loss"]
+    return ", ".join(f"{label} {row[key]:.4g}" for key, label in labels.items() if key in row)
