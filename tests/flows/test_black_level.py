@@ -38,13 +38,14 @@ def test_all_latents_are_decoded():
 
 
 def test_the_noise_of_black_pixels_is_normal_without_its_right_tail():
+    """Apart from 1% on the left."""
     black = torch.zeros(1, 1, 200, 200, dtype=torch.uint8)
     x = dequantize(black, torch.Generator().manual_seed(0)).double()
     y = 256 * (LEVEL(x)[0].flatten().numpy() + 0.5)
     end = scipy.stats.norm.ppf(MASS)
     expected = scipy.stats.truncnorm(-math.inf, end, loc=1 - 8 * end, scale=8)
-    assert scipy.stats.kstest(y, expected.cdf).pvalue > 0.01
-    assert np.abs(y.std() - expected.std()) < 0.05
+    shown = np.linspace(0.02, 0.999, 50)
+    np.testing.assert_allclose(np.quantile(y, shown), expected.ppf(shown), atol=0.2)
 
 
 def test_a_flow_of_black_images_has_their_density_at_once():

@@ -1,6 +1,7 @@
 """An elementwise map of images that spreads the noise of black pixels."""
 
 import math
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -9,14 +10,14 @@ from torch.special import ndtr, ndtri
 from submanifold.flows.bijection import Bijection
 
 MASS = 0.97  # of the normal distribution that the noise of black pixels gets, from the left
-SMALLEST = 1e-5  # noise below which the map is linear; float32 numbers near -0.5 differ by 8e-6
+SMALLEST = 0.01  # noise below which the map is linear, with a slope that float32 can invert
 
 
 class BlackLevel(Bijection):
     r"""Make the dequantization noise of black pixels nearly normal, with a larger scale.
 
-    In images of digits, X-rays or scans most pixels are 0. Dequantized, they are uniform on a bin of
-    width 1/256, which a flow has to learn as a narrow peak of a shape that is not normal. With
+    In images of digits, X-rays or scans most pixels are 0. Dequantized, they are uniform on a bin
+    of width 1/256, which a flow has to learn as a narrow peak of a shape that is not normal. With
     :math:`e = 256\,(x + \tfrac12)`, the map is
 
     .. math:: y = 1 + s\,(\Phi^{-1}(c\,e) - \Phi^{-1}(c)) \quad\text{for } e < 1, \qquad
@@ -24,8 +25,8 @@ class BlackLevel(Bijection):
 
     for c = 0.97, so that the noise of black pixels has the scale of s grey levels, and all other
     pixels stay as they are. The normal quantile function of uniform noise is normal; 3% of its
-    right tail is missing, so that the map is continuous. Below :math:`e = 10^{-5}` it continues
-    linearly, such that all of R has an image. Decoded pixels are above -0.5 for all likely latents.
+    right tail is missing, so that the map is continuous. Below e = 0.01 it continues linearly, such
+    that all of R has an image. Hardly any decoded pixel is below -0.5.
 
     Args:
         spread: s, in grey levels.
@@ -39,10 +40,11 @@ class BlackLevel(Bijection):
     def __init__(self, spread: float):
         super().__init__()
         self.spread = spread
-        end, start = ndtri(torch.tensor([MASS, MASS * SMALLEST], dtype=torch.float64)).tolist()
-        self.end = end  # quantile of the brightest noise
-        self.lowest = 1 + spread * (start - end)  # y where the map becomes linear
-        self.log_slope = self._log_slope(torch.tensor(start, dtype=torch.float64)).item()
+        start = NormalDist().inv_cdf(MASS * SMALLEST)
+        self.end = NormalDist().inv_cdf(MASS)  # quantile of the brightest noise
+        self.lowest = 1 + spread * (start - self.end)  # y where the map becomes linear
+        self.log_scale = math.log(spread * MASS * math.sqrt(2 * math.pi))
+        self.log_slope = self.log_scale + start**2 / 2  # of the linear part
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         e = 256 * (x + 0.5)
@@ -51,7 +53,7 @@ class BlackLevel(Bijection):
         curved = 1 + self.spread * (quantile - self.end)
         linear = self.lowest + (e - SMALLEST) * math.exp(self.log_slope)
         y = torch.where(is_black, torch.where(is_curved, curved, linear), e)
-        slopes = torch.where(is_curved, self._log_slope(quantile), self.log_slope)
+        slopes = torch.where(is_curved, self.log_scale + quantile.square() / 2, self.log_slope)
         log_det = torch.where(is_black, slopes, 0.0).flatten(1).sum(1)
         return y / 256 - 0.5, log_det
 
@@ -61,7 +63,3 @@ class BlackLevel(Bijection):
         linear = SMALLEST + (y - self.lowest) * math.exp(-self.log_slope)
         black = torch.where(y >= self.lowest, ndtr(quantile) / MASS, linear)
         return torch.where(y < 1, black, y) / 256 - 0.5
-
-    def _log_slope(self, quantile: Tensor) -> Tensor:
-        """Logarithm of dy/de, by the quantile."""
-        return math.log(self.spread * MASS * math.sqrt(2 * math.pi)) + quantile.square() / 2

@@ -31,8 +31,8 @@ class Glow(ConditionalLatents):
         width: Hidden channels of the coupling nets.
         whiten: Whether data-dependent initialization makes the first linear map of each level
             whiten its input; otherwise it stays a random rotation, as in the paper.
-        black_spread: Scale in grey levels that the noise of black pixels gets (:class:`.BlackLevel`),
-            for images that are mostly black; None leaves it as it is.
+        black_spread: Scale, in grey levels, that the noise of black pixels gets, for images that
+            are mostly black (:class:`.BlackLevel`); None leaves it as it is.
 
     Example:
         >>> flow = Glow((3, 8, 8), levels=2, steps=1, width=4)
