@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from kedro.config import MissingConfigException, OmegaConfigLoader
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from submanifold.common.errors import error_prefix, unexpected
 from submanifold.config.project import (
@@ -167,7 +165,7 @@ class ExperimentConfigLoader(OmegaConfigLoader):
                 raise  # Kedro does not need every kind
             expected = f"the name of a folder of {self.conf_source}"
             raise unexpected("--env", expected, self.env, "Change it with --env=<name>") from error
-        except (OmegaConfBaseException, ValueError, TypeError, AttributeError, YAMLError) as error:
+        except Exception as error:  # parsers of YAML raise many kinds of errors
             name = getattr(error, "full_key", None) or key
             reason = " ".join(str(getattr(error, "msg", None) or error).split())
             expected = "YAML files with names, values and interpolations that Kedro knows"

@@ -23,7 +23,6 @@ from kedro.io import CatalogProtocol
 from kedro.pipeline import Node, Pipeline
 from kedro_mlflow.framework.hooks.mlflow_hook import MlflowHook
 from mlflow.exceptions import MlflowException
-from requests import RequestException
 
 from submanifold.common.errors import UserError
 from submanifold.common.files import DISK, locked
@@ -179,7 +178,9 @@ class RunHooks(MlflowHook):
             self._end_run("KILLED" if isinstance(error, tracking.Pruned) else "FAILED")
         cause: BaseException | None = error
         while cause is not None:
-            if isinstance(cause, RequestException):  # it has the URL
+            if isinstance(cause, OSError) and hasattr(
+                cause, "request"
+            ):  # of requests, with the URL
                 cause = UserError(tracking.failure(mlflow.get_tracking_uri(), cause)[1])
             is_of_disk = isinstance(cause, OSError) and cause.errno in DISK
             if isinstance(cause, UserError) or is_of_disk:

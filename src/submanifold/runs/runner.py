@@ -15,7 +15,6 @@ from kedro.framework.session import KedroSession
 from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 from kedro.runner import AbstractRunner
-from pluggy import PluginManager
 
 from submanifold.common import distributed
 from submanifold.common.threads import use_threads
@@ -36,7 +35,7 @@ class RankRunner(AbstractRunner):
 
     def run(
         self, pipeline: Pipeline, catalog: CatalogProtocol,
-        hook_manager: PluginManager | None = None, run_id: str | None = None,
+        hook_manager: Any = None, run_id: str | None = None,
         only_missing_outputs: bool = False,
     ) -> dict[str, Any]:  # fmt: skip
         """Run a pipeline in a process group of all ranks, and choose the number of threads."""
@@ -57,7 +56,7 @@ class RankRunner(AbstractRunner):
 
     def _run(
         self, pipeline: Pipeline, catalog: CatalogProtocol,
-        hook_manager: PluginManager | None = None, run_id: str | None = None,
+        hook_manager: Any = None, run_id: str | None = None,
     ) -> None:  # fmt: skip
         if distributed.world_size() == 1:
             super()._run(pipeline, catalog, hook_manager, run_id)
