@@ -84,8 +84,10 @@ class ExperimentConfigLoader(OmegaConfigLoader):
                 settings[name] = {"name": name, "settings": experiment.phases[name],
                                   "folder": folder, "encoding_stages": stages}  # fmt: skip
             return settings
-        config, phases = self._read(key), self.experiment.phases
-        return expand(config, phases, self.artifact_keys) if key == "catalog" else config
+        config = self._read(key)
+        if key != "catalog":
+            return config  # without the experiment, which imports torch and may read a table
+        return expand(config, self.experiment.phases, self.artifact_keys)
 
     @cached_property
     def experiment(self) -> "Experiment":
@@ -146,7 +148,7 @@ class ExperimentConfigLoader(OmegaConfigLoader):
         return folder if is_own else project_folder()
 
     def _read(self, key: str) -> dict[str, Any]:
-        keys = {} if key == "parameters" else WITHOUT_OOD | self.artifact_keys
+        keys = WITHOUT_OOD | self.artifact_keys if key == "catalog" else {}
         on_server = (TRACKING_URI or "").startswith("http")
         resolvers: dict[str, Callable[..., Any]] = {
             "key": lambda name: keys[name],

@@ -11,7 +11,7 @@ from submanifold.common.errors import printable, unexpected
 from submanifold.common.files import read_json
 from submanifold.common.text_tables import format_table
 from submanifold.config.merge import parse_params
-from submanifold.config.project import project_folder, set_kedro_defaults
+from submanifold.config.project import project_folder, session, set_kedro_defaults
 from submanifold.inference.command import id_option, model_argument, out_option
 from submanifold.inference.outputs import check_output, output
 from submanifold.inference.records import (
@@ -136,16 +136,16 @@ def compare(names: tuple[str, ...], out: Path | None) -> None:
         if (state := record.state(project)) != "finished":
             expected = "the names of finished runs"
             raise unexpected("RUN", expected, f"{record.name}, which is {state}", "Finish it first")
+    set_kedro_defaults()
     import mlflow
     import pandas as pd
 
     from submanifold.evaluation.intervals import ENDS
     from submanifold.evaluation.metrics import METRICS, NONE, format_value, is_missing
-    from submanifold.runs.runner import session
-    from submanifold.runs.tracking import PART, own_metrics, runs_of
+    from submanifold.runs.tracking import PART, connect, own_metrics, runs_of
 
     with session(project, None, {}) as kedro:
-        kedro.load_context()  # connects MLflow
+        connect(kedro.load_context())
     logged = {record.name: runs_of(record.key) for record in records}
     measured = {record.name: _measured(record, project) for record in records}
     settings = {record.name: _settings(record, project, logged[record.name]) for record in records}

@@ -1,6 +1,5 @@
-"""Sessions of Kedro, and its runner for several processes, which torchrun starts."""
+"""Kedro's runner for several processes, which torchrun starts."""
 
-import copy
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,14 +10,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from kedro.framework.session import KedroSession
 from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 from kedro.runner import AbstractRunner
 
 from submanifold.common import distributed
 from submanifold.common.threads import use_threads
-from submanifold.config.project import conf_source, configure
+from submanifold.config.project import session
 from submanifold.runs.checks import select_missing
 
 log = logging.getLogger(__name__)
@@ -95,10 +93,3 @@ def run_pipeline(
             pipeline_names=[pipeline], runner=RankRunner(), to_outputs=to_outputs,
             only_missing_outputs=True,
         )  # fmt: skip
-
-
-def session(project: Path, env: str | None, params: Mapping[str, Any]) -> Any:
-    """Create a session of Kedro, as ``kedro run`` does."""
-    configure(project)  # another session may have loaded the pipelines of its method
-    conf, changes = str(conf_source(project)), copy.deepcopy(dict(params))
-    return KedroSession.create(project, env=env, runtime_params=changes, conf_source=conf)
