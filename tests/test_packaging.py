@@ -78,32 +78,6 @@ def test_a_missing_package_names_its_extra(tmp_path, monkeypatch, package, extra
         use()
 
 
-HEAVY = {"kedro", "kedro_mlflow", "matplotlib", "mlflow", "pandas", "scipy", "sklearn", "torch"}
-WITHOUT_TRACKING = HEAVY - {"kedro", "kedro_mlflow", "mlflow"}
-FIT = """
-import numpy as np
-from submanifold.inference.predictor import Predictor
-from submanifold.sklearn import ManifoldFlow
-x = np.random.default_rng(0).normal(size=(60, 2))
-flow = ManifoldFlow(steps=5).fit(x)
-flow.p_values(x)
-Predictor(flow.model_)
-"""
-
-
-@pytest.mark.parametrize(("code", "allowed"), [
-    ("import submanifold", set()),
-    ("import submanifold.cli", set()),
-    (FIT, WITHOUT_TRACKING),
-])  # fmt: skip
-def test_heavy_packages_are_imported_where_they_are_used(code, allowed):
-    program = f"{code}\nimport sys; print(*sys.modules)"
-    result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert HEAVY.intersection(result.stdout.split()) <= allowed
-
-
 def test_kedro_viz_names_its_extra():
     program = (
         "import sys; sys.modules['kedro_viz'] = None; sys.argv[1:] = ['viz', '--port=4141']; "
