@@ -76,7 +76,8 @@ from kedro.framework.startup import bootstrap_project
 bootstrap_project(Path.cwd())
 params = {"dataset": "table", "data": {"path": "missing.csv"}}
 with KedroSession.create(env="test", runtime_params=params) as session:
-    session.load_context()
+    context = session.load_context()
+    assert context.mlflow.server.mlflow_tracking_uri.endswith("/data/mlflow.db")
 """
     assert "torch" not in imported(script, path)
     assert not (path / "data/mlflow.db").exists()

@@ -40,7 +40,7 @@ PAGES = ("report", "ood_report")
 class RunHooks:
     """Refuses runs that cannot succeed, records the others, and adds to kedro-mlflow's hook.
 
-    - MLflow is imported and connected when a run starts, which may create its database.
+    - MLflow is connected when a run starts, which may create its database, and not before.
     - A run holds a lock, whose name is in its record and a tag in MLflow. An interrupted run is
       KILLED, also after SIGTERM; the next one marks those that could not do so themselves.
     - A run of which all outputs and a finished MLflow run exist, and every rank but the first, have
@@ -52,8 +52,12 @@ class RunHooks:
     def after_context_created(self, context: KedroContext) -> None:
         self._context = context
         self._loader = cast(ExperimentConfigLoader, context.config_loader)
+        from kedro_mlflow.config.kedro_mlflow_config import KedroMlflowConfig
+
+        config = KedroMlflowConfig.model_validate(self._loader["mlflow"])
+        context.__setattr__("mlflow", config)  # read by `kedro mlflow ui`
         # for notebooks: MLflow reads it when it is used
-        os.environ["MLFLOW_TRACKING_URI"] = self._loader["mlflow"]["server"]["mlflow_tracking_uri"]
+        os.environ["MLFLOW_TRACKING_URI"] = config.server.mlflow_tracking_uri
 
     @hook_impl
     def before_pipeline_run(
