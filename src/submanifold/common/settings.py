@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ValidationError, ValidationInfo, model_validator
-from pydantic_core import PydanticCustomError
 
 from submanifold.common.errors import UserError, did_you_mean, list_names
 
@@ -33,13 +32,19 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def parse_yaml(text: str) -> Any:
+    """Read YAML as Kedro does, in which 1e-3 is a number."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(OmegaConf.create(text))
+
+
 def _check_name(name: str) -> str:
     # file names contain several names and a key, and are limited to 255 bytes
     if not re.fullmatch(r"\w[\w. +-]*(?<![. ])", name) or len(name.encode()) > 100:
-        raise PydanticCustomError(
-            "name",
+        raise AssertionError(
             "expected a file name of at most 100 bytes, of letters, digits, spaces and _ + - . "
-            "that begins with a letter, digit or _, and does not end with . or a space",
+            "that begins with a letter, digit or _, and does not end with . or a space"
         )
     return name
 
@@ -85,7 +90,8 @@ def _explain(problem: Any, mapping: Any, where: str, known: Mapping[str, list[st
             return f"{name}.{kind}={tag['tag']} is not known; known: {listed}"
         case "value_error":  # its message begins with the name of a setting
             return f"{name}.{problem['ctx']['error']}".removeprefix(".")
-    return f"{name}={problem['input']} cannot be used: {problem['msg']}"
+    reason = problem["msg"].removeprefix("Assertion failed, ")  # by pydantic
+    return f"{name}={problem['input']} cannot be used: {reason}"
 
 
 def _name(problem: Any, values: Any, where: str) -> str:

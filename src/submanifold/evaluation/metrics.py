@@ -8,9 +8,8 @@ from importlib.resources import files
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
-import yaml
 
+from submanifold.common.settings import parse_yaml
 from submanifold.evaluation.intervals import ENDS
 
 NONE = "–"
@@ -125,10 +124,10 @@ def training_images_reach(metrics: Mapping[str, Any], name: str) -> str | None:
 
 def is_missing(value: Any) -> bool:
     """Return whether a value is None or NaN."""
-    return value is None or pd.isna(value)
+    return value is None or (isinstance(value, float | np.floating) and math.isnan(value))
 
 
-_YAML = yaml.safe_load((files(__package__) / "metrics.yml").read_text(encoding="utf-8"))
+_YAML = parse_yaml((files(__package__) / "metrics.yml").read_text(encoding="utf-8"))
 METRICS = {name: Metric(name, **settings) for name, settings in _YAML.items()}
 """Metrics by name, in the order of columns."""
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from submanifold.common.errors import UserError, printable, unexpected
+from submanifold.common.errors import UserError, import_extra, printable, unexpected
 from submanifold.common.files import expand_user
 from submanifold.inference.outputs import (
     FOLDER,
@@ -430,6 +430,7 @@ def write_rows(path: Path, frame: "pd.DataFrame", read: "Inputs | None") -> None
         if path.suffix.lower() == ".csv":
             without_formulas(frame).to_csv(partial, index=False)
         else:
+            import_extra("pyarrow", "parquet")
             frame.to_parquet(partial, index=False)
     _echo(path)
 

@@ -9,8 +9,9 @@ import click
 
 from submanifold.common.errors import printable, unexpected
 from submanifold.common.files import read_json
+from submanifold.common.text_tables import format_table
 from submanifold.config.merge import parse_params
-from submanifold.config.project import project_folder, set_kedro_defaults
+from submanifold.config.project import project_folder, session, set_kedro_defaults
 from submanifold.inference.command import id_option, model_argument, out_option
 from submanifold.inference.outputs import check_output, output
 from submanifold.inference.records import (
@@ -24,7 +25,6 @@ from submanifold.inference.records import (
 from submanifold.runs.score import score
 
 if TYPE_CHECKING:
-    import pandas as pd
     from mlflow.entities import Run
 
 HELP = ("Any settings, such as stage_1.dim=300,density.training.steps=200; a list is "
@@ -113,7 +113,7 @@ def runs(name: str | None) -> None:
     if not records:
         click.echo("No runs in this folder. `submanifold train pictures/` starts one.")
         return
-    click.echo(_table([_row(record, project) for record in records]))
+    click.echo(format_table([_row(record, project) for record in records]))
 
 
 @click.command()
@@ -136,16 +136,16 @@ def compare(names: tuple[str, ...], out: Path | None) -> None:
         if (state := record.state(project)) != "finished":
             expected = "the names of finished runs"
             raise unexpected("RUN", expected, f"{record.name}, which is {state}", "Finish it first")
+    set_kedro_defaults()
     import mlflow
     import pandas as pd
 
     from submanifold.evaluation.intervals import ENDS
     from submanifold.evaluation.metrics import METRICS, NONE, format_value, is_missing
-    from submanifold.runs.runner import session
-    from submanifold.runs.tracking import PART, own_metrics, runs_of
+    from submanifold.runs.tracking import PART, connect, own_metrics, runs_of
 
     with session(project, None, {}) as kedro:
-        kedro.load_context()  # connects MLflow
+        connect(kedro.load_context())
     logged = {record.name: runs_of(record.key) for record in records}
     measured = {record.name: _measured(record, project) for record in records}
     settings = {record.name: _settings(record, project, logged[record.name]) for record in records}
@@ -174,7 +174,7 @@ def compare(names: tuple[str, ...], out: Path | None) -> None:
         shown.append(about | {name: NONE if value is None else format_value(value)
                               for name, value in numbers.items()})  # fmt: skip
         rows += [about | {"run": name, "value": value} for name, value in numbers.items()]
-    click.echo(_table(shown))
+    click.echo(format_table(shown))
     with output("--out", out) as partial:
         pd.DataFrame(rows).to_csv(partial, index=False)
     click.echo(f"\n{printable(str(out))}")
@@ -206,13 +206,6 @@ def _measured(record: RunRecord, project: Path) -> dict[str, Any]:
     return {name: value for file in files for name, value in (read_json(file) or {}).items()}
 
 
-def _table(rows: "list[dict[str, str]] | pd.DataFrame") -> str:
-    import pandas as pd
-
-    table = pd.DataFrame(rows).fillna("")
-    return str(table.to_markdown(index=False, tablefmt="simple", disable_numparse=True))
-
-
 @click.command()
 @model_argument
 @click.option("--audit", "is_audited", is_flag=True,
@@ -237,7 +230,7 @@ def info(model: str, is_audited: bool, as_json: bool) -> None:
         for name, text in texts.items():
             click.echo(f"{name:11}  {text}")
         if columns is not None:
-            click.echo(f"\n{_table(columns)}")
+            click.echo(f"\n{format_table(columns.fillna('').to_dict('records'))}")
         return
     import torch
 

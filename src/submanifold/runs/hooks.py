@@ -1,6 +1,7 @@
 """Kedro hooks: checks of a run, its record, its lock and its MLflow run.
 
-Every Kedro command imports this module, so torch is imported in the functions that use it.
+Every Kedro command imports this module, so torch and MLflow are imported in the functions that use
+them.
 """
 
 import atexit
@@ -13,24 +14,22 @@ import time
 from collections import defaultdict
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
-from typing import Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 from uuid import uuid4
 
-import mlflow
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.io import CatalogProtocol
 from kedro.pipeline import Node, Pipeline
-from kedro_mlflow.framework.hooks.mlflow_hook import MlflowHook
-from mlflow.exceptions import MlflowException
-from requests import RequestException
 
 from submanifold.common.errors import UserError
 from submanifold.common.files import DISK, locked
 from submanifold.config.loader import ExperimentConfigLoader
 from submanifold.inference.records import FOLDER, write_record
-from submanifold.runs import tracking
 from submanifold.runs.checks import check_experiment, check_inputs, is_kept, select_missing
+
+if TYPE_CHECKING:
+    from kedro_mlflow.framework.hooks.mlflow_hook import MlflowHook
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +37,10 @@ MEASUREMENTS = {"metrics", "truth", "ood_metrics"}
 PAGES = ("report", "ood_report")
 
 
-class RunHooks(MlflowHook):
+class RunHooks:
     """Refuses runs that cannot succeed, records the others, and adds to kedro-mlflow's hook.
 
+    - MLflow is connected when a run starts, which may create its database, and not before.
     - A run holds a lock, whose name is in its record and a tag in MLflow. An interrupted run is
       KILLED, also after SIGTERM; the next one marks those that could not do so themselves.
     - A run of which all outputs and a finished MLflow run exist, and every rank but the first, have
@@ -50,20 +50,27 @@ class RunHooks(MlflowHook):
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
+        self._context = context
         self._loader = cast(ExperimentConfigLoader, context.config_loader)
-        _ = self._loader.run_name
-        self._is_first_rank = int(os.environ.get("RANK", 0)) == 0
-        if self._is_first_rank:
-            data = self._loader.project / "data"
-            with tracking.required(self._loader), locked(data, "MLflow's database"):  # may be new
-                super().after_context_created(context)
-                tracking.check_artifacts(self._loader.project, self.mlflow_config)
+        from kedro_mlflow.config.kedro_mlflow_config import KedroMlflowConfig
+
+        config = KedroMlflowConfig.model_validate(self._loader["mlflow"])
+        context.__setattr__("mlflow", config)  # read by `kedro mlflow ui`
+        # for notebooks: MLflow reads it when it is used
+        os.environ["MLFLOW_TRACKING_URI"] = config.server.mlflow_tracking_uri
 
     @hook_impl
     def before_pipeline_run(
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol
     ) -> None:
+        from submanifold.runs import tracking
+
         loader, outputs = self._loader, pipeline.all_outputs()
+        _ = loader.run_name
+        is_first_rank = int(os.environ.get("RANK", 0)) == 0
+        if is_first_rank:
+            self._mlflow: MlflowHook = tracking.connect(self._context)
+            self._mlflow.after_catalog_created(catalog, {}, {}, {}, "", {})
         self._seconds: dict[str, float] = defaultdict(float)
         self._computed: set[str] = set()
         self._is_mlflow_enabled = False
@@ -71,7 +78,7 @@ class RunHooks(MlflowHook):
         for output, part in (("x_train", "data"), ("x_ood", "ood")):
             if output in outputs:
                 loader.check_images(part)
-        if not self._is_first_rank:
+        if not is_first_rank:
             return
         missing = select_missing(pipeline, catalog)
         check_inputs(missing if run_params["only_missing_outputs"] else pipeline, catalog)
@@ -92,9 +99,15 @@ class RunHooks(MlflowHook):
     def _start_run(
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol, lock: str
     ) -> None:
+        import mlflow
+
+        from submanifold.runs import tracking
+
         loader, outputs = self._loader, pipeline.all_outputs()
         is_part = "hierarchy" not in outputs or outputs.isdisjoint(PAGES)
-        self.mlflow_config.tracking.run.name = loader.run_name + (" (part)" if is_part else "")
+        self._mlflow.mlflow_config.tracking.run.name = loader.run_name + (
+            " (part)" if is_part else ""
+        )
         # at the exit no interrupted call of MLflow locks its database any more
         atexit.register(self._end_run, "KILLED")
         if threading.current_thread() is threading.main_thread():
@@ -107,7 +120,7 @@ class RunHooks(MlflowHook):
             context = os.environ.get("MLFLOW_RUN_CONTEXT")
             os.environ["MLFLOW_RUN_CONTEXT"] = json.dumps(json.loads(context or "{}") | tags)
             try:
-                super().before_pipeline_run(run_params, pipeline, catalog)
+                self._mlflow.before_pipeline_run(run_params, pipeline, catalog)
             finally:
                 del os.environ["MLFLOW_RUN_CONTEXT"]
                 if context is not None:
@@ -115,18 +128,19 @@ class RunHooks(MlflowHook):
             mlflow.set_tags(tags)  # also of a run that an orchestrator created
             tracking.log_parameters(loader)
             if not is_part:
-                tracking.nest_parts(self.run_id, loader.artifact_keys["model"])
-        tracking.observer.get().on_run(self.run_id)
+                tracking.nest_parts(self._mlflow.run_id, loader.artifact_keys["model"])
+        tracking.observer.get().on_run(self._mlflow.run_id)
 
     def _end_run(self, status: str | None = None) -> None:
         atexit.unregister(self._end_run)
         if status:
+            import mlflow
+
             mlflow.end_run(status)
         self._held.close()
 
     @hook_impl
     def before_node_run(self) -> None:
-        """Log no parameters of nodes: all were logged at the start."""
         self._node_started = time.monotonic()
 
     @hook_impl
@@ -140,9 +154,13 @@ class RunHooks(MlflowHook):
     ) -> None:
         outputs = pipeline.all_outputs()
         if self._is_mlflow_enabled:
+            from mlflow.exceptions import MlflowException
+
+            from submanifold.runs import tracking
+
             with tracking.required(self._loader, MlflowException):
                 self._log_results(outputs, catalog)
-                super().after_pipeline_run(run_params, pipeline, catalog)
+                self._mlflow.after_pipeline_run(run_params, pipeline, catalog)
             self._end_run()
         for name in sorted(pipeline.outputs()):
             if not is_kept(name, catalog):
@@ -154,6 +172,7 @@ class RunHooks(MlflowHook):
             log.info("Duration of the parts: %s", ", ".join(parts))
 
     def _log_results(self, outputs: set[str], catalog: CatalogProtocol) -> None:
+        from submanifold.runs import tracking
         from submanifold.runs.pyfunc import log_model
 
         experiment, step = self._loader.experiment, 0
@@ -161,7 +180,7 @@ class RunHooks(MlflowHook):
             if history in outputs and catalog.exists(history):
                 content = catalog.load(history)
                 if history not in self._computed:
-                    tracking.log_history(content, step, self.run_id)
+                    tracking.log_history(content, step, self._mlflow.run_id)
                 step += content["steps"]
         for name in MEASUREMENTS & outputs:
             tracking.log_results(catalog.load(name))
@@ -175,11 +194,17 @@ class RunHooks(MlflowHook):
         catalog: CatalogProtocol,
     ) -> None:  # fmt: skip
         """End the run as FAILED or pruned (KILLED); show a user's mistake without a traceback."""
+        import mlflow
+
+        from submanifold.runs import tracking
+
         if self._is_mlflow_enabled:
             self._end_run("KILLED" if isinstance(error, tracking.Pruned) else "FAILED")
         cause: BaseException | None = error
         while cause is not None:
-            if isinstance(cause, RequestException):  # it has the URL
+            if isinstance(cause, OSError) and hasattr(
+                cause, "request"
+            ):  # of requests, with the URL
                 cause = UserError(tracking.failure(mlflow.get_tracking_uri(), cause)[1])
             is_of_disk = isinstance(cause, OSError) and cause.errno in DISK
             if isinstance(cause, UserError) or is_of_disk:

@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import pandas as pd
 
 from submanifold.evaluation.calibration import Calibration
@@ -23,6 +22,8 @@ USUAL_ALPHA = 5  # percent of false alarms of the command, if the calibration su
 
 def information(model: Path) -> dict[str, Any]:
     """Return facts about this process and its run, None for unknown ones, by its model's file."""
+    import mlflow  # loads slowly
+
     active, folder, program = mlflow.active_run(), Path.cwd(), Path(sys.argv[0])
     command = program.parent.name if program.name == "__main__.py" else program.name
     names = [run.name for run in read_records(folder) if run.key == model.parent.name]

@@ -1,6 +1,5 @@
-"""Sessions of Kedro, and its runner for several processes, which torchrun starts."""
+"""Kedro's runner for several processes, which torchrun starts."""
 
-import copy
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,15 +10,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from kedro.framework.session import KedroSession
 from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 from kedro.runner import AbstractRunner
-from pluggy import PluginManager
 
 from submanifold.common import distributed
 from submanifold.common.threads import use_threads
-from submanifold.config.project import conf_source, configure
+from submanifold.config.project import session
 from submanifold.runs.checks import select_missing
 
 log = logging.getLogger(__name__)
@@ -36,7 +33,7 @@ class RankRunner(AbstractRunner):
 
     def run(
         self, pipeline: Pipeline, catalog: CatalogProtocol,
-        hook_manager: PluginManager | None = None, run_id: str | None = None,
+        hook_manager: Any = None, run_id: str | None = None,
         only_missing_outputs: bool = False,
     ) -> dict[str, Any]:  # fmt: skip
         """Run a pipeline in a process group of all ranks, and choose the number of threads."""
@@ -57,7 +54,7 @@ class RankRunner(AbstractRunner):
 
     def _run(
         self, pipeline: Pipeline, catalog: CatalogProtocol,
-        hook_manager: PluginManager | None = None, run_id: str | None = None,
+        hook_manager: Any = None, run_id: str | None = None,
     ) -> None:  # fmt: skip
         if distributed.world_size() == 1:
             super()._run(pipeline, catalog, hook_manager, run_id)
@@ -96,10 +93,3 @@ def run_pipeline(
             pipeline_names=[pipeline], runner=RankRunner(), to_outputs=to_outputs,
             only_missing_outputs=True,
         )  # fmt: skip
-
-
-def session(project: Path, env: str | None, params: Mapping[str, Any]) -> Any:
-    """Create a session of Kedro, as ``kedro run`` does."""
-    configure(project)  # another session may have loaded the pipelines of its method
-    conf, changes = str(conf_source(project)), copy.deepcopy(dict(params))
-    return KedroSession.create(project, env=env, runtime_params=changes, conf_source=conf)

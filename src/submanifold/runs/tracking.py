@@ -13,16 +13,18 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote
 
 import mlflow
+from kedro.framework.context import KedroContext
 from kedro_mlflow.config.kedro_mlflow_config import KedroMlflowConfig
+from kedro_mlflow.framework.hooks.mlflow_hook import MlflowHook
 from mlflow.entities import Metric, Run
 from mlflow.utils.file_utils import local_file_uri_to_path
 
 from submanifold.common.errors import UserError, unexpected
-from submanifold.common.files import is_locked
+from submanifold.common.files import is_locked, locked
 from submanifold.config.loader import ExperimentConfigLoader
 from submanifold.inference.records import FOLDER
 
@@ -200,6 +202,15 @@ def log_results(metrics: Mapping[str, Any]) -> None:
     mlflow.set_tags(baselines)
     mlflow.log_metrics({HEADLINES.get(name, f"detail/{name}"): value
                         for name, value in values.items() if name not in baselines})  # fmt: skip
+
+
+def connect(context: KedroContext) -> MlflowHook:
+    """Connect MLflow as ``mlflow.yml`` says, whose database may be new."""
+    loader, hook = cast(ExperimentConfigLoader, context.config_loader), MlflowHook()
+    with required(loader), locked(loader.project / "data", "MLflow's database"):
+        hook.after_context_created(context)
+        check_artifacts(loader.project, hook.mlflow_config)
+    return hook
 
 
 def check_artifacts(project: Path, settings: KedroMlflowConfig) -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 from matplotlib.figure import Figure
 
 from submanifold.common.files import atomic_write
+from submanifold.common.settings import parse_yaml
+from submanifold.common.text_tables import format_table
 from submanifold.plots.images import DPI
 from submanifold.runs.experiments import CachedRun
 
@@ -55,7 +56,7 @@ class Target:
 
 def read_page(name: str) -> dict[str, Any]:
     """Read ``<name>.yml`` in this package: settings, columns and notes of a page."""
-    return yaml.safe_load((files(__package__) / f"{name}.yml").read_text(encoding="utf-8"))
+    return parse_yaml((files(__package__) / f"{name}.yml").read_text(encoding="utf-8"))
 
 
 def write(name: str, title: str, content: Content, folder: Path, options: str = "") -> Path:
@@ -66,7 +67,7 @@ def write(name: str, title: str, content: Content, folder: Path, options: str = 
     again = f"Regenerate this page with `submanifold reproduce {name}{options}`."
     lines += [f"{content.measured} {again}".strip()]
     for caption, table in content.tables.items():
-        lines += [f"## {caption}", table.to_markdown(index=False, disable_numparse=True)]
+        lines += [f"## {caption}", format_table(table.to_dict("records"), markdown=True)]
     lines += ["## Figures"] if content.tables and content.figures else []
     for number, (caption, figure) in enumerate(content.figures.items(), start=1):
         file = f"{name}-{number}" if number > 1 else name

@@ -8,10 +8,10 @@ import mlflow
 
 from submanifold.common.errors import did_you_mean, list_names, unexpected
 from submanifold.config.loader import load_configuration
-from submanifold.config.project import conf_source
+from submanifold.config.project import conf_source, session
 from submanifold.config.schema import nest
 from submanifold.runs.experiments import CachedRun, message_of, run_all
-from submanifold.runs.runner import session
+from submanifold.runs.tracking import connect
 from submanifold.studies.comparisons import beyond, ood, related
 from submanifold.studies.pages import Params, Target, write
 from submanifold.studies.paper import figures, findings, tables
@@ -110,7 +110,7 @@ def reproduce(
         folder = project / "data/08_reporting/paper" / (env or "base") / name
         pages.append(write(name, target.title, target.content(runs), folder, options))
         with session(project, env, {}) as kedro:
-            kedro.load_context()  # connects MLflow
+            connect(kedro.load_context())
         with mlflow.start_run(run_name=name):
             mlflow.log_artifacts(str(folder))
     return pages

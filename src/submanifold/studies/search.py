@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-import yaml
 from click import ClickException
 from optuna.pruners import MedianPruner
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
@@ -22,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from submanifold.common.device import choose_device
 from submanifold.common.errors import UserError
 from submanifold.common.files import locked
-from submanifold.common.settings import Settings, read_settings
+from submanifold.common.settings import Settings, parse_yaml, read_settings
 from submanifold.evaluation.measure import objective
 from submanifold.runs.experiments import CachedRun
 from submanifold.runs.tracking import Observer, Pruned, observer
@@ -67,8 +66,8 @@ def search(path: Path, project: Path, env: str | None, storage: str) -> list[str
     """Run the missing trials of the study in a file, as other processes may; return the best."""
     optuna.logging.disable_default_handler()
     try:
-        content = dict(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+        content = dict(parse_yaml(path.read_text(encoding="utf-8")))
+    except Exception as error:  # parsers of YAML raise many kinds of errors
         raise UserError(f"{path}: expected YAML with search and params, got: {error}") from error
     settings = read_settings(StudySettings, content, "", f"Change it in {path}.")
     base = CachedRun(path.stem, {}, project, env, evaluated=False)

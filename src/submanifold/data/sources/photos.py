@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from submanifold.common.errors import unexpected
+from submanifold.common.errors import import_extra, unexpected
 from submanifold.data.fields import ImageFields
 from submanifold.data.sources.base import Source, SourceType
 
@@ -72,6 +72,7 @@ def open_photos(settings: ImageFields, raw_folder: Path) -> Source:
 
 def read_photos(channels: int) -> dict[str, np.ndarray]:
     """Read the installed photographs, uint8 (height, width, channels), by name."""
+    import_extra("skimage", "photos")
     photos = {}
     for name, (package, inside) in FILES.items():
         with (resources.files(package) / inside).open("rb") as stream, Image.open(stream) as image:

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from pandas.api import types
 
-from submanifold.common.errors import UserError, printable, unexpected
+from submanifold.common.errors import UserError, import_extra, printable, unexpected
 from submanifold.common.files import expand_user
 from submanifold.data.sources.stores import HIDDEN
 from submanifold.data.tables.columns import MAX_EXACT, MAX_NAMED, named
@@ -84,6 +84,8 @@ def read_table(paths: str | Path | Sequence[str | Path]) -> pd.DataFrame:
 
 def _read(path: Path) -> pd.DataFrame:
     read = next(read for suffix, read in READERS.items() if path.name.lower().endswith(suffix))
+    if read is not _read_arrays:
+        import_extra("pyarrow", "parquet")
     try:
         frame = read(path)
     except UserError:
