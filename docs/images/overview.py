@@ -1,9 +1,11 @@
-"""Draw docs/images/overview.png of a trained run on images.
+"""Draw docs/images/overview.png of a model of digits and one of faces.
 
-    python docs/images/overview.py data/06_models/<run>/hierarchy.safetensors data/03_primary/<data>
+    python docs/images/overview.py <model> <data> <model> <data>
 
-The columns are test images at equal distances in the data set. The rows are the originals, their
-nearest projections onto the manifold and their PCA projections at several dimensions, and samples.
+A model is a file such as data/06_models/<run>/hierarchy.safetensors, and its data a folder such as
+data/03_primary/<data>: first those of digits, then those of faces. The columns are test images at
+equal distances in the data set. The rows are the originals, their nearest projections onto the
+manifold and their PCA projections of as many dimensions, and samples.
 """
 
 import sys
@@ -13,14 +15,14 @@ import numpy as np
 import torch
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
+from sklearn.decomposition import PCA
 
 from submanifold import Hierarchy
 from submanifold.data import dequantize
-from submanifold.evaluation.baselines import PCA, pca_batches
 
 OUTPUT = Path(__file__).with_suffix(".png")
-DIMS, COLUMNS, SAMPLES, TEMPERATURE = (10, 100, 500), 11, 22, 0.7
-LABEL, SCALE, GAP = 180, 3, 3  # pixels
+DIMS, COLUMNS, TEMPERATURE = (32, 100), 8, 0.7
+LABEL, SIDE, GAP, BETWEEN = 190, 96, 3, 24  # pixels
 
 
 def as_pixels(x: torch.Tensor) -> np.ndarray:
@@ -29,42 +31,53 @@ def as_pixels(x: torch.Tensor) -> np.ndarray:
 
 
 @torch.no_grad()
-def main(model_file: str, data: str) -> None:
-    """Compute the rows, and draw them."""
-    model = Hierarchy.load(model_file)
-    test, train = (np.load(Path(data) / f"{part}.npy", mmap_mode="c") for part in ("test", "train"))
+def rows_of(
+    model: Hierarchy, train: np.ndarray, test: np.ndarray, dim: int
+) -> dict[str, np.ndarray]:
+    """Compute the rows of a model, and print the errors of the projections of its test images."""
     chosen = test[np.linspace(0, len(test) - 1, COLUMNS).round().astype(int)]
     x = dequantize(torch.from_numpy(chosen), torch.Generator().manual_seed(0))
-    pca = PCA.fit(pca_batches(train))
-    rows = {"test images": as_pixels(x)}
-    for dim in DIMS:
-        for name, projected in (
-            (f"d = {dim}, ours", model.at_dim(dim).project(x, nearest=True)),
-            (f"d = {dim}, PCA", pca.project(x, dim)),
-        ):
-            psnr = -10 * (projected - x).clamp(-0.5, 0.5).square().mean().log10().item()
-            rows[f"{name}\n{psnr:.1f} dB"] = as_pixels(projected)
-    generator = torch.Generator().manual_seed(0)
-    samples = as_pixels(model.sample(SAMPLES, TEMPERATURE, generator))
-    for start in range(0, SAMPLES, COLUMNS):
-        rows["samples" if start == 0 else " "] = samples[start : start + COLUMNS]
-    draw(rows).save(OUTPUT, optimize=True)
+    pca = PCA(dim, svd_solver="randomized", random_state=0)
+    pca.fit(train.reshape(len(train), -1) / 256 - 0.5)
+    flat = pca.inverse_transform(pca.transform(x.flatten(1).numpy()))
+    of_pca = torch.from_numpy(flat).view(x.shape).float()
+    nearest = model.at_dim(dim).project(x, nearest=True)
+    errors = [(projected - x).square().mean().item() for projected in (nearest, of_pca)]
+    print(f"d = {dim}: squared errors {errors[0]:.5f}, PCA {errors[1]:.5f}")
+    samples = model.sample(COLUMNS, TEMPERATURE, torch.Generator().manual_seed(0))
+    names = ("test images", "on the manifold", "PCA", "samples")
+    return dict(zip(names, map(as_pixels, (x, nearest, of_pca, samples)), strict=True))
 
 
-def draw(rows: dict[str, np.ndarray]) -> Image.Image:
-    """Draw rows of images behind their labels."""
+def draw(blocks: list[dict[str, np.ndarray]], titles: list[str]) -> Image.Image:
+    """Draw blocks of rows of images side by side, with titles above and labels before them."""
     font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 20)
-    side = SCALE * next(iter(rows.values())).shape[1] + GAP
-    picture = Image.new("RGB", (LABEL + COLUMNS * side, len(rows) * side - GAP), "white")
+    side, top = SIDE + GAP, 34
+    width = LABEL + len(blocks) * COLUMNS * side + (len(blocks) - 1) * BETWEEN
+    picture = Image.new("RGB", (width, top + len(blocks[0]) * side - GAP), "white")
     pen = ImageDraw.Draw(picture)
-    for row, (label, images) in enumerate(rows.items()):
-        middle = LABEL - 14, row * side + (side - GAP) // 2
-        pen.text(middle, label, "black", font, anchor="rm", align="right")
-        for column, pixels in enumerate(images):
-            image = Image.fromarray(pixels.squeeze()).convert("RGB")
-            large = image.resize((side - GAP, side - GAP), Image.Resampling.NEAREST)
-            picture.paste(large, (LABEL + column * side, row * side))
+    for number, (block, title) in enumerate(zip(blocks, titles, strict=True)):
+        left = LABEL + number * (COLUMNS * side + BETWEEN)
+        pen.text((left, 4), title, "black", font)
+        for row, (label, images) in enumerate(block.items()):
+            if number == 0:
+                middle = LABEL - 14, top + row * side + SIDE // 2
+                pen.text(middle, label, "black", font, anchor="rm")
+            for column, pixels in enumerate(images):
+                image = Image.fromarray(pixels.squeeze()).convert("RGB")
+                large = image.resize((SIDE, SIDE), Image.Resampling.NEAREST)
+                picture.paste(large, (left + column * side, top + row * side))
     return picture
+
+
+def main(*paths: str) -> None:
+    """Draw the models of digits and of faces."""
+    blocks = []
+    for model, data, dim in zip(paths[::2], paths[1::2], DIMS, strict=True):
+        train, test = (np.load(Path(data) / f"{part}.npy") for part in ("train", "test"))
+        blocks.append(rows_of(Hierarchy.load(model), train, test, dim))
+    titles = ["digits, d = 32", "faces (CelebA), d = 100"]
+    draw(blocks, titles).save(OUTPUT, optimize=True)
 
 
 if __name__ == "__main__":
