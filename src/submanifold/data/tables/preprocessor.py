@@ -34,6 +34,8 @@ Table: TypeAlias = "pd.DataFrame | np.ndarray | Sequence[Sequence[float]]"
 COLUMNS = TypeAdapter(tuple[Column, ...])
 LOG_2_PI = math.log(2 * math.pi)
 GOLDEN, *MIX = (n - 2**64 for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+UNKNOWN_NATS = math.log(1e6)
+"""By how much a category that the training data do not have is less likely than the rarest one."""
 HASH_STEPS, MAX_HASHED = 2.0**16, 2.0**32  #: Rounding of standardized values before their hash.
 
 
