@@ -31,7 +31,6 @@ from submanifold.evaluation.calibration import COMBINATION, MIN_IMAGES, calibrat
 from submanifold.evaluation.scores import NOISE_SCALE, SMOOTHED_DENSITY
 from submanifold.flows import context_of
 from submanifold.inference.predictor import Predictor
-from submanifold.models import Model
 from submanifold.training import PhaseSettings, train_phases
 from submanifold.training.cost import fit_budget, phase_costs, with_steps
 
@@ -135,8 +134,8 @@ class ManifoldFlow(
         try:
             return self._fit(X)
         except BaseException:
-            vars(self).clear()
-            vars(self).update(before)
+            self.__dict__.clear()
+            self.__dict__.update(before)
             raise
 
     def _fit(self, X: Any) -> Self:  # noqa: N803
@@ -286,13 +285,14 @@ class ManifoldFlow(
         Parameters of the estimator are restored, except a ``random_state`` that is no integer. A
         file of another model than that of a table or of images raises a UserError.
         """
-        model = Model.load(path, "cpu")
+        predictor = Predictor.load(path, "cpu")
+        model = predictor.model
         is_point = len(model.event_shape) != 3 and "table" not in model.data
         if is_point or context_of(model):
             kind = "one of points" if is_point else "a conditional one"
             expected = "a model of a table or of images"
             raise unexpected(path, expected, kind, "Use submanifold.models.Model.load")
-        notes, predictor = model.notes.get("estimator", {}), Predictor(model)
+        notes = model.notes.get("estimator", {})
         flow = cls(**{"n_components": model.dim, **notes.get("parameters", {}), "device": device})
         flow.model_, flow.preprocessor_ = model, predictor.preprocessor
         flow.n_features_in_ = model.event_dim

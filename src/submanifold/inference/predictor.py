@@ -79,8 +79,39 @@ class Predictor:
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto") -> Self:
-        """Read a model file onto ``auto``, ``cpu``, ``cuda`` or ``cuda:<n>``."""
-        return cls(Model.load(path, device))
+        """Read a model file onto ``auto``, ``cpu``, ``cuda`` or ``cuda:<n>``.
+
+        A UserError names a file whose model, data or calibration cannot be used.
+        """
+        predictor = cls(Model.load(path, device))
+        try:
+            predictor._check()
+        except Exception as error:  # forged data raise any
+            reason = " ".join(str(error).split()).removesuffix(".")
+            fix = "Pass a file written by Model.save, such as the hierarchy.safetensors of a run"
+            raise unexpected(path, "data and a calibration of its model", reason, fix) from error
+        return predictor
+
+    def _check(self) -> None:
+        """Raise an error if the model's data or calibration are not those of such a model."""
+        data, model = self.model.data, self.model
+        if "groups" in model.calibration:
+            Calibration.from_dict(model.calibration)
+        for name in {"table", "condition"} & data.keys() if self.is_table else ():
+            preprocessor = Preprocessor.from_dict(data[name])
+            size = context_of(model)["columns"] if name == "condition" else model.event_dim
+            if len(preprocessor.varying) != size:
+                raise ValueError(f"data.{name}: expected {size} columns that vary")
+            preprocessor.inverse_transform(np.zeros((1, size)))
+        if self.is_image and "size" in data:
+            size, shape = data["size"], tuple(model.event_shape)
+            if (data["channels"], size, size) != shape:
+                raise ValueError(f"data.size: expected that of images {shape}, got {size}")
+            if data.get("crop", "square") not in ("square", "celeba"):
+                raise ValueError("data.crop: expected square or celeba")
+            margin = data.get("margin", 0)
+            if not isinstance(margin, int) or not 0 <= 2 * margin < size:
+                raise ValueError("data.margin: expected less than half of the size")
 
     @cached_property
     def preprocessor(self) -> Preprocessor | None:

@@ -222,9 +222,9 @@ def _table(rows: "list[dict[str, str]] | pd.DataFrame") -> str:
 def info(model: str, is_audited: bool, as_json: bool) -> None:
     """Print the architecture, the data and the calibration of a model."""
     path = model_path(model)
-    from submanifold.models import Model
+    from submanifold.inference.predictor import Predictor
 
-    loaded = Model.load(path)
+    loaded = Predictor.load(path, "cpu").model
     if not is_audited:
         calibration = {"calibrated_on": loaded.calibration.get("count"),
                        "calibration_groups": loaded.calibration.get("groups")}  # fmt: skip

@@ -163,4 +163,4 @@ def _row(preprocessor: Preprocessor) -> pd.DataFrame:
 
 def _load_pyfunc(path: str) -> ServedModel:
     """Load a logged model; called by MLflow."""
-    return ServedModel(Model.load(path))
+    return ServedModel(Predictor.load(path, "cpu").model)

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from submanifold.common.errors import UserError, did_you_mean, printable, unexpected
@@ -265,8 +265,14 @@ class Preprocessor:
 
     @classmethod
     def from_dict(cls, description: Mapping[str, Any]) -> "Preprocessor":
-        """Rebuild a preprocessor from :meth:`to_dict`."""
-        columns = COLUMNS.validate_python(description["columns"])
+        """Rebuild a preprocessor from :meth:`to_dict`; a UserError if the columns are others."""
+        try:
+            columns = COLUMNS.validate_python(description["columns"])
+        except ValidationError as error:
+            problem = error.errors()[0]
+            name = ".".join(map(str, ("columns", *problem["loc"])))
+            fix = "Train the model again"
+            raise unexpected(name, "those of a table", problem["msg"], fix) from None
         return cls(columns, tuple(description.get("ignored", ())))
 
     def _checked(self, x: np.ndarray) -> np.ndarray:
