@@ -1,5 +1,6 @@
 """Runs that are killed or fail, read-only disks, corrupted files, and failures of MLflow."""
 
+import json
 import logging
 import os
 import signal
@@ -145,6 +146,24 @@ def test_finished_read_only_experiment_is_found(project, finished, read_only, ca
     assert len(project.mlflow_runs()) == runs
     with pytest.raises(OSError, match="Read-only file system"):
         project.run(seed=3)
+
+
+def test_damaged_files_are_computed_again(project, finished, caplog):
+    names = ("metrics", "stage_2.history", "samples", "split_scores", "schedule", "groups")
+    expected = {name: finished.path(name).read_bytes() for name in names}
+    train = finished.path("x_train").read_bytes()
+    finished.path("x_train").write_bytes(train[:-1] + bytes([train[-1] ^ 1]))
+    for name, content in expected.items():
+        finished.path(name).write_bytes(content[: len(content) // 2])
+    for name in ("report", "baselines", "hierarchy"):
+        finished.path(name).unlink()
+    project.run(only_missing_outputs=True)
+    assert finished.path("x_train").read_bytes() == train
+    for name in names:
+        assert f"{finished.path(name)}: expected a whole file" in caplog.text
+        if name not in ("metrics", "stage_2.history", "schedule"):  # which have durations
+            assert finished.path(name).read_bytes() == expected[name]
+    assert finished.load("metrics")["mse"] == json.loads(expected["metrics"])["mse"]
 
 
 def test_read_only_data_can_be_trained_on(project, finished, read_only):
