@@ -314,7 +314,8 @@ def test_far_vectors_have_the_smallest_p_value():
     ("table", lambda p: p.score(rows(0, 0)), "table: expected at least one row"),
     ("table", lambda p: p.score(rows(3, 0), label=1), "label: expected none"),
     ("table", lambda p: p.project(np.zeros((2, 3))), "expected an array of 4 columns"),
-    ("table", lambda p: p.sample(0), "count: expected 1 or more, got 0"),
+    ("table", lambda p: p.sample(0), "count: expected 1 to 10,000,000, got 0"),
+    ("vectors", lambda p: p.sample(10**8), "count: expected 1 to 10,000,000, got 100,000,000"),
     ("table with a condition", lambda p: p.sample(2), r"conditional on \(age, dose\), got none"),
     ("table with a condition", lambda p: p.sample(condition=rows(2, 0)[["age"]]), "without dose"),
 ])  # fmt: skip

@@ -1,10 +1,13 @@
 """Runs that are killed or fail, read-only disks, corrupted files, and failures of MLflow."""
 
+import contextlib
 import json
 import logging
 import os
 import signal
+import socket
 import sqlite3
+import threading
 
 import mlflow
 import pytest
@@ -189,17 +192,32 @@ def test_locked_database_ends_a_run_before_it_starts(project, finished, monkeypa
 
 
 def test_missing_server_ends_a_run_before_it_starts(new_project, monkeypatch):
-    project = new_project()
-    uri = "http://127.0.0.1:9"
+    project, server = new_project(), socket.create_server(("127.0.0.1", 0))
+    requests = []
+
+    def refuse():
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                connection, _ = server.accept()
+                connection.close()
+                requests.append(connection)
+
+    thread = threading.Thread(target=refuse)
+    thread.start()
+    uri = f"http://127.0.0.1:{server.getsockname()[1]}"
     settings = f"server: {{mlflow_tracking_uri: '{uri}'}}\n"
     (project.path / "conf" / "test" / "mlflow.yml").write_text(settings)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
     before = mlflow.get_tracking_uri()
     try:
         with pytest.raises(ClickException, match=rf"^mlflow\.yml: .*got {uri} \("):
             project.run(until="x_train")
     finally:
         mlflow.set_tracking_uri(before)
+        server.shutdown(socket.SHUT_RDWR)
+        server.close()
+        thread.join()
+    assert len(requests) == 3
     assert os.listdir(project.path / "data") == ["mlflow.db"]
 
 

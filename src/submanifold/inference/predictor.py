@@ -31,7 +31,7 @@ from submanifold.inverse.restoration import ITERATIONS, Restoration, restore
 from submanifold.models import Model
 from submanifold.models.model import ProjectionKind
 
-MAX_TEMPERATURE = 10.0
+MAX_TEMPERATURE, MAX_SAMPLES = 10.0, 10_000_000
 IMAGE_BATCH, ROW_BATCH, SAMPLE_BATCH = 128, 4096, 64
 
 Label = int | np.ndarray | None  #: A label from 0 for all events, or one for each (N,).
@@ -344,8 +344,8 @@ class Predictor:
         A conditional model draws ``count`` samples for each of the labels, or for each row of a
         table with the columns of the ``condition``, which precede those of the samples.
         """
-        if count < 1:
-            raise UserError(f"count: expected 1 or more, got {count}.")
+        if not 1 <= count <= MAX_SAMPLES:
+            raise UserError(f"count: expected 1 to {MAX_SAMPLES:,}, got {count:,}.")
         if not 0 <= temperature <= MAX_TEMPERATURE:
             raise UserError(f"temperature: expected 0 to {MAX_TEMPERATURE:g}, got {temperature}.")
         context, rows = self._context(label, condition)

@@ -55,7 +55,11 @@ class RunHooks(MlflowHook):
         self._is_first_rank = int(os.environ.get("RANK", 0)) == 0
         if self._is_first_rank:
             data = self._loader.project / "data"
-            with tracking.required(self._loader), locked(data, "MLflow's database"):  # may be new
+            with (
+                tracking.required(self._loader),
+                tracking.few_retries(),
+                locked(data, "MLflow's database"),  # may be new
+            ):
                 super().after_context_created(context)
                 tracking.check_artifacts(self._loader.project, self.mlflow_config)
 

@@ -34,7 +34,7 @@ class Params(Settings):
 
     task: Literal["score", "encode", "project", "sample"] = "score"
     nearest: bool = False
-    count: int = Field(default=64, ge=1)
+    count: int = Field(default=64, ge=1, le=10_000)
     temperature: float = Field(default=1.0, ge=0, le=MAX_TEMPERATURE)
     seed: int = Field(default=0, ge=0, lt=2**63)
     label: int | None = None
