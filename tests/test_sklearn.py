@@ -19,6 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from splits import recorded
 from submanifold import Predictor, sklearn
 from submanifold.common import threads
 from submanifold.common.errors import UserError
@@ -26,7 +27,8 @@ from submanifold.common.threads import use_threads
 from submanifold.config.resolve import default_method
 from submanifold.models import Model
 from submanifold.sklearn import ManifoldFlow
-from submanifold.training import RotationSettings, Trainer
+from submanifold.training import RotationSettings, Trainer, train_phases
+from submanifold.training.cost import fit_budget
 
 FEW = {"steps": 6, "random_state": 0}
 
@@ -165,6 +167,16 @@ def test_outliers_have_p_values_of_at_most_alpha(plane, count):
 
 def test_alpha_is_a_false_alarm_rate(plane):
     assert 0.005 < (plane.predict(of_plane(2000, seed=1)) == -1).mean() < 0.12
+
+
+def test_steps_and_minutes_are_those_of_all_phases_together():
+    rows = normal(60, 1.0, 2.0, 3.0)
+    with recorded(train_phases, fit_budget) as calls:
+        ManifoldFlow(steps=12, random_state=0).fit(rows)
+        ManifoldFlow(minutes=1e-3, random_state=0).fit(rows)
+    phases = calls["train_phases"][0]["phases"].values()
+    assert sum(phase.training.steps for phase in phases if hasattr(phase, "training")) == 12
+    assert [call["seconds"] for call in calls["fit_budget"]] == [pytest.approx(0.06)]
 
 
 def test_pipelines_and_searches_accept_it(flowers):

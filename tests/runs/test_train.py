@@ -101,6 +101,26 @@ def test_own_images_are_ranked_by_models_that_have_not_seen_them(trained, folder
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "scores.csv"), scores)
 
 
+def test_own_images_of_a_group_train_or_validate_or_are_scored(folder):
+    group_of = {}
+    for number, image in enumerate(smooth_images(400, 1)):
+        group_of[image.tobytes()] = group = number // 2
+        (folder / "people" / str(group)).mkdir(parents=True, exist_ok=True)
+        (folder / "people" / str(group) / f"{number}.png").write_bytes(png(image))
+    options = "--method=Glow", "--name=people", *SMALL, *FLOW, *STEPS
+    result = run(folder, "train", "people", *options, "--params=data.groups=folder")
+    assert result.exit_code == 0, result.output
+    command = "score", "people", "people", "--own", "--out", folder / "people.csv"
+    with recorded(train_phases, Predictor.score) as calls:
+        result = run(folder, *command)
+    assert result.exit_code == 0, result.output
+    for trained_on, scored in zip(calls["train_phases"], calls["score"][::-1], strict=True):
+        parts = trained_on["train"], trained_on["valid"]
+        train, valid = ({group_of[image.tobytes()] for image in part} for part in parts)
+        assert (len(train) + len(valid), train & valid) == (100, set())
+        assert {group_of[image.tobytes()] for image in scored["x"]} == train | valid
+
+
 @pytest.mark.parametrize(("options", "message"), [
     (["--fdr=10%"], "--own and --fdr: expected one of them. Omit the other."),
     (["--alpha=10%"], "--own and --alpha: expected one of them"),
