@@ -72,6 +72,17 @@ def test_train_works_in_any_folder_and_ends_with_the_commands_to_use_the_model(t
     ]
 
 
+def test_a_damaged_model_is_moved_aside_and_written_again(trained, folder):
+    (record,) = read_records(folder)
+    path, options = folder / record.model, [*SMALL, *FLOW, *STEPS]
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    results = [run(folder, "train", "pictures", "--method=Glow", *options) for _ in range(2)]
+    assert f"Error: {path}: expected a whole file" in results[0].output
+    assert [result.exit_code for result in results] == [1, 0]
+    assert len(path.read_bytes()) == len(content)
+
+
 def test_own_images_are_ranked_by_models_that_have_not_seen_them(trained, folder, tmp_path):
     shutil.copytree(folder / "pictures", tmp_path / "more")
     odd = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 8), dtype=np.uint8)

@@ -86,13 +86,13 @@ def train(
 
     run_pipeline(project, "hierarchical", record.params)
 
-    from submanifold.models import Model
+    from submanifold.runs.datasets import ModelDataset
     from submanifold.runs.information import usage_commands
 
     name = choose_name(project, options["name"], record.key, record.method)
     model = project / record.model
     click.echo(f"\nReport: {project / record.report}\nModel:  {model}\n\nUse the model:")
-    for command, text in usage_commands(Model.load(model), name):
+    for command, text in usage_commands(ModelDataset(filepath=str(model)).load(), name):
         click.echo(f"  {command}  # {text}")
 
 
