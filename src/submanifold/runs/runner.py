@@ -54,8 +54,9 @@ class RankRunner(AbstractRunner):
                     return super().run(missing, catalog, hook_manager, run_id)
                 except DatasetError as error:  # of the catalog
                     file = error.__cause__
-                    is_new = isinstance(file, DamagedFile) and file.path not in damaged
-                    if distributed.world_size() > 1 or not is_new:
+                    if not isinstance(file, DamagedFile) or file.path in damaged:
+                        raise
+                    if distributed.world_size() > 1:  # other ranks have not seen the error
                         raise
                     damaged.add(file.path)
                     log.warning("%s", file.message)
