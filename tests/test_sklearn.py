@@ -19,6 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from splits import recorded
 from submanifold import Predictor, sklearn
 from submanifold.common import threads
 from submanifold.common.errors import UserError
@@ -26,7 +27,8 @@ from submanifold.common.threads import use_threads
 from submanifold.config.resolve import default_method
 from submanifold.models import Model
 from submanifold.sklearn import ManifoldFlow
-from submanifold.training import RotationSettings, Trainer
+from submanifold.training import RotationSettings, Trainer, train_phases
+from submanifold.training.cost import fit_budget
 
 FEW = {"steps": 6, "random_state": 0}
 
@@ -165,6 +167,16 @@ def test_outliers_have_p_values_of_at_most_alpha(plane, count):
 
 def test_alpha_is_a_false_alarm_rate(plane):
     assert 0.005 < (plane.predict(of_plane(2000, seed=1)) == -1).mean() < 0.12
+
+
+def test_steps_and_minutes_are_those_of_all_phases_together():
+    rows = normal(60, 1.0, 2.0, 3.0)
+    with recorded(train_phases, fit_budget) as calls:
+        ManifoldFlow(steps=12, random_state=0).fit(rows)
+        ManifoldFlow(minutes=1e-3, random_state=0).fit(rows)
+    phases = calls["train_phases"][0]["phases"].values()
+    assert sum(phase.training.steps for phase in phases if hasattr(phase, "training")) == 12
+    assert [call["seconds"] for call in calls["fit_budget"]] == [pytest.approx(0.06)]
 
 
 def test_pipelines_and_searches_accept_it(flowers):
@@ -387,10 +399,53 @@ def test_scores_follow_the_model(of_flowers, flowers):
 
 def test_a_failed_fit_leaves_the_estimator_as_it_was(flowers):
     flow = ManifoldFlow(**FEW).fit(flowers)
-    offset = flow.offset_
+    expected = flow.score_samples(flowers)
+    for rows in (flowers.rename(columns=str.upper), flowers.assign(more=1.0), load_digits().data):
+        with pytest.raises(ValueError, match="n_components"):
+            flow.set_params(n_components=100).fit(rows)
+        flow.set_params(n_components=None)
+        assert np.array_equal(flow.score_samples(flowers), expected)
+
+
+def test_a_failed_first_fit_leaves_the_estimator_unfitted(flowers):
+    flow = ManifoldFlow(n_components=5)
     with pytest.raises(ValueError, match="n_components"):
-        flow.set_params(n_components=5).fit(100 * flowers)
-    assert flow.offset_ == offset
+        flow.fit(flowers)
+    assert not hasattr(flow, "n_features_in_")
+
+
+@pytest.mark.parametrize("rows", [slice(0), slice(1)])
+def test_a_table_of_less_than_two_rows_is_refused(flowers, rows):
+    with pytest.raises(UserError, match=r"^X: expected at least 2 rows of .*, got \([01], 4\)"):
+        ManifoldFlow(**FEW).fit(flowers[rows])
+
+
+def test_parameters_that_were_changed_after_the_fit_are_checked(of_flowers, flowers):
+    flow = copy.deepcopy(of_flowers).set_params(alpha=None)
+    for method in (flow.predict, flow.decision_function):
+        with pytest.raises(ValueError, match="'alpha' parameter"):
+            method(flowers)
+
+
+class CountedCopies(dict):
+    """Notes of a model, which are copied whenever it is."""
+
+    count = 0
+
+    def __deepcopy__(self, memo):
+        self.count += 1
+        return dict(self)
+
+
+def test_a_method_copies_the_model_at_most_once(of_flowers, flowers, of_digits, digits):
+    for fitted, rows, copies in ((of_flowers, flowers, 1), (of_digits, digits, 0)):
+        flow = ManifoldFlow(device="cpu")
+        vars(flow).update({name: value for name, value in vars(fitted).items() if name[-1] == "_"})
+        flow.model_ = copy.deepcopy(fitted.model_)
+        for call in (flow.decision_function, flow.predict, lambda x: flow.select(x, 0.3)):  # noqa: B023
+            flow.model_.notes = CountedCopies()
+            call(rows)
+            assert flow.model_.notes.count == copies
 
 
 def test_fits_in_threads_equal_fits_one_by_one(monkeypatch):

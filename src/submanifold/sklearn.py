@@ -31,7 +31,6 @@ from submanifold.evaluation.calibration import COMBINATION, MIN_IMAGES, calibrat
 from submanifold.evaluation.scores import NOISE_SCALE, SMOOTHED_DENSITY
 from submanifold.flows import context_of
 from submanifold.inference.predictor import Predictor
-from submanifold.models import Model
 from submanifold.training import PhaseSettings, train_phases
 from submanifold.training.cost import fit_budget, phase_costs, with_steps
 
@@ -129,8 +128,17 @@ class ManifoldFlow(
         """Train the model.
 
         X are rows, see the class; y is ignored. A parameter or data that cannot be used raise a
-        ValueError.
+        ValueError, and the estimator stays as it was.
         """
+        before = dict(vars(self))
+        try:
+            return self._fit(X)
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
+
+    def _fit(self, X: Any) -> Self:  # noqa: N803
         self._validate_params()
         if self.minutes is not None and self.steps is not None:
             expected = f"None with steps={self.steps}"
@@ -205,7 +213,8 @@ class ManifoldFlow(
         The Benjamini-Hochberg procedure with :meth:`p_values`, for many rows that are screened
         together; :meth:`predict` bounds the fraction of the normal rows that are outliers.
         """
-        return self._predictor.select(self.p_values(X), fdr)
+        predictor = self._predictor
+        return predictor.select(predictor.score(self._validated(X))["p_value"].to_numpy(), fdr)
 
     def decision_function(self, X: Any) -> np.ndarray:  # noqa: N803
         """Compute how far rows are from being outliers, (n,); it is negative for outliers.
@@ -214,8 +223,9 @@ class ManifoldFlow(
         of a missing value on the log-density is subtracted, and of images it depends on other
         scores, too.
         """
-        scores = self._predictor.score(self._validated(X), alpha=self.alpha)["anomaly_score"]
-        threshold = self._predictor.calibrated().threshold(COMBINATION, self.alpha)
+        predictor = self._predictor
+        scores = predictor.score(self._validated(X), alpha=self.alpha)["anomaly_score"]
+        threshold = predictor.calibrated().threshold(COMBINATION, self.alpha)
         return threshold - np.nan_to_num(scores, nan=np.inf, posinf=np.inf)
 
     def predict(self, X: Any) -> np.ndarray:  # noqa: N803
@@ -275,13 +285,14 @@ class ManifoldFlow(
         Parameters of the estimator are restored, except a ``random_state`` that is no integer. A
         file of another model than that of a table or of images raises a UserError.
         """
-        model = Model.load(path, "cpu")
+        predictor = Predictor.load(path, "cpu")
+        model = predictor.model
         is_point = len(model.event_shape) != 3 and "table" not in model.data
         if is_point or context_of(model):
             kind = "one of points" if is_point else "a conditional one"
             expected = "a model of a table or of images"
             raise unexpected(path, expected, kind, "Use submanifold.models.Model.load")
-        notes, predictor = model.notes.get("estimator", {}), Predictor(model)
+        notes = model.notes.get("estimator", {})
         flow = cls(**{"n_components": model.dim, **notes.get("parameters", {}), "device": device})
         flow.model_, flow.preprocessor_ = model, predictor.preprocessor
         flow.n_features_in_ = model.event_dim
@@ -324,16 +335,21 @@ class ManifoldFlow(
         if not reset and (known is None or (known.categories and isinstance(X, pd.DataFrame))):
             return X  # images, or rows for a pipeline's model, which the predictor checks
         if isinstance(X, pd.DataFrame):  # whose columns the preprocessor checks
+            if reset and (len(X) < 2 or not len(X.columns)):
+                raise unexpected("X", "at least 2 rows of at least one column", X.shape, "Add some")
             return validate_data(self, X, reset=reset, skip_check_array=True)
         return validate_data(self, X, reset=reset, ensure_all_finite="allow-nan",
                              ensure_min_samples=2 if reset else 1)  # fmt: skip
 
     @property
     def _predictor(self) -> Predictor:
-        """Copy the model to the device, for rows in double precision, independent of batches."""
+        """The model on the device, a copy for rows: they need double precision in any batch."""
         check_is_fitted(self)
-        model = copy.deepcopy(self.model_).to(choose_device(self.device))
-        return Predictor(model.double() if "table" in model.data else model)
+        self._validate_params()  # they may have changed
+        model, device = self.model_, choose_device(self.device)
+        if "table" in model.data:
+            return Predictor(copy.deepcopy(model).to(device).double())
+        return Predictor(model if device.type == "cpu" else copy.deepcopy(model).to(device))
 
     def _method(
         self, shape: tuple[int, ...], count: int, device: torch.device, is_table: bool

@@ -222,6 +222,18 @@ def test_phases_share_a_learning_rate_schedule(tables):
         resolve({**tables})
 
 
+@pytest.mark.parametrize(("params", "message"), [
+    ({"threads": 100_000}, "threads=100000 cannot be used: .* less than or equal to 1024"),
+    ({"training": {"batch_size": 10**9}}, "batch_size=1000000000 cannot be used"),
+    ({"stage_1": {"flow": {"type": "realnvp", "hidden": 10**6}}},
+     r"^stage_1\.flow\.hidden: expected at most 16,384, got 1,000,000"),
+    ({"evaluation": {"samples": 10**11}}, "evaluation.samples=100000000000 cannot be used"),
+])  # fmt: skip
+def test_absurd_sizes_are_refused(tables, params, message):
+    with pytest.raises(UserError, match=message):
+        resolve({**tables, **params})
+
+
 @pytest.mark.parametrize("name", ["stage_4", "stage_01"])
 def test_stages_have_no_gap(tables, name):
     with pytest.raises(UserError, match="numbers from 1 without a gap"):

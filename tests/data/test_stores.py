@@ -24,6 +24,14 @@ def test_a_folder_contains_images_of_all_suffixes(tmp_path):
     assert store.image("b/c.jpeg") == b"b/c.jpeg"
 
 
+def test_figures_of_the_runs_of_a_folder_are_no_pictures_of_it(tmp_path):
+    pictures = ["a.png", "data/01_raw/b.png", "data/runs.png", "runs/c.png"]
+    outputs = ["data/08_reporting/x/strips.png", "data/mlartifacts/1/strips.png"]
+    write_folder(tmp_path, {name: name.encode() for name in pictures + outputs})
+    assert open_store(tmp_path).names == sorted(pictures)
+    assert open_store(tmp_path / "data" / "08_reporting").names == ["x/strips.png"]
+
+
 def names(folder):
     store = open_store(folder)
     return store.names, sorted(store.skipped)

@@ -222,7 +222,7 @@ def test_categories_of_a_condition_are_indicators():
     assert (given.inverse_transform(x)["city"] == frame["city"]).all()
 
 
-def test_unknown_categories_have_no_density(caplog):
+def test_unknown_categories_are_found(caplog):
     frame = pd.DataFrame({"city": RNG.choice(["Rome", "Oslo"], N), "country": "IT", "a": NORMAL})
     preprocessor = Preprocessor.fit(frame)
     assert not preprocessor.unknown(frame).any(axis=None)

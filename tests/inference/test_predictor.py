@@ -33,6 +33,7 @@ from submanifold.evaluation.calibration import calibrate
 from submanifold.flows import Glow, RealNVP, SoftRealNVP, make_conditional, with_noise_scale
 from submanifold.inverse import Denoise
 from submanifold.models import Hierarchy, Stage
+from submanifold.models.io import load_tensors, save_tensors
 
 
 @dataclass
@@ -313,7 +314,8 @@ def test_far_vectors_have_the_smallest_p_value():
     ("table", lambda p: p.score(rows(0, 0)), "table: expected at least one row"),
     ("table", lambda p: p.score(rows(3, 0), label=1), "label: expected none"),
     ("table", lambda p: p.project(np.zeros((2, 3))), "expected an array of 4 columns"),
-    ("table", lambda p: p.sample(0), "count: expected 1 or more, got 0"),
+    ("table", lambda p: p.sample(0), "count: expected 1 to 10,000,000, got 0"),
+    ("vectors", lambda p: p.sample(10**8), "count: expected 1 to 10,000,000, got 100,000,000"),
     ("table with a condition", lambda p: p.sample(2), r"conditional on \(age, dose\), got none"),
     ("table with a condition", lambda p: p.sample(condition=rows(2, 0)[["age"]]), "without dose"),
 ])  # fmt: skip
@@ -326,3 +328,52 @@ def test_mistakes_have_one_message(name, call, message):
 def test_seeds_that_the_generator_does_not_distinguish_are_refused(seed):
     with pytest.raises(UserError, match=r"seed: expected 0 to 4294967295, got"):
         CASES[next(iter(CASES))]().predictor.sample(1, seed=seed)
+
+
+def forged(model, path, **changes):
+    """Write a model file whose data or calibration were changed, with a right checksum."""
+    model.save(path)
+    tensors, header = load_tensors(path)
+    for name, change in changes.items():
+        change(header[name])
+    save_tensors(tensors, path, header)
+
+
+def first_column(**values):
+    return {"data": lambda data: data["table"]["columns"][0].update(values)}
+
+
+def entry(name, value):
+    return {"calibration": lambda calibration: calibration.update({name: value})}
+
+
+@pytest.mark.parametrize(("kind", "changes"), [
+    ("table", {"data": lambda data: data.update(table=5)}),
+    ("table", {"data": lambda data: data["table"].pop("columns")}),
+    ("table", {"data": lambda data: data["table"]["columns"].pop()}),
+    ("table", first_column(kind="number")),
+    ("table", first_column(scale=0.0)),
+    ("table", first_column(scale=float("nan"))),
+    ("table", first_column(kind="categorical", categories=[])),
+    ("images", {"data": lambda data: data.update(size=10**9)}),
+    ("images", {"data": lambda data: data.pop("channels")}),
+    ("images", {"data": lambda data: data.update(crop="round")}),
+    ("images", {"data": lambda data: data.update(margin=4)}),
+    ("images", entry("groups", 1e308)),
+    ("images", entry("groups", 0)),
+    ("images", entry("groups", 10**9)),
+    ("images", entry("count", "many")),
+    ("images", entry("combined", [])),
+    ("images", entry("combined", ["density"])),
+    ("images", entry("mean", [0.0])),
+    ("images", entry("precision", None)),
+    ("images", entry("unknown", 1)),
+    ("table", {"calibration": lambda c: c["quantiles"]["combination"].reverse()}),
+    ("table", {"calibration": lambda c: c["quantiles"].pop("combination")}),
+])  # fmt: skip
+def test_forged_data_and_calibrations_are_refused(tmp_path, kind, changes):
+    path = tmp_path / "model"
+    forged(build(kind).model, path, **changes)
+    expected = "data and a calibration of its model"
+    with pytest.raises(UserError, match=rf"^{path}: expected {expected}, got [^\n]*Pass a file"):
+        Predictor.load(path)

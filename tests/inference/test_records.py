@@ -46,7 +46,7 @@ def test_a_record_keeps_the_name_and_the_start_of_an_equal_run(tmp_path):
     assert read_records(tmp_path) == [first]
 
 
-def test_a_record_that_cannot_be_read_keeps_its_name(tmp_path):
+def test_a_record_that_cannot_be_read_is_named_and_keeps_its_name(tmp_path, caplog):
     first = write_record(tmp_path, run("a"), None)
     path = tmp_path / FOLDER / f"{first.name}.json"
     path.write_text("{")
@@ -54,6 +54,7 @@ def test_a_record_that_cannot_be_read_keeps_its_name(tmp_path):
     with pytest.raises(UserError, match="name: expected a name that no run with other settings"):
         write_record(tmp_path, run("a"), first.name)
     assert path.read_text() == "{"
+    assert caplog.text.count(f"{path}: expected the record of a run, got a damaged file.") == 1
 
 
 def test_a_name_that_another_run_takes_without_file_locks_is_not_overwritten(tmp_path, monkeypatch):

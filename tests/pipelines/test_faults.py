@@ -1,9 +1,13 @@
 """Runs that are killed or fail, read-only disks, corrupted files, and failures of MLflow."""
 
+import contextlib
+import json
 import logging
 import os
 import signal
+import socket
 import sqlite3
+import threading
 
 import mlflow
 import pytest
@@ -147,6 +151,24 @@ def test_finished_read_only_experiment_is_found(project, finished, read_only, ca
         project.run(seed=3)
 
 
+def test_damaged_files_are_computed_again(project, finished, caplog):
+    names = ("metrics", "stage_2.history", "samples", "split_scores", "schedule", "groups")
+    expected = {name: finished.path(name).read_bytes() for name in names}
+    train = finished.path("x_train").read_bytes()
+    finished.path("x_train").write_bytes(train[:-1] + bytes([train[-1] ^ 1]))
+    for name, content in expected.items():
+        finished.path(name).write_bytes(content[: len(content) // 2])
+    for name in ("report", "baselines", "hierarchy"):
+        finished.path(name).unlink()
+    project.run(only_missing_outputs=True)
+    assert finished.path("x_train").read_bytes() == train
+    for name in names:
+        assert f"{finished.path(name)}: expected a whole file" in caplog.text
+        if name not in ("metrics", "stage_2.history", "schedule"):  # which have durations
+            assert finished.path(name).read_bytes() == expected[name]
+    assert finished.load("metrics")["mse"] == json.loads(expected["metrics"])["mse"]
+
+
 def test_read_only_data_can_be_trained_on(project, finished, read_only):
     read_only(project.path / "data" / "03_primary")
     run = project.run(seed=4, until="stage_1.model", only_missing_outputs=True)
@@ -170,17 +192,32 @@ def test_locked_database_ends_a_run_before_it_starts(project, finished, monkeypa
 
 
 def test_missing_server_ends_a_run_before_it_starts(new_project, monkeypatch):
-    project = new_project()
-    uri = "http://127.0.0.1:9"
+    project, server = new_project(), socket.create_server(("127.0.0.1", 0))
+    requests = []
+
+    def refuse():
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                connection, _ = server.accept()
+                connection.close()
+                requests.append(connection)
+
+    thread = threading.Thread(target=refuse)
+    thread.start()
+    uri = f"http://127.0.0.1:{server.getsockname()[1]}"
     settings = f"server: {{mlflow_tracking_uri: '{uri}'}}\n"
     (project.path / "conf" / "test" / "mlflow.yml").write_text(settings)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
     before = mlflow.get_tracking_uri()
     try:
         with pytest.raises(ClickException, match=rf"^mlflow\.yml: .*got {uri} \("):
             project.run(until="x_train")
     finally:
         mlflow.set_tracking_uri(before)
+        server.shutdown(socket.SHUT_RDWR)
+        server.close()
+        thread.join()
+    assert len(requests) == 3
     assert os.listdir(project.path / "data") == ["mlflow.db"]
 
 

@@ -10,6 +10,7 @@ import yaml
 from kedro.io import AbstractDataset, DataCatalog, DatasetError
 from matplotlib.figure import Figure
 
+from submanifold.common.errors import UserError
 from submanifold.config.project import PACKAGED_CONF
 from submanifold.data.arrays import context_of_array, with_context
 from submanifold.data.prepare import draw
@@ -91,6 +92,40 @@ def test_an_artifact_that_is_missing_is_explained(tmp_path, dataset):
     )
 
 
+@pytest.mark.parametrize("kind", [*set(WRITTEN) - {"text", "figure"}, "model"])
+@pytest.mark.parametrize("size", [0, 0.5, -1], ids=["empty", "half", "one byte less"])
+def test_a_damaged_file_is_named_and_moved_aside(tmp_path, kind, size):
+    suffix = ".csv" if kind == "csv" else ".dat"
+    path = tmp_path / f"file{suffix}"
+    if kind == "model":
+        dataset, data = ModelDataset(filepath=str(path)), Hierarchy([Stage(RealNVP(4), 2)])
+    else:
+        of, data, _ = WRITTEN[kind]
+        entry = {"type": "submanifold.runs.datasets.AtomicDataset", "dataset": of}
+        if kind.startswith("array"):
+            entry = {"type": f"submanifold.runs.datasets.{of}"}
+        dataset = AbstractDataset.from_config(kind, {**entry, "filepath": str(path)})
+    dataset.save(data)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(size * len(content)) if size >= 0 else -1])
+    with pytest.raises(UserError, match=rf"^{path}: expected a whole file, [^\n]*$"):
+        dataset.load()
+    assert [file.name for file in tmp_path.iterdir()] == [f"{path.name}.damaged"]
+    assert not dataset.exists()
+
+
+def test_a_flipped_bit_in_prepared_arrays_is_noticed_and_they_are_prepared_again(tmp_path):
+    settings = SyntheticSettings(source="circle", counts={"train": 8, "valid": 4, "test": 2})
+    draw(settings, tmp_path)
+    path = tmp_path / "train.npy"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match=rf"^{path}: expected a whole file, .* manifest\.json"):
+        ArrayDataset(filepath=str(path)).load()
+    draw(settings, tmp_path)
+    assert path.read_bytes() == content
+
+
 def test_an_array_that_its_node_has_written_is_not_written_again(tmp_path):
     counts = {"train": 8, "valid": 4, "test": 2}
     train, *_ = draw(SyntheticSettings(source="circle", counts=counts), tmp_path)
@@ -98,6 +133,7 @@ def test_an_array_that_its_node_has_written_is_not_written_again(tmp_path):
     dataset = ArrayDataset(filepath=str(tmp_path / "train.npy"))
     dataset.save(train)
     assert (tmp_path / "train.npy").stat().st_ino == written
+    (tmp_path / "manifest.json").unlink()  # of other arrays than the following ones
     np.save(tmp_path / "other.npy", ROWS)
     dataset.save(np.load(tmp_path / "other.npy", mmap_mode="r"))
     np.testing.assert_array_equal(dataset.load(), ROWS)

@@ -72,6 +72,17 @@ def test_train_works_in_any_folder_and_ends_with_the_commands_to_use_the_model(t
     ]
 
 
+def test_a_damaged_model_is_moved_aside_and_written_again(trained, folder):
+    (record,) = read_records(folder)
+    path, options = folder / record.model, [*SMALL, *FLOW, *STEPS]
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    results = [run(folder, "train", "pictures", "--method=Glow", *options) for _ in range(2)]
+    assert f"Error: {path}: expected a whole file" in results[0].output
+    assert [result.exit_code for result in results] == [1, 0]
+    assert len(path.read_bytes()) == len(content)
+
+
 def test_own_images_are_ranked_by_models_that_have_not_seen_them(trained, folder, tmp_path):
     shutil.copytree(folder / "pictures", tmp_path / "more")
     odd = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 8), dtype=np.uint8)
@@ -99,6 +110,26 @@ def test_own_images_are_ranked_by_models_that_have_not_seen_them(trained, folder
     assert not calls["step"]
     assert (tmp_path / "scores.png").read_bytes() == sheet
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "scores.csv"), scores)
+
+
+def test_own_images_of_a_group_train_or_validate_or_are_scored(folder):
+    group_of = {}
+    for number, image in enumerate(smooth_images(400, 1)):
+        group_of[image.tobytes()] = group = number // 2
+        (folder / "people" / str(group)).mkdir(parents=True, exist_ok=True)
+        (folder / "people" / str(group) / f"{number}.png").write_bytes(png(image))
+    options = "--method=Glow", "--name=people", *SMALL, *FLOW, *STEPS
+    result = run(folder, "train", "people", *options, "--params=data.groups=folder")
+    assert result.exit_code == 0, result.output
+    command = "score", "people", "people", "--own", "--out", folder / "people.csv"
+    with recorded(train_phases, Predictor.score) as calls:
+        result = run(folder, *command)
+    assert result.exit_code == 0, result.output
+    for trained_on, scored in zip(calls["train_phases"], calls["score"][::-1], strict=True):
+        parts = trained_on["train"], trained_on["valid"]
+        train, valid = ({group_of[image.tobytes()] for image in part} for part in parts)
+        assert (len(train) + len(valid), train & valid) == (100, set())
+        assert {group_of[image.tobytes()] for image in scored["x"]} == train | valid
 
 
 @pytest.mark.parametrize(("options", "message"), [

@@ -1,9 +1,9 @@
 """The typed settings of one experiment: data, model, phases and evaluation."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from submanifold.common.errors import printable
 from submanifold.common.files import expand_user
@@ -28,7 +28,7 @@ class EvaluationSettings(Settings):
         brief: Whether fewer test events are measured; by default with less than 10 minutes.
     """
 
-    samples: int = Field(gt=1)
+    samples: int = Field(gt=1, le=1_000_000)
     dequantizations: int | None = Field(default=None, gt=0)
     volumes: int = Field(default=0, ge=0)
     inception_weights: str | None = None
@@ -68,7 +68,7 @@ class Choices(Settings):
     seed: int = Field(ge=0, lt=2**32)
     name: Name | None = None
     device: str
-    threads: Literal["auto"] | PositiveInt = "auto"
+    threads: Literal["auto"] | Annotated[int, Field(gt=0, le=1024)] = "auto"
     charts: int | None = Field(None, ge=1)
     register_as: Name | None = None
     ood: str | None = Field(None, min_length=1)

@@ -5,6 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ Sidecars = dict[str, dict[str, list[Any]]]
 """Labels, groups and rows, if there are any: lists by split, in the order of the arrays."""
 Written = tuple[dict[str, Any], Sidecars]
 
+MANIFEST = "manifest.json"
 SIDECARS = ("labels", "groups", "rows")
 
 
@@ -73,8 +75,16 @@ def context_path(path: Path) -> Path:
 
 
 def load_npy(path: Path) -> np.ndarray:
-    """Memory-map a ``.npy`` file copy-on-write, with the context of its events if there is one."""
-    file = context_path(path)
+    """Memory-map a ``.npy`` file copy-on-write, with the context of its events if there is one.
+
+    A ValueError is raised for a file that differs from the hash in the manifest of its folder.
+    """
+    file, manifest = context_path(path), read_json(path.parent / MANIFEST) or {}
+    for name in {path.name, file.name} & manifest.get("sha256", {}).keys():
+        status = (path.parent / name).stat()
+        digest = _hash_once(path.parent / name, status.st_size, status.st_mtime_ns)
+        if digest != manifest["sha256"][name]:
+            raise ValueError(f"other bytes than those in {MANIFEST}")
     return with_context(np.load(path, mmap_mode="c"), np.load(file) if file.exists() else None)
 
 
@@ -108,10 +118,11 @@ def prepare_once(
     """Write arrays, their sidecar files and a manifest, unless those of this key exist."""
     files = [folder / f"{split}.npy" for split in SPLITS]
     with locked(folder, what):
-        manifest: dict[str, Any] = read_json(folder / "manifest.json") or {}
-        if manifest | key != manifest or not all(file.exists() for file in files):
+        manifest: dict[str, Any] = read_json(folder / MANIFEST) or {}
+        if manifest | key != manifest or not _is_complete(folder, manifest):
             if manifest:
-                log.warning("the arrays in %s are of other data; preparing them again", folder)
+                log.warning("the arrays in %s are of other data, or some are missing; preparing "
+                            "them again", folder)  # fmt: skip
             old = [folder / f"{name}.json" for name in ("manifest", *SIDECARS)]
             for file in [*old, *map(context_path, files)]:  # the arrays are replaced
                 file.unlink(missing_ok=True)
@@ -119,17 +130,40 @@ def prepare_once(
             for name, values in sidecars.items():
                 write_json(folder / f"{name}.json", values)
             counts = [len(np.load(file, mmap_mode="r")) for file in files]
-            hashes, groups = "".join(map(_hash, files)), sidecars.get("groups", {})
+            written = [file for file in [*files, *map(context_path, files)] if file.exists()]
+            hashes, groups = (
+                {file.name: _hash(file) for file in written},
+                sidecars.get("groups", {}),
+            )
+            of_arrays = "".join(hashes[file.name] for file in files)
             manifest |= {
                 "counts": dict(zip(SPLITS, counts, strict=True)),
                 "groups": {split: len({*numbers}) for split, numbers in groups.items()} or None,
-                "hash": f"sha256:{hashlib.sha256(hashes.encode()).hexdigest()}",
+                "hash": f"sha256:{hashlib.sha256(of_arrays.encode()).hexdigest()}",
+                "sha256": hashes,
+                "sidecars": [*sidecars],
                 "seconds": round(time.monotonic() - began, 2),
                 **key,
             }
-            write_json(folder / "manifest.json", manifest)
+            write_json(folder / MANIFEST, manifest)
     train, valid, test = (np.load(file, mmap_mode="c") for file in files)
     return train, valid, test, manifest
+
+
+def _is_complete(folder: Path, manifest: dict[str, Any]) -> bool:
+    """Whether the files of a manifest exist, and those of JSON are whole."""
+    arrays, sidecars = manifest.get("sha256", {}), manifest.get("sidecars", ())
+    return (
+        bool(arrays)
+        and all((folder / name).exists() for name in arrays)
+        and all(read_json(folder / f"{name}.json") is not None for name in sidecars)
+    )
+
+
+@lru_cache
+def _hash_once(path: Path, size: int, changed: int) -> str:
+    """Hash a file, once in a process unless its size or its time of change differs."""
+    return _hash(path)
 
 
 def _hash(path: Path) -> str:

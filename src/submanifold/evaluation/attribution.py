@@ -10,6 +10,7 @@ from submanifold.common.device import choose_device
 from submanifold.common.progress import ProgressBar
 from submanifold.data.batches import as_input, context_tensor
 from submanifold.data.tables import Preprocessor
+from submanifold.data.tables.preprocessor import UNKNOWN_NATS
 from submanifold.evaluation.metrics import format_value, is_missing
 from submanifold.evaluation.scores import MISSING_OFFSETS, SMOOTHED_DENSITY, score_batch
 from submanifold.flows import is_noise_conditional
@@ -83,8 +84,8 @@ def explain(
 
     The contributions are increases of the log-density, smoothed if the model is noise-conditional,
     or decreases of the squared distance from the manifold if the model has no density. Categories
-    of the ``table`` of the rows that the training data do not have contribute infinitely. That a
-    value is missing contributes what the score does not subtract (:func:`.missing_offsets`).
+    of the ``table`` of the rows that the training data do not have add :data:`.UNKNOWN_NATS`. That
+    a value is missing contributes what the score does not subtract (:func:`.missing_offsets`).
 
     Returns entries of the ``number`` of a row, ``column``, ``value``, ``contribution``, and
     ``usual``, the value with which the row is least anomalous. Values are text without separators
@@ -121,7 +122,7 @@ def explain(
             contributions[flags] *= is_noise  # a value is not replaced by a missing one
             usual[flags] = np.where(is_noise, usual[flags], row[flags])
             contributions = contributions.clip(0)
-            contributions[unknown[number]] = np.inf
+            contributions[unknown[number]] += UNKNOWN_NATS
             usual_values = preprocessor.inverse_transform(usual[None])
             largest: dict[str, float] = {}  # a value and whether it is missing are of one column
             for coordinate in np.argsort(-contributions, kind="stable"):

@@ -3,14 +3,16 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import scipy  # submodules load on first use; scipy.stats takes half a second
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from submanifold.common.errors import UserError, unexpected
+from submanifold.common.settings import Settings, read_settings
 from submanifold.evaluation.attribution import column_quantiles
 from submanifold.evaluation.intervals import false_alarm_range, proportion_interval
 from submanifold.evaluation.scores import (
@@ -262,11 +264,48 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> "Calibration":
-        """Invert :meth:`to_dict`."""
+        """Invert :meth:`to_dict`; a UserError if another description is given."""
+        fix = "Write it again with `submanifold calibrate`, or train the model again."
+        read_settings(_Stored, stored, "calibration", fix)
         arrays = {name: np.array(stored[name]) for name in ("mean", "precision")}
         quantiles = {name: np.array(values) for name, values in stored["quantiles"].items()}
         combined = tuple(stored["combined"])
         return cls(**{**stored, "combined": combined, "quantiles": quantiles, **arrays})
+
+
+class _Stored(Settings):
+    """Types and shapes of :meth:`Calibration.to_dict`."""
+
+    count: int = Field(ge=1, le=2**53)
+    groups: int = Field(ge=1, le=2**53)
+    median: float | None
+    combined: list[str] = Field(min_length=1)
+    quantiles: dict[str, list[float]]
+    mean: list[float]
+    precision: list[list[float]]
+    noise_scale: float | None = Field(default=None, ge=0, le=1)
+    missing_offsets: tuple[float, ...] = ()
+    events: Literal["images", "rows"] = "images"
+    training: tuple[int, ...] = ()
+    column_quantiles: tuple[tuple[float, ...], ...] = ()
+
+    @model_validator(mode="after")
+    def _check_shapes(self) -> "_Stored":
+        size = len(self.combined)
+        is_sorted = all(
+            len(values) == len(LEVELS) and (np.diff(values) >= 0).all()
+            for values in self.quantiles.values()
+        )
+        fits = {
+            "groups": self.groups <= self.count,
+            "quantiles": is_sorted and {*self.combined, COMBINATION} <= self.quantiles.keys(),
+            "mean": len(self.mean) == size,
+            "precision": [len(row) for row in self.precision] == [size] * size,
+            "column_quantiles": len({len(row) for row in self.column_quantiles}) <= 1,
+        }
+        if wrong := [name for name, is_right in fits.items() if not is_right]:
+            raise ValueError(f"{wrong[0]}: expected values of Calibration.to_dict, got others")
+        return self
 
 
 def _quantiles(scores: Scores, weights: np.ndarray) -> dict[str, np.ndarray]:

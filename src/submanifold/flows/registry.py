@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_type_hints
 
-from pydantic import Field, create_model
+from pydantic import Field, create_model, model_validator
 
 from submanifold.common.errors import UserError, list_names, unexpected
 from submanifold.common.settings import Settings
@@ -44,6 +44,20 @@ SELECTABLE = {name: flow for name, flow in FLOWS.items() if flow is not Rotation
 """Flows that a stage can be configured with; a rotation is added by its own training phase."""
 
 
+MAX_SIZE = 16_384  #: Largest size or number of parts among a flow's settings.
+
+
+class _Selected(Settings):
+    """Base class of the settings of a flow, without sizes that no memory would hold."""
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> "_Selected":
+        for name, value in self:
+            if isinstance(value, int) and value > MAX_SIZE:
+                raise ValueError(f"{name}: expected at most {MAX_SIZE:,}, got {value:,}")
+        return self
+
+
 def _leading(name: str) -> list[str]:
     """Names of the first arguments, which the data and the stage determine."""
     return [*inspect.signature(FLOWS[name]).parameters][: 1 + issubclass(FLOWS[name], Injection)]
@@ -58,7 +72,8 @@ def _settings_of(name: str, is_complete: bool) -> type[Settings]:
         if is_complete or parameter.name not in _leading(name):
             default = ... if parameter.default is parameter.empty else parameter.default
             fields[parameter.name] = hints.get(parameter.name, Any), default
-    return create_model(f"{FLOWS[name].__name__}Settings", __base__=Settings, **fields)
+    base = Settings if is_complete else _Selected
+    return create_model(f"{FLOWS[name].__name__}Settings", __base__=base, **fields)
 
 
 if TYPE_CHECKING:

@@ -377,10 +377,9 @@ def load_predictor(name: str, device: str, dim: int | None = None) -> "Predictor
     from submanifold.common.device import choose_device
     from submanifold.common.threads import use_threads
     from submanifold.inference.predictor import Predictor
-    from submanifold.models import Model
 
     click.get_current_context().with_resource(use_threads("auto"))
-    model: Any = Model.load(path, choose_device(device))
+    model: Any = Predictor.load(path, str(choose_device(device))).model
     if dim is not None and not hasattr(model, "at_dim"):
         raise UserError(f"--dim: expected none for a {model.kind}, got {dim}. Omit it.")
     return Predictor(model if dim is None else model.at_dim(dim))

@@ -17,10 +17,17 @@ from submanifold.common.errors import import_extra, unexpected
 from submanifold.data.batches import add_noise, quantize
 from submanifold.data.tables import Preprocessor
 from submanifold.data.tables.columns import MISSING, SNAP, TAIL, Column
-from submanifold.data.tables.preprocessor import HASH_STEPS, LOG_2_PI, MAX_HASHED, mix, uniform
+from submanifold.data.tables.preprocessor import (
+    HASH_STEPS,
+    LOG_2_PI,
+    MAX_HASHED,
+    UNKNOWN_NATS,
+    mix,
+    uniform,
+)
 from submanifold.evaluation.calibration import COMBINATION, HUGE
 from submanifold.evaluation.likelihood import ROW_DRAWS, Draws
-from submanifold.evaluation.scores import score_batch
+from submanifold.evaluation.scores import SMOOTHED_DENSITY, score_batch
 from submanifold.flows import Flow, context_of
 from submanifold.inference.outputs import output
 from submanifold.inference.predictor import Predictor
@@ -106,17 +113,21 @@ def scorer(predictor: Predictor) -> Callable[..., tuple[Tensor, ...]]:
     read, write = _images(model.event_dim) if predictor.is_image else _rows(predictor.columns)
     names = {*calibration.combined, "density"}
     combine, p_values = calibration.combination(), calibration.p_values_of(COMBINATION)
+    largest = float(calibration.quantiles[COMBINATION][-1])
 
     def score(*inputs: Tensor) -> tuple[Tensor, ...]:
         events, alpha, *png_bits = inputs
-        x, log_det, is_unknown, draws = read(events)
+        x, log_det, unknown, draws = read(events)
         scores = score_batch(model, x, np.empty(0), names, draws=draws)
         if png_bits:
             bits = model.event_dim * bits_per_dim(-scores["density"], model.event_dim, 8)
             scores["complexity"] = bits - png_bits[0]
-        combination = torch.where(is_unknown, HUGE, combine(scores))
-        log_prob = torch.where(is_unknown, -torch.inf, log_det - scores["density"])
-        p, u = p_values(combination), model.encode(x)[0]
+        for name in {"density", SMOOTHED_DENSITY} & scores.keys():
+            scores[name] = scores[name] + UNKNOWN_NATS * unknown
+        combination, log_prob = combine(scores), log_det - scores["density"]
+        combination = torch.where(unknown > 0, combination.clamp_min(largest), combination)
+        p = p_values(torch.where(unknown > 0, HUGE, combination))
+        u = model.encode(x)[0]
         return log_prob, combination, p, p <= alpha, u, write(model.project(x))
 
     return score
@@ -124,7 +135,7 @@ def scorer(predictor: Predictor) -> Callable[..., tuple[Tensor, ...]]:
 
 def _images(dim: int) -> tuple[Callable[..., Any], ...]:
     factors = np.random.default_rng(0).integers(2**31, size=dim)
-    weights, known = torch.from_numpy(factors), torch.tensor(False)
+    weights, known = torch.from_numpy(factors), torch.tensor(0)
 
     def read(images: Tensor) -> tuple[Any, ...]:
         state = (images.flatten(1).long() * weights).sum(1)
@@ -192,7 +203,7 @@ def _rows(preprocessor: Preprocessor) -> tuple[Callable[..., Any], ...]:
             drawn, log_weights = map(torch.stack, zip(*map(dequantize, salts), strict=True))
             draws = Draws(drawn, log_weights, is_missing[:, may_be_missing])
         log_det = preprocessor.log_det + torch.where(missing_number, log_scale, 0.0).sum(1)
-        return dequantize(0)[0], log_det, is_unknown.any(1), draws
+        return dequantize(0)[0], log_det, is_unknown.sum(1), draws
 
     def write(x: Tensor) -> Tensor:
         shifted = x.double() * scale + offset

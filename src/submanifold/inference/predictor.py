@@ -20,18 +20,18 @@ from submanifold.data.batches import as_input, context_tensor
 from submanifold.data.images import crop_and_resize
 from submanifold.data.tables import Preprocessor
 from submanifold.data.tables.columns import named
-from submanifold.data.tables.preprocessor import as_frame
+from submanifold.data.tables.preprocessor import UNKNOWN_NATS, as_frame
 from submanifold.evaluation.attribution import explain
-from submanifold.evaluation.calibration import COMBINATION, HUGE, Calibration, select
+from submanifold.evaluation.calibration import COMBINATION, Calibration, select
 from submanifold.evaluation.likelihood import log_prob, to_bits_per_dim
 from submanifold.evaluation.samples import stored
-from submanifold.evaluation.scores import QUICK, score_batch
+from submanifold.evaluation.scores import QUICK, SMOOTHED_DENSITY, score_batch
 from submanifold.flows import context_of
 from submanifold.inverse.restoration import ITERATIONS, Restoration, restore
 from submanifold.models import Model
 from submanifold.models.model import ProjectionKind
 
-MAX_TEMPERATURE = 10.0
+MAX_TEMPERATURE, MAX_SAMPLES = 10.0, 10_000_000
 IMAGE_BATCH, ROW_BATCH, SAMPLE_BATCH = 128, 4096, 64
 
 Label = int | np.ndarray | None  #: A label from 0 for all events, or one for each (N,).
@@ -79,8 +79,39 @@ class Predictor:
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto") -> Self:
-        """Read a model file onto ``auto``, ``cpu``, ``cuda`` or ``cuda:<n>``."""
-        return cls(Model.load(path, device))
+        """Read a model file onto ``auto``, ``cpu``, ``cuda`` or ``cuda:<n>``.
+
+        A UserError names a file whose model, data or calibration cannot be used.
+        """
+        predictor = cls(Model.load(path, device))
+        try:
+            predictor._check()
+        except Exception as error:  # forged data raise any
+            reason = " ".join(str(error).split()).removesuffix(".")
+            fix = "Pass a file written by Model.save, such as the hierarchy.safetensors of a run"
+            raise unexpected(path, "data and a calibration of its model", reason, fix) from error
+        return predictor
+
+    def _check(self) -> None:
+        """Raise an error if the model's data or calibration are not those of such a model."""
+        data, model = self.model.data, self.model
+        if "groups" in model.calibration:
+            Calibration.from_dict(model.calibration)
+        for name in {"table", "condition"} & data.keys() if self.is_table else ():
+            preprocessor = Preprocessor.from_dict(data[name])
+            size = context_of(model)["columns"] if name == "condition" else model.event_dim
+            if len(preprocessor.varying) != size:
+                raise ValueError(f"data.{name}: expected {size} columns that vary")
+            preprocessor.inverse_transform(np.zeros((1, size)))
+        if self.is_image and "size" in data:
+            size, shape = data["size"], tuple(model.event_shape)
+            if (data["channels"], size, size) != shape:
+                raise ValueError(f"data.size: expected that of images {shape}, got {size}")
+            if data.get("crop", "square") not in ("square", "celeba"):
+                raise ValueError("data.crop: expected square or celeba")
+            margin = data.get("margin", 0)
+            if not isinstance(margin, int) or not 0 <= 2 * margin < size:
+                raise ValueError("data.margin: expected less than half of the size")
 
     @cached_property
     def preprocessor(self) -> Preprocessor | None:
@@ -155,20 +186,26 @@ class Predictor:
             ``nearest_mse`` if ``nearest`` (of pixels in [0, 1] or standardized columns),
             ``anomaly_score``, and ``p_value``, the fraction of held-out training-like events that
             score at least as high. With columns of categories ``unknown_category``: rows with a
-            category that the training data do not have get the smallest p-value. With a
-            false-positive rate ``alpha`` also ``ood``: whether the p-value is at most alpha.
+            category that the training data do not have get the smallest p-value, and the density
+            of the rarest category times 1e-6. With a false-positive rate ``alpha`` also ``ood``:
+            whether the p-value is at most alpha. Densities beyond the range of floats are zero.
         """
         calibration, model = self.calibrated(alpha), self.model
         names = (*QUICK, "nearest_distance") if nearest else QUICK
 
         def score(x: Tensor, context: Tensor | None, events: np.ndarray, rows: Any) -> pd.DataFrame:
             tensors = score_batch(model, x, events, names, context, self.preprocessor)
-            scores = calibration.complete({k: v.cpu().numpy() for k, v in tensors.items()})
+            # numbers near the largest float become NaN
+            scores = {k: v.nan_to_num(np.inf, np.inf).cpu().numpy() for k, v in tensors.items()}
+            penalties = self._penalties(rows)
+            for name in {"density", SMOOTHED_DENSITY} & scores.keys():
+                scores[name] = scores[name] + penalties
+            scores = calibration.complete(scores)
             columns = {}
             if model.has_density:
                 columns["log_prob"] = -scores["density"]
                 if self.is_table:
-                    columns["log_prob"] += self._log_det(x, rows)
+                    columns["log_prob"] += self._log_det(x)
                 else:
                     columns["bits_per_dim"] = to_bits_per_dim(-scores["density"], events)
                 constant = (model.event_dim - model.dim) / 2 * np.log(2 * np.pi)
@@ -186,7 +223,8 @@ class Predictor:
                 unknown = self.columns.unknown(rows).any(axis=1).to_numpy()
                 frame["unknown_category"] = unknown
                 frame.loc[unknown, "p_value"] = calibration.smallest_p_value
-                frame.loc[unknown, "anomaly_score"] = HUGE
+                largest = calibration.quantiles[COMBINATION][-1]
+                frame.loc[unknown, "anomaly_score"] = frame["anomaly_score"].clip(lower=largest)
             if alpha is not None:
                 frame["ood"] = frame["p_value"] <= alpha
             return frame
@@ -209,8 +247,7 @@ class Predictor:
 
         A contribution is by how much the log-density (nats) would increase if the column had its
         ``usual`` value and the others stayed as they are; without a density, by how much the
-        squared distance from the manifold would decrease. It is infinite for a category that the
-        training data do not have.
+        squared distance from the manifold would decrease.
 
         Returns:
             Three entries per row, with its label as the index: ``column``, ``value``,
@@ -238,16 +275,22 @@ class Predictor:
 
         def log_prob_of(x: Tensor, context: Tensor | None, _: np.ndarray, rows: Any) -> np.ndarray:
             nats = log_prob(self.model, x, context, self.preprocessor, noise_scale)
-            return nats.double().cpu().numpy() + self._log_det(x, rows)
+            log_probs = nats.double().cpu().numpy() + self._log_det(x)
+            return log_probs - self._penalties(rows)
 
         return np.concatenate(self._apply(log_prob_of, x, label, "scoring"))
 
-    def _log_det(self, x: Tensor, rows: Any) -> Any:
+    def _log_det(self, x: Tensor) -> Any:
         if self.preprocessor is None:
             return -self.model.event_dim * np.log(256) if self.is_image else 0.0
-        known = _select(rows, self.preprocessor)
-        is_unknown = self.preprocessor.unknown(known).any(axis=1)
-        return np.where(is_unknown, -np.inf, self.preprocessor.log_dets(x.cpu().numpy()))
+        return self.preprocessor.log_dets(x.cpu().numpy())
+
+    def _penalties(self, rows: Any) -> Any:
+        """Return the nats that unknown categories of rows subtract from their log-densities."""
+        if self.preprocessor is None:
+            return 0.0
+        unknown = self.preprocessor.unknown(_select(rows, self.preprocessor))
+        return UNKNOWN_NATS * unknown.sum(axis=1).to_numpy()
 
     def encode(
         self, x: Any, projection: ProjectionKind = "encoder", *, label: Label = None
@@ -301,8 +344,8 @@ class Predictor:
         A conditional model draws ``count`` samples for each of the labels, or for each row of a
         table with the columns of the ``condition``, which precede those of the samples.
         """
-        if count < 1:
-            raise UserError(f"count: expected 1 or more, got {count}.")
+        if not 1 <= count <= MAX_SAMPLES:
+            raise UserError(f"count: expected 1 to {MAX_SAMPLES:,}, got {count:,}.")
         if not 0 <= temperature <= MAX_TEMPERATURE:
             raise UserError(f"temperature: expected 0 to {MAX_TEMPERATURE:g}, got {temperature}.")
         context, rows = self._context(label, condition)

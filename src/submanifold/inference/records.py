@@ -1,14 +1,18 @@
 """Named runs: ``data/runs/<name>.json`` records a run's settings and the paths of its outputs."""
 
+import logging
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
+from functools import cache
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 from submanifold.common.errors import UserError, did_you_mean, unexpected
 from submanifold.common.files import expand_user, is_locked, locked, read_json, write_json
+
+log = logging.getLogger(__name__)
 
 FOLDER = Path("data/runs")
 MODEL_FILE = "hierarchy.safetensors"
@@ -39,14 +43,25 @@ class RunRecord:
 
 
 def read_records(project: Path) -> list[RunRecord]:
-    """Read the records of a project's runs, the oldest first; other JSON files are ignored."""
+    """Read the records of a project's runs, the oldest first.
+
+    Other JSON files are ignored, damaged ones with a warning.
+    """
     from pydantic import TypeAdapter, ValidationError  # loads slowly
 
     reader, records = TypeAdapter(RunRecord), list[RunRecord]()
     for path in sorted((project / FOLDER).glob("*.json")):
+        if (content := read_json(path)) is None:
+            _warn_of(path)
         with suppress(ValidationError):  # earlier versions have written more fields
-            records.append(reader.validate_python(read_json(path)))
+            records.append(reader.validate_python(content))
     return sorted(records, key=lambda record: record.started)
+
+
+@cache  # once in a command
+def _warn_of(path: Path) -> None:
+    log.warning("%s: expected the record of a run, got a damaged file. Delete it; the command that "
+                "started the run writes it again.", path)  # fmt: skip
 
 
 def choose_name(project: Path, chosen: str | None, key: str, method: str) -> str:

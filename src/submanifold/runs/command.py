@@ -86,13 +86,13 @@ def train(
 
     run_pipeline(project, "hierarchical", record.params)
 
-    from submanifold.models import Model
+    from submanifold.runs.datasets import ModelDataset
     from submanifold.runs.information import usage_commands
 
     name = choose_name(project, options["name"], record.key, record.method)
     model = project / record.model
     click.echo(f"\nReport: {project / record.report}\nModel:  {model}\n\nUse the model:")
-    for command, text in usage_commands(Model.load(model), name):
+    for command, text in usage_commands(ModelDataset(filepath=str(model)).load(), name):
         click.echo(f"  {command}  # {text}")
 
 
@@ -215,9 +215,9 @@ def _measured(record: RunRecord, project: Path) -> dict[str, Any]:
 def info(model: str, is_audited: bool, as_json: bool) -> None:
     """Print the architecture, the data and the calibration of a model."""
     path = model_path(model)
-    from submanifold.models import Model
+    from submanifold.inference.predictor import Predictor
 
-    loaded = Model.load(path)
+    loaded = Predictor.load(path, "cpu").model
     if not is_audited:
         calibration = {"calibrated_on": loaded.calibration.get("count"),
                        "calibration_groups": loaded.calibration.get("groups")}  # fmt: skip

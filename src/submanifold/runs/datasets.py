@@ -2,6 +2,10 @@
 
 import base64
 import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from mmap import mmap
 from pathlib import Path
 from typing import Any, NewType, NoReturn
@@ -9,13 +13,42 @@ from typing import Any, NewType, NoReturn
 import numpy as np
 from kedro.io import AbstractDataset, DatasetError
 
+from submanifold.common.errors import UserError
 from submanifold.common.files import atomic_write
 from submanifold.data.arrays import context_of_array, load_npy, save_context
 from submanifold.models import Model
 
+log = logging.getLogger(__name__)
+
 # Kedro-Viz recognizes previews by the names of these types; Kedro's own are private
 ImagePreview = NewType("ImagePreview", str)
 JSONPreview = NewType("JSONPreview", str)
+
+
+class DamagedFile(UserError, DatasetError):  # noqa: N818
+    """A file of the cache could not be read; it was moved aside, so that it is computed again."""
+
+    def __init__(self, path: Path, reason: object) -> None:
+        text = " ".join(str(reason).split()).removesuffix(".")
+        try:
+            os.replace(path, path.with_name(f"{path.name}.damaged"))
+            fix = f"It is now {path.name}.damaged; a run with the same settings computes it again."
+        except OSError:  # of a read-only disk
+            fix = "Delete it; a run with the same settings computes it again."
+        super().__init__(f"{path}: expected a whole file, got a damaged one ({text}). {fix}")
+        self.path = path
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Raise :class:`DamagedFile` if a file cannot be read inside of this context."""
+    try:
+        yield path
+    except Exception as error:  # each library raises others
+        reason = (error.__cause__ or error) if isinstance(error, DatasetError) else error
+        if isinstance(reason, OSError | MemoryError) or not path.exists():
+            raise
+        raise DamagedFile(path, reason) from error
 
 
 class LocalDataset(AbstractDataset[Any, Any]):
@@ -54,11 +87,27 @@ class AtomicDataset(LocalDataset):
             self.preview = final.preview
 
     def load(self) -> Any:
-        return self._at(self._existing()).load()
+        with whole(self._existing()) as path:
+            content = self._at(path).load()
+            # a table that was cut off can be read
+            if path.suffix == ".csv" and not path.read_bytes().endswith(b"\n"):
+                raise ValueError("the last line has no end")
+        return content
 
     def save(self, data: Any) -> None:
         with atomic_write(self._filepath) as partial:
             self._at(partial).save(data)
+
+    def _exists(self) -> bool:
+        """Whether the file exists; a JSON file, which is read fast, must be whole."""
+        if self._filepath.suffix != ".json" or not self._filepath.exists():
+            return self._filepath.exists()
+        try:
+            self.load()
+        except DamagedFile as error:
+            log.warning("%s", error.message)
+            return False
+        return True
 
     def _at(self, path: Path) -> AbstractDataset[Any, Any]:
         return AbstractDataset.from_config(path.name, {**self._entry, "filepath": str(path)})
@@ -83,7 +132,8 @@ class ArrayDataset(LocalDataset):
     """A ``.npy`` file, loaded as a copy-on-write memory map, with the context of its events."""
 
     def load(self) -> np.ndarray:
-        return load_npy(self._existing())
+        with whole(self._existing()) as path:
+            return load_npy(path)
 
     def save(self, data: np.ndarray) -> None:
         """Write the array, unless it is a map of the file, which its node has written."""
@@ -108,7 +158,7 @@ class ArraysDataset(LocalDataset):
     """Named arrays in a compressed ``.npz`` file."""
 
     def load(self) -> dict[str, np.ndarray]:
-        with np.load(self._existing()) as arrays:
+        with whole(self._existing()) as path, np.load(path) as arrays:
             return dict(arrays)
 
     def save(self, data: dict[str, np.ndarray]) -> None:
@@ -120,7 +170,8 @@ class ModelDataset(LocalDataset):
     """A model in a safetensors file, with its configuration and notes in the header."""
 
     def load(self) -> Model:
-        return Model.load(self._existing())
+        with whole(self._existing()) as path:
+            return Model.load(path)
 
     def save(self, data: Model) -> None:
         """Write the model; its notes include the folder's name, which is the cache key."""

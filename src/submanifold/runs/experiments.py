@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from click import ClickException
-from kedro.io import DataCatalog
+from kedro.io import DataCatalog, DatasetError
 from torch import Tensor
 
 from submanifold.common.device import choose_device
@@ -22,6 +22,7 @@ from submanifold.data.batches import as_input
 from submanifold.data.splits import Groups
 from submanifold.evaluation.baselines import evenly_spaced
 from submanifold.inference.records import read_records, records_folder
+from submanifold.runs.datasets import DamagedFile
 from submanifold.runs.runner import run_pipeline
 
 log = logging.getLogger(__name__)
@@ -80,8 +81,13 @@ class CachedRun:
         })  # fmt: skip
 
     def load(self, name: str) -> Any:
-        """Load an artifact of the run."""
-        return self.catalog.load(name)
+        """Load an artifact of the run; a UserError names a damaged file."""
+        try:
+            return self.catalog.load(name)
+        except DatasetError as error:
+            if isinstance(error.__cause__, DamagedFile):
+                raise error.__cause__ from error
+            raise
 
     def load_model(self, artifact: str = "hierarchy") -> Any:
         """Load a model of the run to its device."""

@@ -34,7 +34,7 @@ class Params(Settings):
 
     task: Literal["score", "encode", "project", "sample"] = "score"
     nearest: bool = False
-    count: int = Field(default=64, ge=1)
+    count: int = Field(default=64, ge=1, le=10_000)
     temperature: float = Field(default=1.0, ge=0, le=MAX_TEMPERATURE)
     seed: int = Field(default=0, ge=0, lt=2**63)
     label: int | None = None
@@ -54,7 +54,7 @@ class ServedModel:
     Pixels are integers from 0 to 255, or floats in [0, 1]; JSON distinguishes 1 and 1.0. The
     parameter ``task`` selects the method, and ``nearest`` the nearest projection and its error.
     ``encode`` returns arrays ``u`` and ``v``, of rows one table; ``sample`` ignores the inputs,
-    except the columns of a condition.
+    except the columns of a condition. Missing values and infinities are None, null in JSON.
     """
 
     def __init__(self, model: Model) -> None:
@@ -64,7 +64,8 @@ class ServedModel:
         """Run a task; a :class:`RequestError` if it is invalid (status 400) or failed (500)."""
         try:
             chosen = _defaults(self.predictor) | (params or {})
-            return self._run(inputs, read_settings(Params, chosen, "", "Change it in params."))
+            settings = read_settings(Params, chosen, "", "Change it in params.")
+            return _without_infinities(self._run(inputs, settings))
         except UserError as error:
             raise RequestError(str(error), codes.INVALID_PARAMETER_VALUE) from error
         except Exception as error:
@@ -90,6 +91,20 @@ class ServedModel:
         condition = inputs if predictor.condition else None
         return predictor.sample(params.count, params.temperature, params.seed, label=label,
                                 condition=condition)  # fmt: skip
+
+
+def _without_infinities(result: Any) -> Any:
+    """Return results with None in place of NaN and infinities, which JSON does not have."""
+    if isinstance(result, dict):
+        return {name: _without_infinities(values) for name, values in result.items()}
+    if isinstance(result, pd.DataFrame):
+        return result.apply(_without_infinities)
+    is_value = np.isfinite(result) if result.dtype.kind == "f" else ~pd.isna(result)
+    if np.all(is_value):
+        return result
+    if isinstance(result, pd.Series):
+        return result.astype(object).where(is_value, None)
+    return np.where(is_value, result.astype(object), None)
 
 
 def log_model(path: Path, register: str | None = None) -> None:
@@ -148,4 +163,4 @@ def _row(preprocessor: Preprocessor) -> pd.DataFrame:
 
 def _load_pyfunc(path: str) -> ServedModel:
     """Load a logged model; called by MLflow."""
-    return ServedModel(Model.load(path))
+    return ServedModel(Predictor.load(path, "cpu").model)

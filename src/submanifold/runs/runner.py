@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from kedro.io import CatalogProtocol
+from kedro.io import CatalogProtocol, DatasetError
 from kedro.pipeline import Pipeline
 from kedro.runner import AbstractRunner
 
@@ -18,6 +18,7 @@ from submanifold.common import distributed
 from submanifold.common.threads import use_threads
 from submanifold.config.project import session
 from submanifold.runs.checks import select_missing
+from submanifold.runs.datasets import DamagedFile
 
 log = logging.getLogger(__name__)
 TIMEOUT = timedelta(days=7)  # the first rank may prepare data for hours while the others wait
@@ -36,18 +37,36 @@ class RankRunner(AbstractRunner):
         hook_manager: Any = None, run_id: str | None = None,
         only_missing_outputs: bool = False,
     ) -> dict[str, Any]:  # fmt: skip
-        """Run a pipeline in a process group of all ranks, and choose the number of threads."""
+        """Run a pipeline in a process group of all ranks, and choose the number of threads.
+
+        A damaged file that is found meanwhile is computed again if outputs may be missing.
+        """
+        damaged = set[Path]()
         with process_group(), use_threads(catalog.load("params:threads")):
-            if only_missing_outputs:
-                names = [list[str]()]
-                if distributed.rank() == 0:
-                    names = [[node.name for node in select_missing(pipeline, catalog).nodes]]
-                    if existing := len(pipeline.nodes) - len(names[0]):
-                        log.info("Skipping %d nodes, whose outputs exist", existing)
-                if distributed.world_size() > 1:
-                    dist.broadcast_object_list(names)
-                pipeline = pipeline.filter(node_names=names[0]) if names[0] else Pipeline([])
-            return super().run(pipeline, catalog, hook_manager, run_id)
+            if not only_missing_outputs:
+                return super().run(pipeline, catalog, hook_manager, run_id)
+            while True:
+                missing = self._missing(pipeline, catalog)
+                try:
+                    return super().run(missing, catalog, hook_manager, run_id)
+                except DatasetError as error:  # of the catalog
+                    file = error.__cause__
+                    if not isinstance(file, DamagedFile) or file.path in damaged:
+                        raise
+                    if distributed.world_size() > 1:  # other ranks have not seen the error
+                        raise
+                    damaged.add(file.path)
+                    log.warning("%s", file.message)
+
+    def _missing(self, pipeline: Pipeline, catalog: CatalogProtocol) -> Pipeline:
+        names = [list[str]()]
+        if distributed.rank() == 0:
+            names = [[node.name for node in select_missing(pipeline, catalog).nodes]]
+            if existing := len(pipeline.nodes) - len(names[0]):
+                log.info("Skipping %d nodes, whose outputs exist", existing)
+        if distributed.world_size() > 1:
+            dist.broadcast_object_list(names)
+        return pipeline.filter(node_names=names[0]) if names[0] else Pipeline([])
 
     def _get_executor(self, max_workers: int) -> None:
         return None

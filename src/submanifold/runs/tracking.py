@@ -6,6 +6,7 @@ in the section ``detail``, all other parameters in the artifact ``parameters.jso
 
 import logging
 import math
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -207,7 +208,11 @@ def log_results(metrics: Mapping[str, Any]) -> None:
 def connect(context: KedroContext) -> MlflowHook:
     """Connect MLflow as ``mlflow.yml`` says, whose database may be new."""
     loader, hook = cast(ExperimentConfigLoader, context.config_loader), MlflowHook()
-    with required(loader), locked(loader.project / "data", "MLflow's database"):
+    with (
+        required(loader),
+        few_retries(),
+        locked(loader.project / "data", "MLflow's database"),
+    ):
         hook.after_context_created(context)
         check_artifacts(loader.project, hook.mlflow_config)
     return hook
@@ -229,6 +234,19 @@ def check_artifacts(project: Path, settings: KedroMlflowConfig) -> None:
     if Path(paths[0]).resolve() != Path(paths[1]).resolve():
         fix = "The project was copied or moved: rename this file, and a run begins a new one"
         raise unexpected(str(database), f"artifacts in {paths[0]}", paths[1], fix)
+
+
+@contextmanager
+def few_retries() -> Iterator[None]:
+    """Wait seconds for a server, not the minutes of MLflow, unless the user has set how long."""
+    patience = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+    chosen = {name: value for name, value in patience.items() if name not in os.environ}
+    os.environ.update(chosen)
+    try:
+        yield
+    finally:
+        for name in chosen:
+            del os.environ[name]
 
 
 @contextmanager

@@ -46,7 +46,7 @@ class TrainingSettings(Settings):
     """
 
     steps: int = Field(gt=0)
-    batch_size: int = Field(default=32, gt=0)
+    batch_size: int = Field(default=32, gt=0, le=1_000_000)
     learning_rate: float = Field(default=0.01, gt=0)
     muon_lr: float | None = Field(default=0.02, gt=0)
     lr_scale: float = Field(default=1.0, gt=0)

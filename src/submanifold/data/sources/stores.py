@@ -20,6 +20,8 @@ STORES = "a folder, a zip or an LMDB folder of images"
 MAX_SIZE = 2**28  #: Bytes of a file in a zip: those of an image with Pillow's limit of pixels.
 HIDDEN = re.compile(r"(^|[/\\])(\.|__MACOSX([/\\]|$))")
 """In the name of a file that is hidden, or that macOS adds to zips."""
+REPORTING, OUTPUT = "08_reporting", re.compile(r"0[2-8]_|mlartifacts$|runs$")
+"""Names of folders of outputs, next to that of the reports."""
 CELEBA_IMAGES, PARTITION = "img_align_celeba", "list_eval_partition.txt"
 CELEBA_ZIP = f"{CELEBA_IMAGES}.zip"
 CELEBA_PAGE = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
@@ -52,7 +54,10 @@ def open_store(path: Path) -> Source:
 
 
 def open_folder(path: Path) -> Source:
-    """List the images in a folder and in those below it, each once: links may form cycles."""
+    """List the images in a folder and in those below it, each once: links may form cycles.
+
+    Figures and other outputs of runs are left out, so that a project's own folder can be read.
+    """
 
     def fail(error: OSError) -> None:
         raise error
@@ -65,7 +70,9 @@ def open_folder(path: Path) -> Source:
             folders.clear()
             continue
         visited.add(target)
-        folders[:] = sorted(name for name in folders if not HIDDEN.match(name))
+        is_of_runs = REPORTING in folders
+        folders[:] = sorted(name for name in folders if not HIDDEN.match(name)
+                            and not (is_of_runs and OUTPUT.match(name)))  # fmt: skip
         _add_images(source, (os.path.join(folder, name)[start:] for name in files))
     special = {name for name in source.names if not os.path.isfile(os.path.join(path, name))}
     source.names = sorted({*source.names} - special)

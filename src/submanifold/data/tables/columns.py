@@ -4,14 +4,17 @@ import fnmatch
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import pandas as pd
 from pandas.api import types
+from pydantic import Field
 
 from submanifold.common.errors import UserError, did_you_mean, printable, unexpected
 
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Kind = Literal["continuous", "quantized", "constant", "categorical", "indicator", "ignored"]
 
 MISSING = "missing"  #: Category of missing values.
@@ -44,18 +47,18 @@ class Column:
     #: in a condition.
     kind: Kind
     dtype: str  #: Type of the table's column.
-    low: float = 0.0  #: Smallest training value.
-    high: float = 0.0  #: Largest training value.
-    origin: float = 0.0
-    offset: float = 0.0  #: Mean of the dequantized training values minus the origin.
-    scale: float = 1.0  #: Standard deviation of the dequantized training values.
-    step: float | None = None  #: Difference between neighboring values of a quantized column.
+    low: Finite = 0.0  #: Smallest training value.
+    high: Finite = 0.0  #: Largest training value.
+    origin: Finite = 0.0
+    offset: Finite = 0.0  #: Mean of the dequantized training values minus the origin.
+    scale: Positive = 1.0  #: Standard deviation of the dequantized training values.
+    step: Positive | None = None  #: Difference between neighboring values of a quantized column.
     #: Number of decimals of the multiples of a step, or of the seconds of dates.
     decimals: int | None = None
     #: Values that are no multiples of a step, which is then the smallest difference.
     levels: tuple[float, ...] | None = None
     #: Names of categories and their shares of the training rows, the largest first.
-    categories: tuple[tuple[str, float], ...] | None = None
+    categories: Annotated[tuple[tuple[str, float], ...], Field(min_length=1)] | None = None
     dates: str | None = None  #: Format of dates as text; empty for pandas' types of dates.
     #: What becomes of missing values: an error; noise; in a condition the mean; a category.
     missing: Literal["refused", "noise", "mean", "category"] = "refused"

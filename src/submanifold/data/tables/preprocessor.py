@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from submanifold.common.errors import UserError, did_you_mean, printable, unexpected
@@ -34,6 +34,8 @@ Table: TypeAlias = "pd.DataFrame | np.ndarray | Sequence[Sequence[float]]"
 COLUMNS = TypeAdapter(tuple[Column, ...])
 LOG_2_PI = math.log(2 * math.pi)
 GOLDEN, *MIX = (n - 2**64 for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+UNKNOWN_NATS = math.log(1e6)
+"""By how much a category that the training data do not have is less likely than the rarest one."""
 HASH_STEPS, MAX_HASHED = 2.0**16, 2.0**32  #: Rounding of standardized values before their hash.
 
 
@@ -263,8 +265,14 @@ class Preprocessor:
 
     @classmethod
     def from_dict(cls, description: Mapping[str, Any]) -> "Preprocessor":
-        """Rebuild a preprocessor from :meth:`to_dict`."""
-        columns = COLUMNS.validate_python(description["columns"])
+        """Rebuild a preprocessor from :meth:`to_dict`; a UserError if the columns are others."""
+        try:
+            columns = COLUMNS.validate_python(description["columns"])
+        except ValidationError as error:
+            problem = error.errors()[0]
+            name = ".".join(map(str, ("columns", *problem["loc"])))
+            fix = "Train the model again"
+            raise unexpected(name, "those of a table", problem["msg"], fix) from None
         return cls(columns, tuple(description.get("ignored", ())))
 
     def _checked(self, x: np.ndarray) -> np.ndarray:
