@@ -87,16 +87,20 @@ def select(p_values: np.ndarray, fdr: float) -> np.ndarray:
 
 
 def false_alarms(
-    p_values: np.ndarray, calibrated: int, groups: np.ndarray | None = None
+    p_values: np.ndarray,
+    calibrated: int,
+    groups: np.ndarray | None = None,
+    smallest_p_value: float = 0.0,
 ) -> list[dict[str, Any]]:
     """Compare promised with observed rates of false alarms, of at least 1 / (calibrated + 1).
 
     The p-values (N,) are of normal images that neither trained nor calibrated the model; groups of
-    them have equal weights, as those that are ``calibrated``.
+    them have equal weights, as those that are ``calibrated``. Rates below the
+    ``smallest_p_value`` of the calibration, at which no event is flagged, are left out.
     """
     rows = []
     for rate in FALSE_ALARM_RATES:
-        if rate * (calibrated + 1) >= 1:
+        if rate >= max(smallest_p_value, 1 / (calibrated + 1)):
             alarms = p_values <= rate
             observed = proportion_interval(alarms, groups)
             low, high = false_alarm_range(rate, observed.get("groups", len(alarms)), calibrated)
