@@ -141,9 +141,9 @@ def score(
         few = math.ceil(RARE * count)
         if not table["ood"].any() and least > few:
             needed = math.ceil(count / (fdr * few)) - 1
-            of_groups = "" if calibration.groups == calibration.count else " in as many groups"
+            kind = unit if calibration.groups == calibration.count else "groups"
             click.echo(
-                f"To flag {few}, it takes a calibration on {needed:,} {unit}{of_groups}: train with "
+                f"To flag {few}, it takes a calibration on {needed:,} {kind}: train with "
                 f"--params=data.counts.valid={needed}, or run `submanifold calibrate`."
             )
         elif not table["ood"].any():
