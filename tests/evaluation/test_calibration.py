@@ -254,6 +254,16 @@ def test_events_without_finite_scores_are_the_largest_scores():
     assert stored.smallest_p_value == found.smallest_p_value
 
 
+def test_weights_are_those_of_the_groups_of_finite_scores():
+    """After 20 infinite scores, 100 scores of 5 are one group, and 50 of at most 1 are others."""
+    scores = np.concatenate([np.full(20, np.inf), np.full(100, 5.0), np.linspace(0, 1, 50)])
+    groups = np.concatenate([np.arange(20), np.full(100, 20), np.arange(21, 71)])
+    found = Calibration.fit({"density": scores}, ("density",), groups)
+    expected = [(1 + 20) / 72, (1 + 21) / 72, (1 + 21 + 25) / 72]
+    p_values = found.p_values("density", np.array([9.0, 3.0, 0.5]))
+    assert p_values == pytest.approx(expected, abs=0.01)
+
+
 def test_a_calibration_needs_finite_scores():
     """The reason has the numbers of events, if none or few of them have a finite score."""
     model = Hierarchy([Stage(Affine(3), 2)])
