@@ -113,7 +113,7 @@ def test_every_interval_over_events_is_over_their_groups():
     assert counts.pop("manifold_nll") == {2}, "of six images"
     counts.pop("non_orthogonality", None)
     assert {*counts} >= {"nll", "bits_per_dim", "psnr", "psnr_per_image", "accuracy"}
-    assert counts == dict.fromkeys(counts, {10})
+    assert counts == {name: {10} for name in counts}
 
 
 @pytest.mark.parametrize("is_brief", [False, True])

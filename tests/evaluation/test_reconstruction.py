@@ -50,14 +50,14 @@ def test_overflows_count_as_one_for_images_and_are_left_out_for_points(
 
 
 def test_groups_are_those_of_the_errors_that_count():
-    """The first two errors overflow; the others are 0, 1 and 2 in three groups of two."""
-    errors, groups = np.array([np.nan, np.inf, 0, 0, 1, 1, 2, 2]), np.arange(8) // 2
-    errors, groups = np.concatenate([errors] * 3), np.concatenate([groups, groups + 4, groups + 8])
+    """The first error overflows; the others are 0, 1 and 2 in nine groups of two."""
+    of_pairs, pairs = np.repeat([0.0, 1, 2] * 3, 2), np.repeat(np.arange(9), 2)
+    errors, groups = np.concatenate([[np.nan], of_pairs]), np.concatenate([[99], pairs])
     found = reconstruction(errors, of_images=False, groups=groups)["mse"]
+    assert found == mean_interval(of_pairs, pairs)
     assert (found["n"], found["groups"]) == (18, 9)
-    assert found == mean_interval(np.repeat([0.0, 1, 2] * 3, 2), np.arange(18) // 2)
     of_images = reconstruction(errors, groups=groups)
-    assert {of_images[name]["groups"] for name in ("mse", "psnr", "psnr_per_image")} == {12}
+    assert {of_images[name]["groups"] for name in ("mse", "psnr", "psnr_per_image")} == {10}
 
 
 @pytest.fixture(scope="module")
