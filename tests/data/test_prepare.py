@@ -231,6 +231,23 @@ def test_few_and_grey_images_are_noted(tmp_path):
     assert "grey" not in run(tmp_path, channels=1)[3]["split_note"]
 
 
+def test_held_out_images_that_equal_training_images_are_noted(tmp_path):
+    """As of tables; other images are copies of one another within a split."""
+    contents = {f"{number}.png": numbered(number % 150) for number in range(200)}
+    write_folder(tmp_path / "in", contents)
+    train, valid, test, manifest = run(tmp_path)
+    known, duplicates = {*numbers(train)}, manifest["duplicates"]
+    for split, images in (("valid", valid), ("test", test)):
+        assert duplicates[split] == sum(number in known for number in numbers(images))
+        assert 0 < duplicates[split] < len(images)
+        text = f"{duplicates[split]} {split} images equal a training image"
+        assert text in manifest["split_note"]
+    make_folder(tmp_path / "different", 200)
+    *_, manifest = run(tmp_path, "other", path=str(tmp_path / "different"))
+    assert manifest["duplicates"] == {"valid": 0, "test": 0}
+    assert manifest["split_note"] is None
+
+
 def test_an_official_split_that_is_too_small_is_rejected(tmp_path):
     write_celeba(tmp_path / "in", codes="0012" * 3)
     with pytest.raises(UserError, match=r"^counts\.test: expected at most 3, .*, got 11"):

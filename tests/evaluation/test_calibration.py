@@ -214,14 +214,64 @@ def test_equal_images_are_normal_although_their_scores_are_rounded(names):
     assert p_values[3] < 0.03
 
 
-def test_events_without_a_density_do_not_calibrate(caplog):
+def test_normal_events_without_finite_scores_are_no_more_false_alarms(caplog):
+    """One in twenty, in the first of 25 rows and of 25 groups; false alarms are as promised."""
+    model, rates = Hierarchy([Stage(Affine(3), 2)]), (0.01, 0.05, 0.1, 0.3)
+    rng, alarms = np.random.default_rng(0), []
+    for _ in range(20):
+        normal, new = rng.standard_normal((2, 500, 3)).astype(np.float32)
+        for events in (normal, new):
+            events[rng.random(500) < 0.05] = 1e30
+        calibration = Calibration.from_dict(calibrate(model, normal, torch.device("cpu")))
+        p_values = calibration.p_values(
+            COMBINATION, calibration.complete(score(model, new))[COMBINATION]
+        )
+        assert p_values[new[:, 0] == 1e30] == pytest.approx(calibration.smallest_p_value)
+        alarms.append([(p_values <= rate).mean() for rate in rates])
+    mean, error = np.mean(alarms, axis=0), np.std(alarms, axis=0) / math.sqrt(20)
+    assert (mean <= rates + 3 * error).all()
+    assert mean[2:] == pytest.approx(rates[2:], abs=3 * error[2:].max())
+    assert "of 500 validation rows have no finite scores" in caplog.text
+
+
+def test_events_without_finite_scores_are_the_largest_scores():
+    """Of 100 groups of two, 90 have finite scores, which have the p-values of 90 groups."""
+    normal = {name: np.repeat(values, 2) for name, values in normal_scores(100, 0).items()}
+    finite = {name: values[20:] for name, values in normal.items()}
+    normal["density"][:20] = np.inf
+    groups = np.arange(200) // 2
+    found = Calibration.fit(normal, NAMES, groups)
+    expected = Calibration.fit(finite, NAMES)
+    assert (found.count, found.groups) == (200, 100)
+    assert found.smallest_p_value == pytest.approx(11 / 101)
+    for name in ("density", "off_manifold"):
+        values = np.quantile(finite[name], [0, 0.4, 0.8, 1])
+        above = (expected.p_values(name, values) * 181 - 1) / 180
+        assert found.p_values(name, values) == pytest.approx((1 + 10 + 90 * above) / 101, abs=1e-3)
+        threshold = found.threshold(name, 0.5)
+        assert found.p_values(name, np.array([threshold]))[0] == pytest.approx(0.5, abs=0.02)
+    stored = Calibration.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False)))
+    assert stored.smallest_p_value == found.smallest_p_value
+
+
+def test_weights_are_those_of_the_groups_of_finite_scores():
+    """After 20 infinite scores, 100 scores of 5 are one group, and 50 of at most 1 are others."""
+    scores = np.concatenate([np.full(20, np.inf), np.full(100, 5.0), np.linspace(0, 1, 50)])
+    groups = np.concatenate([np.arange(20), np.full(100, 20), np.arange(21, 71)])
+    found = Calibration.fit({"density": scores}, ("density",), groups)
+    expected = [(1 + 20) / 72, (1 + 21) / 72, (1 + 21 + 25) / 72]
+    p_values = found.p_values("density", np.array([9.0, 3.0, 0.5]))
+    assert p_values == pytest.approx(expected, abs=0.01)
+
+
+def test_a_calibration_needs_finite_scores():
+    """The reason has the numbers of events, if none or few of them have a finite score."""
     model = Hierarchy([Stage(Affine(3), 2)])
-    events = np.random.default_rng(0).standard_normal((100, 3)).astype(np.float32)
-    broken = np.concatenate([events, np.full((9, 3), 1e30, np.float32)])
-    groups = np.arange(109) // 2
-    expected = calibrate(model, events, torch.device("cpu"), groups[:100])
-    assert calibrate(model, broken, torch.device("cpu"), groups) == expected
-    assert "9 of 109 validation rows have no finite scores" in caplog.text
+    for count in (0, MIN_IMAGES - 1):
+        events = np.full((40, 3), 1e30, np.float32)
+        events[:count] = np.random.default_rng(0).standard_normal((count, 3))
+        why = calibrate(model, events, torch.device("cpu"))["why"]
+        assert f"got 40 rows, {40 - count} of them without finite scores" in why
 
 
 @pytest.mark.parametrize(("p_values", "selected"), [

@@ -43,6 +43,34 @@ def test_interval_over_groups_has_its_coverage(count):
     assert {draw["groups"] for draw in draws} == {count}
 
 
+def test_values_are_of_the_first_events_of_longer_groups():
+    values, groups = np.repeat([0.0, 1.0, 2.0, 3.0] * 3, 2), np.arange(24) // 2
+    longer = np.concatenate([groups, np.full(7, 99)])
+    for interval in (mean_interval, proportion_interval):
+        of_booleans = values > 1 if interval is proportion_interval else values
+        assert interval(of_booleans, longer) == interval(of_booleans, groups)
+
+
+def test_interval_of_a_proportion_over_groups_is_that_of_the_effective_number():
+    """Korn & Graubard (1998): p (1 - p) / s^2 events, with the error s of a mean over groups."""
+    groups = np.repeat(np.arange(20), 5)
+    is_true = np.concatenate([np.arange(5) < number % 6 for number in range(20)])
+    means = is_true.reshape(20, 5).mean(1)
+    p, error = means.mean(), means.std(ddof=1) / np.sqrt(20)
+    effective = p * (1 - p) / error**2
+    assert 20 < effective < 100
+    found = proportion_interval(is_true, groups)
+    low = stats.beta.ppf(0.025, p * effective, effective - p * effective + 1)
+    high = stats.beta.ppf(0.975, p * effective + 1, effective - p * effective)
+    assert ends(found) == pytest.approx((low, high))
+    rare = is_true & (groups < 4)  # in three groups: at most as many events as groups
+    p = rare.reshape(20, 5).mean(1).mean()
+    limited = stats.beta.ppf(0.975, 20 * p + 1, 20 - 20 * p)
+    effective = p * (1 - p) / (rare.reshape(20, 5).mean(1).var(ddof=1) / 20)
+    assert effective > 20
+    assert ends(proportion_interval(rare, groups))[1] == pytest.approx(limited)
+
+
 @pytest.mark.parametrize(("values", "groups", "expected"), [
     ([], None, {"value": None, "low": None, "high": None, "n": 0}),
     ([2.0], None, {"value": 2.0, "low": None, "high": None, "n": 1}),

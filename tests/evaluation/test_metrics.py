@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from calibrated import smooth_images
+from strategies import perturb
 from submanifold.data import dequantize
 from submanifold.data.arrays import with_context
 from submanifold.data.batches import Batches
@@ -17,8 +18,14 @@ from submanifold.evaluation import features as features_module
 from submanifold.evaluation import measure as measure_module
 from submanifold.evaluation.baselines import PCA, Extent, evenly_spaced, fit_baselines, pca_batches
 from submanifold.evaluation.intervals import ENDS
-from submanifold.evaluation.measure import classification, measure, objective
-from submanifold.evaluation.metrics import METRICS, NONE, PROJECTION_ERRORS
+from submanifold.evaluation.likelihood import log_prob
+from submanifold.evaluation.measure import classification, measure, objective, warnings
+from submanifold.evaluation.metrics import (
+    METRICS,
+    NONE,
+    PROJECTION_ERRORS,
+    training_images_reach,
+)
 from submanifold.evaluation.reconstruction import reconstruction, squared_errors
 from submanifold.evaluation.sample_quality import sample_quality
 from submanifold.evaluation.truth import against_truth
@@ -75,6 +82,38 @@ def test_every_metric_is_computed_and_written(metric, results):
     for missing in (None, math.nan, {}, {"value": None}, {"value": math.nan}):
         assert metric.write(missing) == NONE
     assert metric.write({"value": None, "why": "not measured: too slow"}) == "not measured"
+
+
+def test_every_interval_over_events_is_over_their_groups():
+    """Three events are a group: of images without and with labels, and of rows of a table."""
+    groups, counts = np.arange(30) // 3, dict[str, set[int]]()
+    train, valid, test = (smooth_images(n, seed, 1) for seed, n in enumerate((60, 20, 30)))
+    of_images = fit_baselines(train, valid, test, {"test": groups})[0]
+    glow, flow = (Glow((1, 8, 8), 2, 1, width=8) for _ in range(2))
+    labelled = with_context(test, np.arange(30) % 3)
+    table = np.random.default_rng(0).standard_normal((90, 8))
+    preprocessor = Preprocessor.fit(table)
+    rows = preprocessor.transform(table)
+    of_rows = fit_baselines(rows[30:], rows[30:], rows[:30], {"test": groups})[0]
+    tabular = Hierarchy([Stage(RealNVP(8, 2), 3)])
+    tabular.data = {"table": preprocessor.to_dict()}
+    for model, events, baselines, noise in (
+        (Hierarchy([Stage(glow, 6)]), test, of_images, 0.01),
+        (Hierarchy([Stage(make_conditional(flow, classes=3), 6)]), labelled, of_images, 0.0),
+        (tabular, rows[:30], of_rows, 0.0),
+    ):
+        with torch.no_grad():
+            measured = measure(model.eval(), events, baselines, noise, 2, CPU, groups, volumes=6)
+        assert measured["baselines"]["gaussian"]["bits_per_dim"]["groups"] == 10
+        for name, metric in METRICS.items():
+            interval = metric.read(measured)
+            if isinstance(interval, dict) and interval.get("value") is not None:
+                counts.setdefault(name, set()).add(interval.get("groups", 0))
+    assert counts.pop("calibration_error") == {0}, "it has no interval"
+    assert counts.pop("manifold_nll") == {2}, "of six images"
+    counts.pop("non_orthogonality", None)
+    assert {*counts} >= {"nll", "bits_per_dim", "psnr", "psnr_per_image", "accuracy"}
+    assert counts == {name: {10} for name in counts}
 
 
 @pytest.mark.parametrize("is_brief", [False, True])
@@ -145,6 +184,37 @@ def test_objectives_are_bits_per_dimension_and_squared_error():
     bits, error = (objective(name, model, points, CPU) for name in ("bits_per_dim", "mse"))
     assert bits == pytest.approx(nats / (8 * math.log(2)), rel=1e-5)
     assert error == pytest.approx(0, abs=1e-10)
+
+
+def test_the_objective_of_a_table_dequantizes_its_rows_again():
+    """As its metric does: the mean over several draws has another density than one draw."""
+    table = np.random.default_rng(0).integers(0, 3, (60, 2)) * 1.0
+    preprocessor = Preprocessor.fit(table)
+    rows, model = preprocessor.transform(table), Hierarchy([Stage(RealNVP(2, 2), 1)]).eval()
+    perturb(model, 0.1)
+    alone = objective("bits_per_dim", model, rows, CPU)
+    model.data = {"table": preprocessor.to_dict()}
+    of_table = objective("bits_per_dim", model, rows, CPU)
+    with torch.no_grad():
+        nats = log_prob(model, torch.from_numpy(rows), table=preprocessor).double().mean()
+    assert of_table == pytest.approx(-nats.item() / (2 * math.log(2)), rel=1e-5)
+    assert abs(of_table - alone) > 1e-3
+
+
+@pytest.mark.parametrize(("error", "count"), [(math.nan, 1), (math.inf, 1), (0.9, 1), (0.0, 0)])
+def test_an_inaccurate_inverse_is_a_warning(error, count):
+    assert len(warnings({"inverse_error": error}, {})) == count
+
+
+@pytest.mark.parametrize(("samples", "training", "text"), [
+    (10.0, 5.0, "says little here: training images themselves have 5.0"),
+    (10.0, 12.0, "says little here: training images themselves have 12.0"),
+    (10.0, 4.9, None), (None, 5.0, None), (10.0, None, None),
+])  # fmt: skip
+def test_a_distance_that_training_images_have_too_says_little(samples, training, text):
+    metrics = {"fid": {"value": samples}, "training_images": {"fid": {"value": training}}}
+    assert training_images_reach(metrics, "fid") == text
+    assert training_images_reach({"fid": {"value": 1.0}, "training_images": None}, "fid") is None
 
 
 def test_the_density_of_the_gaussian_is_in_the_units_of_the_table():

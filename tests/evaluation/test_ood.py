@@ -75,6 +75,16 @@ def test_interval_over_groups_of_copies_is_that_of_single_images():
     assert measure_ood(table)["scores"]["density"]["auroc"]["high"] < over["high"]
 
 
+@pytest.mark.parametrize("few", ["normal", "ood"])
+def test_intervals_need_enough_groups_of_both_parts(few):
+    rng = np.random.default_rng(0)
+    table = scored(rng.normal(size=60), rng.normal(1, size=60))
+    numbers = np.concatenate([np.arange(60) // (15 if few == part else 1)
+                              for part in ("normal", "ood")])  # fmt: skip
+    area = measure_ood(table.assign(group=numbers))["scores"]["density"]["auroc"]
+    assert area["low"] is area["high"] is None
+
+
 def test_roc_has_the_rates_of_every_threshold():
     false, true = roc(normal=np.array([1.0, 2.0]), ood=np.array([1.5, np.nan]))
     assert false.tolist() == [0, 0, 0.5, 0.5, 1]  # for thresholds above all, NaN, 2, 1.5 and 1

@@ -5,6 +5,7 @@ import torch
 from strategies import affine, initialized_glow, perturb
 from submanifold.data.batches import Batches
 from submanifold.evaluation.baselines import FULL, compared_events
+from submanifold.evaluation.intervals import mean_interval
 from submanifold.evaluation.reconstruction import (
     error_curve,
     psnr,
@@ -46,6 +47,17 @@ def test_overflows_count_as_one_for_images_and_are_left_out_for_points(
     assert result["mse"]["value"] == pytest.approx(mse)
     assert (result["mse"]["n"], result["overflows"]) == (n, overflows)
     assert ("psnr" in result) == of_images
+
+
+def test_groups_are_those_of_the_errors_that_count():
+    """The first error overflows; the others are 0, 1 and 2 in nine groups of two."""
+    of_pairs, pairs = np.repeat([0.0, 1, 2] * 3, 2), np.repeat(np.arange(9), 2)
+    errors, groups = np.concatenate([[np.nan], of_pairs]), np.concatenate([[99], pairs])
+    found = reconstruction(errors, of_images=False, groups=groups)["mse"]
+    assert found == mean_interval(of_pairs, pairs)
+    assert (found["n"], found["groups"]) == (18, 9)
+    of_images = reconstruction(errors, groups=groups)
+    assert {of_images[name]["groups"] for name in ("mse", "psnr", "psnr_per_image")} == {10}
 
 
 @pytest.fixture(scope="module")

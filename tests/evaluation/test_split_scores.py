@@ -59,6 +59,8 @@ def test_false_alarms_add_up():
     for row in false_alarms(p_values, 249, groups):
         low, high = false_alarm_range(row["rate"], 50, 249)
         assert row["expected"] == {"low": low, "high": high}
+    rates = [row["rate"] for row in false_alarms(p_values, 249, smallest_p_value=0.03)]
+    assert rates == [0.1, 0.05], "no p-value is 1%"
 
 
 @pytest.mark.parametrize(("calibrated", "count", "rate"), [(20, 1000, 0.1), (99, 500, 0.05),

@@ -85,7 +85,7 @@ def test_score_finds_the_anomalous_image_and_skips_unreadable_files(
     table = pd.read_csv(out).set_index("picture")
     assert table.index[table["ood"]].tolist() == [f"{images[1]}:inside/noise.png"]
     assert table["p_value"].between(0, 1).all()
-    assert "anomaly_score" not in table
+    assert table["anomaly_score"].idxmax() == f"{images[1]}:inside/noise.png"
     pictures = [*smooth_images(4, 2), noise_image()]
     drawn = np.asarray(Image.open(sheet))[::8, ::8].transpose(2, 0, 1)
     # the two most anomalous images, a blank row, and the two least anomalous ones
@@ -166,6 +166,16 @@ def test_a_false_discovery_rate_flags_more_than_the_smallest_p_values(model_file
     assert "0 of 40 images are flagged; on average at most 1% of the flagged" in result.output
     # all p-values of the flagged are at least 1/201, which is below 1% of 20/40
     assert "Fewer than 20 of 40 cannot be flagged" in result.output
+    # 1/(3999 + 1) is 1% of 1/40
+    assert "To flag 1, it takes a calibration on 3,999 images" in result.output
+    assert "train with --params=data.counts.valid=3999, or run `submanif" in result.output
+    assert "If some of these 200 images are anomalies" not in result.output
+    for number in range(10):
+        (folder / f"{number:02d}.png").unlink()
+    result = run("score", model_file, folder, "--fdr=20%", "--out", out)
+    assert "0 of 30 images are flagged" in result.output
+    assert "If some of these 200 images are anomalies, they hide others" in result.output
+    assert "data.counts.valid" not in result.output, "1/201 is below 20% of 1/30"
 
 
 def test_calibrate_makes_p_values_of_other_images_uniform(model_file, tmp_path, monkeypatch):

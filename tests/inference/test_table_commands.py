@@ -197,8 +197,13 @@ def test_flagged_rows_are_explained_by_their_columns(model, model_file, tmp_path
         assert set(first.index) == set(flagged)
         assert f"of the {len(flagged)} flagged rows\nC3: weight = 12300.5 (+" in output
         assert "\nC8: city = Oslo (+" in output
-    succeed(*arguments, "--out", tmp_path / "s.csv")
+    output = succeed(*arguments, "--out", tmp_path / "s.csv")
     assert len(pd.read_csv(tmp_path / "s_columns.csv")) == 3 * 16
+    heading = "anomaly of the 16 most anomalous rows, the first 5\n"
+    lines = output.partition(heading)[2].splitlines()
+    assert [line.partition(":")[0].startswith("C") for line in lines] == [True] * 5 + [False]
+    scores = pd.read_csv(tmp_path / "s.csv")["anomaly_score"]
+    assert scores.nlargest(2).index.tolist() == [3, 8]
     expected = Predictor(model).explain(table.drop(columns="user")[3:4].set_axis(["x"]))
     assert expected.index.tolist() == ["x"] * 3
     gain = expected.iloc[0]

@@ -13,7 +13,7 @@ from pages import cells
 from pages import pictures as rows_of_images
 from submanifold.evaluation.calibration import Calibration
 from submanifold.evaluation.intervals import plus_minus
-from submanifold.evaluation.metrics import METRICS, NONE, format_value
+from submanifold.evaluation.metrics import METRICS, NONE, SUBSET, format_value
 from submanifold.evaluation.ood import ANOMALY, LINEAR, LINEAR_COMBINATION, MEASURES, NORMAL, OOD
 from submanifold.flows import RealNVP, context_of
 from submanifold.models import Hierarchy, Stage
@@ -245,6 +245,20 @@ def nested(values):
         *parents, last = name.split(".")
         reduce(lambda branch, parent: branch.setdefault(parent, {}), parents, tree)[last] = value
     return tree
+
+
+def test_pca_is_compared_on_the_images_of_the_projections():
+    """The table has PCA's error of all test images only below that of all encoder projections."""
+    metrics = nested({name: plus_minus(1 + 0.01 * n, 0.001) | {"n": 18}
+                      for n, name in enumerate(METRICS)})  # fmt: skip
+    metrics["baselines"] |= {"gaussian": {}, "pca": {"mse": {"value": 0.25}},
+                             "pca_subset": {"mse": {"value": 0.5}}}  # fmt: skip
+    metrics |= {"dims": [192, 16], "counts": {"test": 20}, "features": "pixels"}
+    table = nodes.make_table(metrics, calibrated_model(), "Glow").set_index("model")
+    of_pca = table.loc["PCA, d = 16"]
+    assert of_pca[METRICS["mse"].label] == "0.25000"
+    for name in ("encoder_mse", "projection_mse", "nearest_mse"):
+        assert of_pca[METRICS[name].label.replace(SUBSET, " (18 images)")] == "0.50000"
 
 
 def test_the_report_has_numbers_and_images_under_their_names(tmp_path):

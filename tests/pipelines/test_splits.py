@@ -18,7 +18,11 @@ from submanifold.evaluation import illustrations, split_scores
 from submanifold.evaluation.baselines import PCA, fit_baselines, fit_gaussian
 from submanifold.evaluation.calibration import calibrate
 from submanifold.evaluation.gaussian import Gaussian
-from submanifold.evaluation.intervals import mean_interval, proportion_interval
+from submanifold.evaluation.intervals import (
+    false_alarm_range,
+    mean_interval,
+    proportion_interval,
+)
 from submanifold.evaluation.samples import stored
 from submanifold.inference.training_events import training_hashes
 from submanifold.pipelines.evaluation import nodes
@@ -138,12 +142,17 @@ def test_reports_read_the_scores_and_groups_of_each_split():
     scored["p_value"] = np.where(scored["split"] == "test", scored["number"] / 48, np.nan)
     with recorded(mean_interval, proportion_interval) as calls:
         assert sections.likelihood(scored)["means"].keys() == SPLITS.keys()
-        rows = sections.alarms(scored, SimpleNamespace(groups=99))["rows"]
+        fitted = SimpleNamespace(count=999, groups=99, smallest_p_value=0.01)
+        rows = sections.alarms(scored, fitted)["rows"]
     for call, split in zip(calls["mean_interval"], SPLITS, strict=True):
         assert call["groups"].tolist() == groups_of_images(SPLITS[split][numbers])
     for call in calls["proportion_interval"]:
         assert call["groups"].tolist() == groups_of_images(TEST[numbers])
     assert [row["flagged"] for row in rows] == [5, 3, 1]  # numbers below 48 times 10%, 5% and 1%
+    test_groups = len({*groups_of_images(TEST[numbers])})
+    for row in rows:  # numbers of groups, not of images
+        low, high = false_alarm_range(row["rate"], test_groups, 99)
+        assert row["expected"] == {"low": low, "high": high}
     most, least = sections.extremes(scored, TEST)
     assert most["strips"] == strips(TEST[:16], sections.COLUMNS)
     assert least["strips"] == strips(TEST[:31:-1], sections.COLUMNS)

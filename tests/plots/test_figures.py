@@ -237,6 +237,21 @@ def test_histograms_show_each_kind_in_its_color():
         assert to_rgb(mean.get_color()) == patch.get_edgecolor()[:3]
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 0.0, -1.0])
+def test_scores_that_are_not_finite_or_not_positive_are_drawn(value):
+    """Without any value that an axis can show the figure is empty, and renders without warnings."""
+    scores = {"normal": np.full(4, value), "ood": np.full(3, value)}
+    figure = threshold_histogram(**scores, thresholds={"5%": value})
+    (axes,) = figure.axes
+    assert legend(axes) == ["in-distribution", "out-of-distribution"]
+    assert not any(bar.get_height() for bars in axes.containers for bar in bars)
+    assert not axes.texts
+    rendered(figure)
+    rendered(score_histograms({"density": scores}))
+    rendered(density_histogram(scores))
+    rendered(density_and_distance({part: (values, values) for part, values in scores.items()}))
+
+
 def test_densities_are_horizontal_and_distances_vertical():
     points = {"normal": (np.array([1.0, 2.0]), np.array([0.1, 0.2])),
               "ood": (np.array([5.0, 6.0]), np.array([0.7, 0.8]))}  # fmt: skip

@@ -1,3 +1,4 @@
+import base64
 import json
 import math
 from pathlib import Path
@@ -7,10 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlflow.pyfunc import scoring_server
+from PIL import Image
 
 import submanifold
 from calibrated import calibrated_model, conditional_rows, conditional_table_model, table_model
 from submanifold import Predictor
+from submanifold.data.images import load_pictures
 from submanifold.evaluation.calibration import Calibration
 from submanifold.evaluation.scores import QUICK, score
 from submanifold.flows import RealNVP
@@ -105,6 +108,37 @@ def test_floats_over_http_are_pixels_between_0_and_1(model, loaded):
     for inputs in (images(2) + 0.5, images(2) / 255 - 0.5):
         status, response = request(loaded, inputs.tolist())
         assert (status, "expected uint8" in response["message"]) == (400, True)
+
+
+def test_image_files_over_http_are_prepared_like_training_images(model, loaded, tmp_path):
+    """Of another size and shape, in color; in base64."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    texts = []
+    for name in ("a.png", "b.jpg"):
+        Image.fromarray(pixels).save(tmp_path / name)
+        texts.append(base64.b64encode((tmp_path / name).read_bytes()).decode())
+    status, response = request(loaded, texts)
+    prepared = load_pictures([tmp_path / "a.png", tmp_path / "b.jpg"], **model.data)
+    expected = Predictor(model).score(prepared)["p_value"].tolist()
+    assert status == 200
+    assert [row["p_value"] for row in response["predictions"]] == pytest.approx(expected)
+    no_image = base64.b64encode(b"no image").decode()
+    for inputs, message in (
+        ([texts[0], no_image], "inputs[1]: expected a list of image files, such as JPEG"),
+        ([texts[0], "no base64"], "inputs[1]: expected a list of image files"),
+        ([[texts[0]]], "inputs: expected a list of image files"),
+    ):
+        status, response = request(loaded, inputs)
+        assert (status, message in response["message"]) == (400, True)
+
+
+def test_the_model_of_a_run_is_found_by_the_id_of_the_run(model, loaded, tmp_path):
+    """As the page on serving says, without a name in the registry."""
+    model.save(tmp_path / "hierarchy.safetensors")
+    with mlflow.start_run() as run:
+        log_model(tmp_path / "hierarchy.safetensors")
+    found = mlflow.pyfunc.load_model(f"runs:/{run.info.run_id}/model").predict(images(2))
+    np.testing.assert_array_equal(found, loaded.predict(images(2)))
 
 
 def test_points_are_served_over_http(loaded, tmp_path):

@@ -9,6 +9,7 @@ from submanifold.runs.experiments import CachedRun
 from submanifold.studies.paper import findings
 from submanifold.studies.paper.findings import FAILS, HOLDS, NOT_REPORTED, OPEN
 from submanifold.studies.paper.tables import (
+    TARGETS,
     control_cells,
     paper_cells,
     params_of,
@@ -19,9 +20,11 @@ from submanifold.studies.paper.tables import (
 DIMS = {"DNF": "3072-500-500", "PR-D": "3072-500"}
 
 
-def run(bpd=4.0, mse=0.01):
+def run(bpd=4.0, mse=0.01, dims=(3072, 500)):
     """A run whose metrics have the intervals bpd +- 0.1 and mse / 2 to 2 mse."""
     metrics = {
+        "dims": dims,
+        "features": "a network",
         "bits_per_dim": {"value": None, "why": "no"} if bpd is None else plus_minus(bpd, 0.1),
         "mse": {"value": mse, "low": mse / 2, "high": 2 * mse},
         "stage_1_mse": {"value": mse / 4},
@@ -35,7 +38,8 @@ def run(bpd=4.0, mse=0.01):
 
 
 def test_results_are_next_to_the_papers_numbers():
-    results = results_table(1, DIMS, {"DNF": [run(4.2)], "PR-D": [run(4, 0.03)]})
+    runs = {"DNF": [run(4.2, dims=(3072, 500, 500))], "PR-D": [run(4, 0.03)]}
+    results = results_table(1, DIMS, runs)
     table = results.set_index(["method", "metric"])
     bpd = table.loc[("DNF", "bpd")]
     assert (bpd["value"], bpd["paper"], bpd["paper_spread"]) == (4.2, 3.98, 0.03)
@@ -51,6 +55,21 @@ def test_results_are_next_to_the_papers_numbers():
     assert row["BPD, paper"] == "3.98 ± 0.03"
     assert row["parameters, paper"] == "59,000,000"
     assert not {"recall", "seeds"} & set(row)
+
+
+def test_rows_are_labelled_by_the_dimensions_of_the_models():
+    """Of 16 x 16 pixels with d = 250; a note has the paper's."""
+    cells = control_cells(1) + paper_cells(1)
+    runs = {method: [run(dims=(768, 250))] for _, method, _ in cells}
+    content = TARGETS["table-1"].make(runs)
+    (table,) = content.tables.values()
+    assert {*table["dimensions"]} == {"768 → 250"}
+    paper = table.set_index("method")["BPD, paper"]
+    assert paper["DNF"] == "3.98 ± 0.03", "the paper's numbers are found by its dimensions"
+    assert any("The paper's dimensions: " in note for note in content.notes)
+    assert any("DNF 3072 → 500 → 500" in note for note in content.notes)
+    same = {method: [run(dims=dims.split("-"))] for _, method, dims in cells}
+    assert not any("dimensions: " in note for note in TARGETS["table-1"].make(same).notes)
 
 
 @pytest.mark.parametrize("table", range(1, 6))

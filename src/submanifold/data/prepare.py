@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
+from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ def plan(source: Source, counts: Counts, seed: int) -> list[Pool]:
     return pools
 
 
-def _notes(train: np.ndarray) -> Iterator[str]:
+def _notes(train: np.ndarray, duplicates: Mapping[str, int]) -> Iterator[str]:
     first = train[: 2 * FEW_IMAGES]
     different = len({image.tobytes() for image in first})
     got = f"{FEW_IMAGES} or more different training images, got {different} among {len(first)}"
@@ -119,9 +120,24 @@ def _notes(train: np.ndarray) -> Iterator[str]:
         raise UserError(f"counts.train: expected {got}. {fix}.")
     if different < FEW_IMAGES:
         yield f"expected {got}: a model memorizes so few, and its metrics are not meaningful"
+    for split, count in duplicates.items():
+        if count:
+            yield f"{count:,} {split} images equal a training image"
     if first.shape[1] > 1 and (first == first[:, :1]).all():
         yield ("the images are grey, so that their three channels are equal and each image is "
                "described three times; set data.channels=1")  # fmt: skip
+
+
+def _count_duplicates(folder: Path) -> dict[str, int]:
+    """Count the validation and test images that equal a training image."""
+
+    def digests(split: str) -> np.ndarray:
+        images = np.load(folder / f"{split}.npy", mmap_mode="r")
+        hashes = (blake2b(image.tobytes(), digest_size=8).digest() for image in images)
+        return np.fromiter((int.from_bytes(digest) for digest in hashes), np.uint64, len(images))
+
+    train = digests("train")
+    return {split: int(np.isin(digests(split), train).sum()) for split in ("valid", "test")}
 
 
 def _write(source: Source, settings: ImageSettings, folder: Path) -> Written:
@@ -135,7 +151,8 @@ def _write(source: Source, settings: ImageSettings, folder: Path) -> Written:
         numbers = {group: number for number, group in enumerate(sorted({*groups.values()}))}
         sidecars["groups"] = {split: [numbers[groups[name]] for name in names[split]]
                             for split in SPLITS}  # fmt: skip
-    notes = _notes(np.load(folder / "train.npy", mmap_mode="r"))
+    duplicates = _count_duplicates(folder)
+    notes = _notes(np.load(folder / "train.npy", mmap_mode="r"), duplicates)
     others = {f"*{suffix}": f"{count} files that are not {', '.join(SUFFIXES)}"
               for suffix, count in source.other_files.most_common()}  # fmt: skip
     listed = islice({**others, **source.skipped, **broken}.items(), MAX_LISTED)
@@ -146,6 +163,7 @@ def _write(source: Source, settings: ImageSettings, folder: Path) -> Written:
         "split": source.split_rule,
         "split_note": "; ".join(filter(None, [source.note, *notes])) or None,
         "seed": settings.seed,
+        "duplicates": duplicates,
         "skipped": [{"name": printable(name), "reason": printable(why)} for name, why in listed],
         "skipped_count": source.other_files.total() + len(source.skipped) + len(broken),
     }

@@ -53,9 +53,9 @@ def calibrate(
 ) -> dict[str, Any]:  # fmt: skip
     """Fit a :class:`Calibration` to the quick scores of validation data, (N, ...).
 
-    Events without finite scores, which always have the smallest p-value, are left out. The result
-    is a JSON-able dict, or the reason ``why`` there are too few events. Training events ``train``
-    determine :func:`.missing_offsets`, which otherwise stay as they are.
+    Events without finite scores count as the most anomalous. The result is a JSON-able dict, or the
+    reason ``why`` there are too few events with finite scores. Training events ``train`` determine
+    :func:`.missing_offsets`, which otherwise stay as they are.
     """
     model = model.to(device)
     combined, scale, offsets = QUICK, None, model.calibration.get(MISSING_OFFSETS, [])
@@ -67,12 +67,10 @@ def calibrate(
     scored_with = {NOISE_SCALE: scale} | ({MISSING_OFFSETS: offsets} if offsets else {})
     model.calibration = scored_with
     scores, kind = score(model, events), "images" if events.dtype == np.uint8 else "rows"
-    is_finite = np.all([np.isfinite(values) for values in scores.values()], axis=0)
+    is_finite = _has_finite_scores(scores)
     if count := int((~is_finite).sum()):
-        log.warning("%d of %d validation %s have no finite scores; they do not calibrate the "
-                    "p-values", count, len(events), kind)  # fmt: skip
-        scores = {name: values[is_finite] for name, values in scores.items()}
-        groups = None if groups is None else groups[is_finite]
+        text = "%d of %d validation %s have no finite scores; they count as the most anomalous"
+        log.warning(text, count, len(events), kind)
     try:
         fitted = Calibration.fit(scores, combined, groups, kind)
     except UserError as error:
@@ -91,16 +89,20 @@ def select(p_values: np.ndarray, fdr: float) -> np.ndarray:
 
 
 def false_alarms(
-    p_values: np.ndarray, calibrated: int, groups: np.ndarray | None = None
+    p_values: np.ndarray,
+    calibrated: int,
+    groups: np.ndarray | None = None,
+    smallest_p_value: float = 0.0,
 ) -> list[dict[str, Any]]:
     """Compare promised with observed rates of false alarms, of at least 1 / (calibrated + 1).
 
     The p-values (N,) are of normal images that neither trained nor calibrated the model; groups of
-    them have equal weights, as those that are ``calibrated``.
+    them have equal weights, as those that are ``calibrated``. Rates below the
+    ``smallest_p_value`` of the calibration, at which no event is flagged, are left out.
     """
     rows = []
     for rate in FALSE_ALARM_RATES:
-        if rate * (calibrated + 1) >= 1:
+        if rate >= max(smallest_p_value, 1 / (calibrated + 1)):
             alarms = p_values <= rate
             observed = proportion_interval(alarms, groups)
             low, high = false_alarm_range(rate, observed.get("groups", len(alarms)), calibrated)
@@ -127,6 +129,9 @@ class Calibration:
     fraction alpha of normal images has a p-value of at most alpha. Groups of images, such as
     patches of one photograph, are in one fold and have equal weights, and p-values count groups
     (hierarchical conformal prediction: Lee, Barber & Willett 2023).
+
+    Normal images without a finite score count as more anomalous than all others, so that p-values
+    of finite scores include them, and their own p-value is the smallest.
     """
 
     count: int  # of images
@@ -141,6 +146,7 @@ class Calibration:
     events: str = "images"  # or rows; what is scored, in messages
     training: Sequence[int] = ()  # hashes of training events
     column_quantiles: Sequence[Sequence[float]] = ()  # of rows, (levels, D), to explain others
+    infinite_share: float = 0.0  # of images without finite scores; `quantiles` are of the others
 
     @classmethod
     def fit(
@@ -149,27 +155,35 @@ class Calibration:
     ) -> "Calibration":  # fmt: skip
         """Fit to scores (N,) by name of normal images that the model was not trained on.
 
-        Those of the `combined` names are combined. Fewer than 20 events, or nearly all of one
-        group, raise a :class:`UserError`.
+        Those of the `combined` names are combined. Fewer than 20 events with finite scores, or
+        nearly all of one group, raise a :class:`UserError`.
         """
         combined = tuple(name for name in combined if name in scores)
         numbers = np.arange(len(scores[combined[0]])) if groups is None else groups
         _, group, sizes = np.unique(numbers, return_inverse=True, return_counts=True)
         fold = np.random.default_rng(0).permutation(len(sizes))[group] % FOLDS
-        none, count = np.zeros(0), len(numbers)
+        is_finite, none, count = _has_finite_scores(scores), np.zeros(0), len(numbers)
         empty = cls(count, len(sizes), None, combined, {}, none, np.eye(0), events=events)
-        if count - np.bincount(fold).max() < MIN_IMAGES * (1 - 1 / FOLDS):
+        finite_in_folds = np.bincount(fold[is_finite], minlength=FOLDS)
+        if finite_in_folds.sum() - finite_in_folds.max() < MIN_IMAGES * (1 - 1 / FOLDS):
             expected = f"at least {MIN_IMAGES}, of which nine tenths are outside any one group"
-            fix = "Increase data.counts.valid or use more data"
-            raise unexpected(f"Validation {events} for a calibration", expected, empty.basis, fix)
+            got, fix = empty.basis, "Increase data.counts.valid or use more data"
+            if not is_finite.all():
+                got += f", {(~is_finite).sum():,} of them without finite scores"
+            raise unexpected(f"Validation {events} for a calibration", expected, got, fix)
         weights = 1 / sizes[group]
+        infinite_share = float(weights[~is_finite].sum() / weights.sum())
+        scores = {name: values[is_finite] for name, values in scores.items()}
+        fold, weights = fold[is_finite], weights[is_finite]
         held_out: dict[str, np.ndarray] = {}
         for number in np.unique(fold):
             is_left = fold == number
             kept, left = ({k: v[rows] for k, v in scores.items()} for rows in (~is_left, is_left))
             for name, values in empty._fit(kept, weights[~is_left]).complete(left).items():
-                held_out.setdefault(name, np.zeros(count))[is_left] = values
-        return replace(empty._fit(scores, weights), quantiles=_quantiles(held_out, weights))
+                held_out.setdefault(name, np.zeros(len(fold)))[is_left] = values
+        quantiles = _quantiles(held_out, weights)
+        fitted = empty._fit(scores, weights)
+        return replace(fitted, count=count, quantiles=quantiles, infinite_share=infinite_share)
 
     def _fit(self, scores: Scores, weights: np.ndarray) -> "Calibration":
         """Fit what :meth:`complete` needs to the scores (N,) of images with weights (N,)."""
@@ -189,8 +203,8 @@ class Calibration:
 
     @property
     def smallest_p_value(self) -> float:
-        """The smallest possible p-value."""
-        return 1 / (self.groups + 1)
+        """The smallest possible p-value, that of events without a finite score."""
+        return (1 + self.groups * self.infinite_share) / (self.groups + 1)
 
     def complete(self, scores: Scores) -> dict[str, np.ndarray]:
         """Add the ``combination`` and, if there is a ``density``, the ``typicality``."""
@@ -214,29 +228,32 @@ class Calibration:
         return combine
 
     def p_values(self, name: str, values: np.ndarray) -> np.ndarray:
-        """Return the p-values, (N,) in [1/(groups + 1), 1], of values (N,) of a score."""
+        """Return the p-values, (N,) between the smallest and 1, of values (N,) of a score."""
         return self.p_values_of(name)(_tensors({name: values}, [name])[name]).numpy()
 
     def p_values_of(self, name: str) -> Callable[[Tensor], Tensor]:
         """Return :meth:`p_values` of a score, with operators that ONNX has."""
         # negated, so that normal scores that equal a value count as at least as high
-        above = interpolation(-self.quantiles[name][::-1], 1 - LEVELS[::-1])
+        above_finite = interpolation(-self.quantiles[name][::-1], 1 - LEVELS[::-1])
+        infinite, finite_share = self.infinite_share, 1 - self.infinite_share
 
         def p_values(values: Tensor) -> Tensor:
             finite = _finite(values)
-            return (1 + self.groups * above(ROUNDING * finite.abs() - finite)) / (self.groups + 1)
+            above = infinite + finite_share * above_finite(ROUNDING * finite.abs() - finite)
+            return (1 + self.groups * above) / (self.groups + 1)
 
         return p_values
 
     def threshold(self, name: str, alpha: float) -> float:
         """Return the value of a score above which p-values are below `alpha`, or its largest."""
         above = (alpha * (self.groups + 1) - 1) / self.groups
-        value = float(np.interp(1 - above, LEVELS, self.quantiles[name]))
+        above_finite = (above - self.infinite_share) / (1 - self.infinite_share)
+        value = float(np.interp(1 - above_finite, LEVELS, self.quantiles[name]))
         return value + ROUNDING * abs(value)
 
     def _normal_scores(self) -> Callable[[Mapping[str, Tensor]], Tensor]:
         """Return the function of scores (N,) that computes z of the combined ones, (N, scores)."""
-        half, parts = 0.5 / self.count, {}
+        half, parts = 0.5 / (self.count * (1 - self.infinite_share)), {}
         normal = torch.special.ndtri(torch.from_numpy(LEVELS.clip(half, 1 - half))).numpy()
         for name in self.combined:
             quantiles = self.quantiles[name]
@@ -288,6 +305,7 @@ class _Stored(Settings):
     events: Literal["images", "rows"] = "images"
     training: tuple[int, ...] = ()
     column_quantiles: tuple[tuple[float, ...], ...] = ()
+    infinite_share: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _check_shapes(self) -> "_Stored":
@@ -306,6 +324,11 @@ class _Stored(Settings):
         if wrong := [name for name, is_right in fits.items() if not is_right]:
             raise ValueError(f"{wrong[0]}: expected values of Calibration.to_dict, got others")
         return self
+
+
+def _has_finite_scores(scores: Scores) -> np.ndarray:
+    """Return whether all scores (N,) of each event are finite: booleans (N,)."""
+    return np.all([np.isfinite(values) for values in scores.values()], axis=0)
 
 
 def _quantiles(scores: Scores, weights: np.ndarray) -> dict[str, np.ndarray]:

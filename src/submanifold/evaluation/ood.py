@@ -125,11 +125,12 @@ def measure_ood(scored: pd.DataFrame, model: Model | None = None) -> dict[str, A
         for name in scored if f"p_{name}" in scored
     }  # fmt: skip
     if ANOMALY in measured["scores"] and model is not None and "groups" in model.calibration:
-        by_part, calibrated = [], model.calibration["groups"]
+        by_part, calibration = [], Calibration.from_dict(model.calibration)
         for of_part in rows.values():
             p_values = scored[f"p_{ANOMALY}"].to_numpy()[of_part]
             of_groups = numbers[of_part] if "group" in scored else None
-            by_part.append(false_alarms(p_values, calibrated, of_groups))
+            smallest = calibration.smallest_p_value
+            by_part.append(false_alarms(p_values, calibration.groups, of_groups, smallest))
         measured["alarms"] = [{"rate": normal["rate"], "false_alarms": normal["observed"],
                                "expected": normal["expected"], "detected": ood["observed"]}
                               for normal, ood in zip(*by_part, strict=True)]  # fmt: skip

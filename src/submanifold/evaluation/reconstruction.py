@@ -46,6 +46,8 @@ def reconstruction(
     """
     over = ~np.isfinite(errors) | (of_images & (errors > 1))
     counted = np.where(over, 1.0, errors) if of_images else errors[~over]
+    if groups is not None and not of_images:
+        groups = groups[: len(errors)][~over]
     mse = mean_interval(counted, groups)
     summary = {"mse": mse, "overflows": int(over.sum())}
     if of_images:

@@ -94,8 +94,6 @@ def calibrate(
     predictor = load_predictor(model, device)
     out = out or default_output("calibrated", ".safetensors")
     check_path("--out", out, (".safetensors",), predictor, model, inputs)
-    import numpy as np
-
     from submanifold.evaluation.calibration import MIN_IMAGES
     from submanifold.evaluation.calibration import calibrate as fit
     from submanifold.inference.predictor import Predictor
@@ -107,17 +105,11 @@ def calibrate(
     if (share := training_share_of(predictor, read, label)) > MAX_TRAINING:
         expected = f"{unit} that the model was not trained on"
         raise unexpected("INPUTS", expected, f"about {share:.0%} of these", "Use others")
-    if predictor.model.has_density:
-        is_finite = np.isfinite(predictor.log_prob(read.events, label=label))
-        if not is_finite.all():
-            first = np.asarray(read.names)[~is_finite][0]
-            got = f"none for {(~is_finite).sum():,}, such as {first}"
-            raise unexpected("INPUTS", f"{unit} that have a density", got, "Leave them out")
     fitted, before = predictor.model, predictor.model.calibration
     fitted.calibration = fit(fitted, predictor.events(read.events, label), predictor.device)
     fitted.calibration["training"] = before.get("training", [])
-    fitted.save(out)
     least = Predictor(fitted).calibrated().smallest_p_value
+    fitted.save(out)
     click.echo(f"calibrated on {len(read.names):,} {unit}; the smallest p-value is {least:.3%}")
     _echo(out)
 

@@ -166,9 +166,12 @@ class Predictor:
         if rate is not None and not rate < 1:
             raise unexpected(name, "a rate below 1, such as 0.05 for 5%", rate)
         if rate is not None and rate < least:
+            smallest = f"{least:.3%}"
+            if not self.calibration.infinite_share:
+                smallest = f"1/{self.calibration.groups + 1:,} ({smallest})"
             raise UserError(
-                f"{name}: expected at least 1/{self.calibration.groups + 1:,} ({least:.3%}), the "
-                f"smallest p-value of a calibration on {self.calibration.basis}, got {rate:.3%}. "
+                f"{name}: expected at least {smallest}, the smallest p-value of a calibration on "
+                f"{self.calibration.basis}, got {rate:.3%}. "
                 f"Use a larger value, or train with more {'rows' if self.is_table else 'images'}."
             )
         return self.calibration

@@ -21,7 +21,7 @@ Residuals = tuple[Tensor, Tensor | None]
 
 
 class Reconstruction(Term):
-    r"""Penalty on :math:`h_i - \tilde h_i`, :math:`\tilde h = f^{-1}(u, 0)`, a mean over i.
+    r"""Penalty on :math:`h_i - \tilde h_i`, :math:`\tilde h = f^{-1}(u, 0)`, a mean over i (Eq. 4).
 
     Attributes:
         penalty: ``mse``, the square; ``huber``, Huber's function H_delta (Eq. 2), half the square

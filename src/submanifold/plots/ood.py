@@ -19,7 +19,7 @@ def density_histogram(
     figure, (axes,) = panel_grid(1, 1, (7, 3))
     finite = {name: data[np.isfinite(data)] for name, data in values.items()}
     together = np.concatenate([*finite.values()])
-    low, high = np.quantile(together, [0.002, 0.998]) if len(together) else (0.0, 1.0)
+    low, high = _range(together, 0.002)
     edges = np.linspace(low, max(high, low + 1e-6), BINS + 1).tolist()
     for number, (name, data) in enumerate(finite.items()):
         if not len(data):
@@ -42,8 +42,9 @@ def threshold_histogram(
     """Draw histograms of non-negative scores, and by label the thresholds of flagged images."""
     kinds = {"normal": normal, "ood": ood}
     finite = {kind: values[np.isfinite(values) & (values > 0)] for kind, values in kinds.items()}
+    thresholds = {label: value for label, value in thresholds.items() if 0 < value < np.inf}
     together = np.concatenate([*finite.values(), list(thresholds.values())])
-    ends = np.log10(together.min()), np.log10(together.max())
+    ends = np.log10([together.min(), together.max()]) if len(together) else (0.0, 1.0)
     bins = np.logspace(ends[0], max(ends[1], ends[0] + 0.1), 50).tolist()
     figure, (axes,) = panel_grid(1, 1, (7.5, 3.2))
     for kind, values in finite.items():
@@ -76,7 +77,7 @@ def score_histograms(scores: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     figure, grid = panel_grid(len(scores), 3, (3.4, 2.0))
     for axes, (name, kinds) in zip(grid, scores.items(), strict=True):
         finite = {kind: values[np.isfinite(values)] for kind, values in kinds.items()}
-        low, high = np.quantile(np.concatenate(list(finite.values())), [0.005, 0.995])
+        low, high = _range(np.concatenate(list(finite.values())), 0.005)
         bins = np.linspace(low, high if high > low else low + 1, 50)
         for kind, values in finite.items():
             axes.hist(values.clip(low, high), bins, color=COLORS[kind], alpha=0.55,
@@ -96,8 +97,20 @@ def density_and_distance(
     for kind, (bits, distance) in points.items():
         axes.scatter(bits, distance, s=5, alpha=0.4, color=COLORS[kind], label=LABELS[kind], lw=0)
     finite = np.concatenate([bits[np.isfinite(bits)] for bits, _ in points.values()])
-    axes.set(xlim=np.quantile(finite, [0.002, 0.998]), yscale="log", xlabel=label,
-             ylabel="mean squared error of the projection")  # fmt: skip
+    low, high = _range(finite, 0.002)
+    if high > low:
+        axes.set_xlim(low, high)
+    if any((np.isfinite(distance) & (distance > 0)).any() for _, distance in points.values()):
+        axes.set_yscale("log")
+    axes.set(xlabel=label, ylabel="mean squared error of the projection")
     axes.grid(alpha=0.25)
     axes.legend(markerscale=3)
     return figure
+
+
+def _range(values: np.ndarray, outside: float) -> tuple[float, float]:
+    """Return the quantiles that leave out a fraction on each side; 0 and 1 without values."""
+    if not len(values):
+        return 0.0, 1.0
+    low, high = np.quantile(values, [outside, 1 - outside])
+    return float(low), float(high)

@@ -1,9 +1,11 @@
 """MLflow's pyfunc flavor of a trained model, to be loaded or served over HTTP."""
 
+import base64
 import json
 import logging
 import shutil
 import warnings
+from collections.abc import Mapping
 from importlib.metadata import requires
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,8 +21,9 @@ from mlflow.types import ColSpec, Schema
 from pydantic import Field
 
 import submanifold
-from submanifold.common.errors import UserError, printable
+from submanifold.common.errors import UserError, printable, unexpected
 from submanifold.common.settings import Settings, read_settings
+from submanifold.data.images import decode
 from submanifold.data.tables import Preprocessor
 from submanifold.flows import context_of
 from submanifold.inference.predictor import MAX_TEMPERATURE, Predictor, code_frame
@@ -51,7 +54,8 @@ class RequestError(MlflowException):
 class ServedModel:
     """The Python model that MLflow calls: a :class:`.Predictor` of images or a DataFrame.
 
-    Pixels are integers from 0 to 255, or floats in [0, 1]; JSON distinguishes 1 and 1.0. The
+    Images are the contents of files in base64, which are prepared like the training images, or
+    pixels: integers from 0 to 255, or floats in [0, 1]; JSON distinguishes 1 and 1.0. The
     parameter ``task`` selects the method, and ``nearest`` the nearest projection and its error.
     ``encode`` returns arrays ``u`` and ``v``, of rows one table; ``sample`` ignores the inputs,
     except the columns of a condition. Missing values and infinities are None, null in JSON.
@@ -77,6 +81,8 @@ class ServedModel:
         predictor, nearest, label = self.predictor, params.nearest, params.label
         if not predictor.is_table:
             inputs = np.asarray(inputs)
+            if predictor.is_image and inputs.dtype.kind == "U":
+                inputs = _decode_all(inputs, predictor.model.data)
             if inputs.dtype.kind in "iu" and ((inputs >= 0) & (inputs < 256)).all():  # of JSON
                 inputs = inputs.astype(np.uint8)
         match params.task:
@@ -127,6 +133,22 @@ def log_model(path: Path, register: str | None = None) -> None:
             pip_requirements=[text for text in requires("submanifold") or () if ";" not in text],
             registered_model_name=register,
         )
+
+
+def _decode_all(texts: np.ndarray, data: Mapping[str, Any]) -> np.ndarray:
+    """Decode image files in base64, (N,), with the crop and the size of the training images."""
+    expected = "a list of image files, such as JPEG or PNG, in base64"
+    form = {key: data[key] for key in ("size", "channels", "crop", "margin") if key in data}
+    if texts.ndim != 1 or "size" not in form:
+        expected = expected if "size" in form else "arrays of the model's shape"
+        raise unexpected("inputs", expected, f"text of shape {texts.shape}")
+    images = []
+    for number, text in enumerate(texts.tolist()):
+        try:
+            images.append(decode(base64.b64decode(text, validate=True), **form))
+        except Exception as error:  # PIL's plugins raise many kinds of errors
+            raise unexpected(f"inputs[{number}]", expected, error) from error
+    return np.stack(images)
 
 
 def _defaults(predictor: Predictor) -> dict[str, Any]:

@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 MAX_SHEET = 32  #: Number of most and of least anomalous images on a sheet.
 MIN_OWN = 200  #: Images or rows of which halves can train a model.
 USUAL = 0.9  #: Quantile of a score above which images or rows of a half do not calibrate.
+LISTED = 5  # most anomalous images or rows that are printed
+RARE = 0.01  # fraction of anomalies for which advice on the size of the calibration is
 VALIDATION = 10  # one in ten images of a half is for validation
 
 
@@ -117,14 +119,13 @@ def score(
         table["p_value"] = table["anomaly_score"].rank(ascending=False, method="max", pct=True)
     if fdr is not None:
         table["ood"] = predictor.select(table["p_value"].to_numpy(), fdr)
-    scores = table.drop(columns="anomaly_score")
-    table = table.sort_values("anomaly_score", ascending=False, kind="stable")
-    write_rows(out, scores.loc[table.index] if own else scores, read)
+    scores, table = table, table.sort_values("anomaly_score", ascending=False, kind="stable")
+    write_rows(out, table.copy() if own else scores, read)
     if not own and (share := training_share_of(predictor, read, label)) > MAX_TRAINING:
         log.warning("INPUTS: expected new %s, got about %.0f%% training %s, whose p-values are "
                     "too large. Score others, or add --own.", unit, 100 * share, unit)  # fmt: skip
     click.echo(f" p-value  {read.label}, the most anomalous first")
-    for number in table.index[:5]:
+    for number in table.index[:LISTED]:
         click.echo(f"{table['p_value'][number]:8.4f}  {read.names[number]}")
     flagged = f"{table['ood'].sum()} of {count} {unit} are flagged" if "ood" in table else ""
     if alpha is not None:
@@ -137,7 +138,15 @@ def score(
         click.echo(f"{flagged}; on average at most {100 * fdr:.3g}% of the flagged are like the "
                    f"training {unit}. Fewer than {least} of {count} cannot be flagged with a "
                    f"calibration on {calibration.basis}.")  # fmt: skip
-        if not table["ood"].any():
+        few = math.ceil(RARE * count)
+        if not table["ood"].any() and least > few:
+            needed = math.ceil(count / (fdr * few)) - 1
+            kind = unit if calibration.groups == calibration.count else "groups"
+            click.echo(
+                f"To flag {few}, it takes a calibration on {needed:,} {kind}: train with "
+                f"--params=data.counts.valid={needed}, or run `submanifold calibrate`."
+            )
+        elif not table["ood"].any():
             click.echo(f"If some of these {calibration.basis} are anomalies, they hide others: "
                        "`submanifold calibrate` takes normal ones.")  # fmt: skip
     if explain:
@@ -148,8 +157,11 @@ def score(
             if len(chosen := rows.index.intersection(pd.Index(part)))
         ]).loc[rows.index]  # fmt: skip
         kind = "flagged" if is_any else "most anomalous"
-        click.echo(f"Columns that contribute most to the anomaly of the {len(rows)} {kind} rows")
-        for number in rows.index[:5]:
+        only = f", the first {LISTED}" if len(rows) > LISTED else ""
+        click.echo(
+            f"Columns that contribute most to the anomaly of the {len(rows)} {kind} rows{only}"
+        )
+        for number in rows.index[:LISTED]:
             entries = explained.loc[[number]].to_dict("records")
             texts = ["{column} = {value} (+{contribution:.3g} with {usual})".format_map(entry)
                      for entry in entries if entry["contribution"]]  # fmt: skip

@@ -56,7 +56,7 @@ def library() -> ctypes.CDLL | None:
     except (OSError, subprocess.SubprocessError) as error:
         reason = (getattr(error, "stderr", None) or str(error)).strip().partition("\n")[0]
         log.warning(
-            "The C++ kernels of Glow could not be compiled (%s): training takes 1.6 to 1.9 times "
+            "The C++ kernels of Glow could not be compiled (%s): training takes 1.4 to 1.9 times "
             "as long. Install a compiler with sudo apt-get install g++, or set CXX to one.",
             reason,
         )

@@ -11,6 +11,7 @@ from submanifold.data.arrays import read_sidecar
 from submanifold.data.prepare import prepare
 from submanifold.data.splits import Groups
 from submanifold.data.tables import Preprocessor
+from submanifold.evaluation.calibration import Calibration
 from submanifold.evaluation.likelihood import to_bits_per_dim
 from submanifold.evaluation.metrics import format_interval
 from submanifold.evaluation.ood import MAX_IMAGES, MAX_ROWS, NORMAL, OOD, roc
@@ -90,10 +91,12 @@ def write_page(
         table.index = pd.Index(np.array(rows["test"])[chosen] if part == NORMAL else chosen)
         return {"table": sections.show_rows(table, p_values)}
 
+    fitted = Calibration.from_dict(model.calibration) if "groups" in model.calibration else None
     page = render(
         "ood.html",
         dataset=dataset, ood=ood_name, main=main, run=run, write=format_interval, pictures=figures,
-        calibration=model.calibration, counts=measured["counts"],
+        calibration=model.calibration, smallest_p_value=fitted and fitted.smallest_p_value,
+        counts=measured["counts"],
         auroc=format_interval(measured["scores"][main]["auroc"], ".3f"),
         events="images" if of_images else "rows",
         rows=sections.score_rows(measured),

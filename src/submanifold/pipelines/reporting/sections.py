@@ -166,7 +166,8 @@ def alarms(scored: pd.DataFrame, fitted: Calibration | None) -> dict[str, Any] |
     if "p_value" not in scored or fitted is None:
         return None
     of_test = scored[scored["split"] == "test"]
-    rows = false_alarms(of_test["p_value"].to_numpy(), fitted.groups, group_numbers(of_test))
+    p_values, groups = of_test["p_value"].to_numpy(), group_numbers(of_test)
+    rows = false_alarms(p_values, fitted.groups, groups, fitted.smallest_p_value)
     if not rows:
         return None
     fewer = [row["rate"] for row in rows if row["observed"]["value"] < row["expected"]["low"]]

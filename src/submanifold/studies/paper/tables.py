@@ -53,7 +53,10 @@ def params_of(dataset: str, method: str, stage_dims: str) -> Params:
 
 
 def results_table(table: int, stage_dims: Mapping[str, str], runs: Runs) -> pd.DataFrame:
-    """Collect the metrics of the paper's table and of the runs; training images come last."""
+    """Collect the metrics of the paper's table and of the runs; training images come last.
+
+    ``stage_dims`` are the paper's dimensions by method; those of the result are the models'.
+    """
     measured = {method: [run.load("metrics") for run in seeds] for method, seeds in runs.items()}
     printed = printed_results().query(f"table == {table}")
     first = next(iter(measured.values()))[0]
@@ -74,7 +77,8 @@ def results_table(table: int, stage_dims: Mapping[str, str], runs: Runs) -> pd.D
     printed = printed.rename(columns={"value": "paper", "spread": "paper_spread"})
     keys = ["method", "stage_dims", "metric"]
     frame = pd.DataFrame(rows).astype(dict.fromkeys(ENDS, float))
-    return frame.merge(printed[[*keys, "paper", "paper_spread"]], "left", keys)
+    frame = frame.merge(printed[[*keys, "paper", "paper_spread"]], "left", keys)
+    return frame.assign(stage_dims=frame["method"].map(_trained_dims(runs)).fillna(""))
 
 
 def readable(results: pd.DataFrame) -> pd.DataFrame:
@@ -117,12 +121,21 @@ def _target(number: int) -> Target:
     return Target(TITLES[number], needs_of(cells), make, seeds=True)
 
 
+def _trained_dims(runs: Runs) -> dict[str, str]:
+    """Return the dimensions of the trained stages by method (3072-1000-500)."""
+    return {
+        method: "-".join(map(str, seeds[0].load("metrics")["dims"]))
+        for method, seeds in runs.items()
+    }
+
+
 def _notes(results: pd.DataFrame, runs: Runs, stage_dims: Mapping[str, str]) -> list[str]:
     first = results.iloc[0]
-    trained = {method: "-".join(map(str, seeds[0].load("metrics")["dims"]))
-               for method, seeds in runs.items()}  # fmt: skip
-    others = [f"{method} {dims.replace('-', ' → ')}" for method, dims in trained.items()
-              if dims != stage_dims[method]]  # fmt: skip
+    others = [
+        f"{method} {stage_dims[method].replace('-', ' → ')}"
+        for method, dims in _trained_dims(runs).items()
+        if dims != stage_dims[method]
+    ]
     metrics = next(iter(runs.values()))[0].load("metrics")
     seeds = sorted({len(seeds) for seeds in runs.values()})
     groups = metrics["counts"].get("test_groups")
@@ -133,7 +146,7 @@ def _notes(results: pd.DataFrame, runs: Runs, stage_dims: Mapping[str, str]) -> 
         f"over {over} (bootstrap) or, with several seeds, over seeds (Student's t).",
         "MSE is on pixels in [0, 1], through all stages; the paper does not state its scale.",
         f"Features of precision, recall and KID: {metrics['features']}.",
-        *([f"Dimensions of the trained stages: {', '.join(others)}."] if others else []),
+        *([f"The paper's dimensions: {', '.join(others)}."] if others else []),
     ]
 
 
