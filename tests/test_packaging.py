@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 
 from commands import run
 from conftest import REPOSITORY
-from submanifold.common.errors import UserError
+from submanifold.common.errors import UserError, error_prefix
 from submanifold.data.settings import ImageSettings
 from submanifold.data.tables.files import read_table
 from submanifold.flows import build_flow
@@ -74,7 +74,7 @@ def test_a_missing_package_names_its_extra(tmp_path, monkeypatch, package, extra
 
     monkeypatch.setitem(sys.modules, package, None)
     message = rf"(^|Error: ){package}: .*pip install 'submanifold\[{extra}\]'"
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message), error_prefix("data"):
         use()
 
 

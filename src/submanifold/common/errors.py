@@ -41,6 +41,10 @@ class UserError(ClickException, ValueError):
         return printable(self.message)
 
 
+class MissingPackageError(UserError):
+    """A package of an extra is not installed, whatever setting needs it."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return the sentence " Did you mean ...?" with the closest known name, empty if none is."""
     close = difflib.get_close_matches(name, list(known), 1)
@@ -63,9 +67,11 @@ def list_names(names: Iterable[str], name: str = "") -> str:
 
 @contextmanager
 def error_prefix(prefix: str) -> Iterator[None]:
-    """Prepend ``<prefix>.`` to the message of any :class:`UserError` raised inside."""
+    """Prepend ``<prefix>.`` to the message of any :class:`UserError` of a setting raised inside."""
     try:
         yield
+    except MissingPackageError:
+        raise
     except UserError as error:
         raise UserError(f"{prefix}.{error}") from error
 
@@ -85,4 +91,5 @@ def import_extra(name: str, extra: str) -> ModuleType:
         if error.name != name:  # the package is installed, but not all that it imports
             raise
         fix = f"Install it with pip install 'submanifold[{extra}]'"
-        raise UserError(f"{name}: expected this package, which is not installed. {fix}.") from error
+        expected = "expected this package, which is not installed"
+        raise MissingPackageError(f"{name}: {expected}. {fix}.") from error
