@@ -44,7 +44,7 @@ class ProgressBar(tqdm):
         layout += STATE + (", {remaining} left" if total else "")
         super().__init__(
             desc=description, unit=f" {unit}", unit_scale=unit == "bytes", total=total or None,
-            initial=done, smoothing=0, mininterval=wait, miniters=1,
+            initial=done, leave=self.on_terminal, smoothing=0, mininterval=wait, miniters=1,
             delay=0 if self.on_terminal else wait, bar_format=layout,
             disable=_hidden.get() or os.environ.get("RANK", "0") != "0",  # of torchrun
         )  # fmt: skip

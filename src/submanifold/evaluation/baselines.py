@@ -29,8 +29,8 @@ class Extent:
     """How much an evaluation measures."""
 
     all_events: bool = True  # or at most 512 evenly spaced test events
-    compared: int = 128  # events whose projections are compared
-    curve: int = 32  # events of the error by dimension
+    compared: int = 64  # events whose projections are compared
+    curve: int = 24  # events of the error by dimension
 
 
 FULL = Extent()
