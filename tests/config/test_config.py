@@ -107,7 +107,8 @@ def test_every_dataset_of_the_tables_is_valid(dataset):
 
 def test_the_paper_environment_is_the_papers():
     parameters = load("paper", dataset="celeba")
-    paper = {"type": "glow", "levels": 3, "steps": 32, "width": 512, "whiten": False}
+    paper = {"type": "glow", "levels": 3, "steps": 32, "width": 512, "whiten": False,
+             "black_spread": None}  # fmt: skip
     assert parameters["stage_1"]["flow"] == paper
     assert (parameters["stage_1"]["dim"], parameters["stage_2"]["dim"]) == (1000, 500)
     for phase in (parameters["stage_1"], parameters["stage_2"]):

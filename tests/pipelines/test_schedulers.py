@@ -7,7 +7,7 @@ from kedro.io import MemoryDataset
 
 pytestmark = pytest.mark.pipeline
 
-AROUND = {"data", "estimate_steps", "collect_histories", "calibrate", "evaluation", "report"}
+AROUND = {"data", "plan_steps", "collect_histories", "calibrate", "evaluation", "report"}
 
 
 @pytest.mark.parametrize(("params", "phases"), [

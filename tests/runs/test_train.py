@@ -299,11 +299,11 @@ def test_a_time_budget_is_measured_once_and_a_resumed_run_keeps_its_steps(folder
     assert len(measured) == 1
     (timed,) = (each for each in read_records(folder) if each.name == "timed")
     assert timed.params["training"] == {"minutes": 0.1}
-    (history,) = (folder / "data/06_models").glob("folder-stage_1-*/history.json")
+    (schedule,) = (folder / "data/06_models").glob("folder-schedule-*/schedule.json")
     # 85% of half of the time, 3 s, without the fixed second, for steps of 0.01 s
-    assert json.loads(history.read_text())["steps"] == 170
-    metrics = json.loads((folder / timed.metrics).read_text())
-    assert metrics["bits_per_dim_importance"]["draws"] == 1, "of a brief evaluation"
+    assert json.loads(schedule.read_text())["steps"] == {"stage_1": 170}
+    (history,) = (folder / "data/06_models").glob("folder-stage_1-*/history.json")
+    assert 10 <= json.loads(history.read_text())["steps"] <= 170, "fewer on a busy machine"
     assert "a time budget of 0.1 minutes" in (folder / timed.report).read_text()
     assert train("--params", "stage_1.training.steps=5").exit_code == 1
     (folder / "data/runs/timed.json").unlink()
