@@ -109,7 +109,7 @@ class TableFields(Fields):
 
     Attributes:
         source: `table` (files at `path`), or a table that is installed with scikit-learn:
-            `breast_cancer`, `diabetes`, `digits` or `wine`.
+            `breast_cancer`, `diabetes`, `digits_table` or `wine`.
         path: A CSV, Parquet, Feather, NPY or NPZ file, a folder of them, or a list of files. All
             files have the same columns.
         inputs: Names or patterns of the columns that the model describes, as a list or as text
