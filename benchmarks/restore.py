@@ -32,11 +32,11 @@ from torch.nn import functional as F
 from benchmarks.results import kept
 from submanifold.data.arrays import read_sidecar
 from submanifold.data.splits import groups_of
-from submanifold.evaluation.baselines import PCA, fit_gaussian
+from submanifold.evaluation.baselines import PCA, evenly_spaced, fit_gaussian
 from submanifold.evaluation.gaussian import Gaussian
 from submanifold.evaluation.intervals import mean_interval
 from submanifold.evaluation.metrics import format_interval
-from submanifold.evaluation.reconstruction import evenly_spaced, psnr
+from submanifold.evaluation.reconstruction import psnr
 from submanifold.inverse import Denoise, Task, parse, restore
 from submanifold.inverse.linear import GaussianPosterior, matrix_of
 from submanifold.inverse.operators import Operator

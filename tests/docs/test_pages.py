@@ -37,7 +37,7 @@ OF_OTHERS = {
     "--steps",
 }
 """Options of MLflow, Docker and benchmarks."""
-OF_PLUGINS = {"airflow"}
+OF_PLUGINS = {"airflow", "mlflow"}
 """Commands of Kedro's plugins that are not installed."""
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")]
 EXAMPLES = {
