@@ -453,7 +453,7 @@ def test_every_setting_of_a_stage_and_of_a_phase_is_in_its_key(tables):
                 case int():
                     new = 1 if name == "training.warmup" else value - 1
                 case _:
-                    new = [0.0, 0.5]
+                    new = 9.0 if name == "training.seconds" else [0.0, 0.5]
             after = artifact_keys(resolve(merge(full, nest({f"{group}.{name}": new}))), Path())
             assert before["second"] != after["second"], name
             assert before["first"] == after["first"], name

@@ -107,9 +107,9 @@ def test_every_interval_over_events_is_over_their_groups():
         assert measured["baselines"]["gaussian"]["bits_per_dim"]["groups"] == 10
         for name, metric in METRICS.items():
             interval = metric.read(measured)
-            if isinstance(interval, dict) and interval.get("value") is not None:
+            # metrics of a user's may have no interval
+            if isinstance(interval, dict) and "low" in interval and interval["value"] is not None:
                 counts.setdefault(name, set()).add(interval.get("groups", 0))
-    assert counts.pop("calibration_error") == {0}, "it has no interval"
     assert counts.pop("manifold_nll") == {2}, "of six images"
     counts.pop("non_orthogonality", None)
     assert {*counts} >= {"nll", "bits_per_dim", "psnr", "psnr_per_image", "accuracy"}

@@ -58,6 +58,7 @@ def fitted(gaussian):
 
 def sampled(model, noise, dim=None):
     """A restoration, and the mean and the covariance of the posterior."""
+    torch.manual_seed(1)
     matrix = torch.randn(4, DIM).double()
     y = (model.sample(2).double() @ matrix.T)[[0] * 16 + [1] * 16]
     found = restore(model, y, lambda x: x @ matrix.T, noise, dim=dim, iterations=90,

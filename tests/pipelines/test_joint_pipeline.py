@@ -20,7 +20,7 @@ def registered(project, **params):
 def test_pipelines_have_a_namespace_for_each_phase_and_catalog_entries(project):
     params = {"method": "H-MM", "stage_3": {"dim": 6}}
     pipelines, catalog = registered(project, **params), project.catalog(**params)
-    assert set(pipelines) == {"__default__", "data", "hierarchical", "ood", "dimension"}
+    assert set(pipelines) == {"__default__", "data", "hierarchical", "ood"}
     assert [n.name for n in pipelines["__default__"].nodes if n.name.startswith("stage_")] == [
         *(
             "stage_1.train_stage_1",

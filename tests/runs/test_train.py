@@ -130,6 +130,7 @@ def test_own_images_of_a_group_train_or_validate_or_are_scored(folder):
         train, valid = ({group_of[image.tobytes()] for image in part} for part in parts)
         assert (len(train) + len(valid), train & valid) == (100, set())
         assert {group_of[image.tobytes()] for image in scored["x"]} == train | valid
+    (folder / "data/runs/people.json").unlink()
 
 
 @pytest.mark.parametrize(("options", "message"), [
@@ -299,9 +300,11 @@ def test_a_time_budget_is_measured_once_and_a_resumed_run_keeps_its_steps(folder
     assert len(measured) == 1
     (timed,) = (each for each in read_records(folder) if each.name == "timed")
     assert timed.params["training"] == {"minutes": 0.1}
-    (schedule,) = (folder / "data/06_models").glob("folder-schedule-*/schedule.json")
+    files = (folder / "data/06_models").glob("folder-schedule-*/schedule.json")
+    schedules = [json.loads(file.read_text()) for file in files]
     # 85% of half of the time, 3 s, without the fixed second, for steps of 0.01 s
-    assert json.loads(schedule.read_text())["steps"] == {"stage_1": 170}
+    steps = [schedule["steps"] for schedule in schedules if schedule["minutes"] == 0.1]
+    assert steps == [{"stage_1": 170}]
     (history,) = (folder / "data/06_models").glob("folder-stage_1-*/history.json")
     assert 10 <= json.loads(history.read_text())["steps"] <= 170, "fewer on a busy machine"
     assert "a time budget of 0.1 minutes" in (folder / timed.report).read_text()

@@ -17,7 +17,6 @@ MEMORY = 6  # previous moves that are recombined
 REGULARIZATION = 1e-6
 FAILED, SHORTER = 4.0, 0.1  # ratio of errors above which a step failed; it is shortened by
 RESTART_FACTOR = 10.0
-LEAST_DECREASE = 1e-3  # relative, of a squared error, after which Gauss-Newton steps end
 ROUNDING = 0.97, 1e-3  # relative and absolute margin for RMSE in bfloat16, in units of pixels
 
 
@@ -155,8 +154,7 @@ def gauss_newton(
         return _least_squares(columns, (x - decode_all(u)).flatten(1))
 
     lost = _is_lost(decode_all, x, u, error(u))
-    start = torch.where(lost[:, None], 0.0, u)
-    u = damped_steps(error, step, start, steps, LEAST_DECREASE)
+    u = damped_steps(error, step, torch.where(lost[:, None], 0.0, u), steps)
     return Nearest(u, decode_all(u))
 
 
