@@ -43,8 +43,21 @@ from submanifold.models import Model
 from submanifold.training.phases import train_phase
 
 RESULTS = Path("data/08_reporting/adbench.csv")
-FIELDS = ("set", "protocol", "seed", "rows", "columns", "anomalies", "detector", "auroc", "ap",
-          "alarms_1", "alarms_5", "normal", "seconds")  # fmt: skip
+FIELDS = (
+    "set",
+    "protocol",
+    "seed",
+    "rows",
+    "columns",
+    "anomalies",
+    "detector",
+    "auroc",
+    "ap",
+    "alarms_1",
+    "alarms_5",
+    "normal",
+    "seconds",
+)
 PROTOCOLS, ROWS = ("semi", "unsup"), 10_000
 NEIGHBORS, MANY_NEIGHBORS = 5, 50  # more than in a cluster of anomalies in the training data
 FEW, FOLDS = 1000, 3  # with fewer rows three models are trained, each on two thirds of them
@@ -77,8 +90,11 @@ def main() -> None:
 
 
 def measure_all(options: argparse.Namespace) -> None:
-    files = [path for path in options.folder.glob("*.npz")
-             if any(part in path.stem for part in options.sets)]  # fmt: skip
+    files = [
+        path
+        for path in options.folder.glob("*.npz")
+        if any(part in path.stem for part in options.sets)
+    ]
     files.sort(key=lambda path: np.load(path, allow_pickle=True)["X"].nbytes)
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     if not RESULTS.exists():
@@ -92,9 +108,13 @@ def measure_all(options: argparse.Namespace) -> None:
         with np.load(file, allow_pickle=True) as arrays:
             split = make_split(arrays["X"], arrays["y"], protocol, seed, ROWS)
         rows = pd.DataFrame(measure(split, seed)).assign(
-            set=name, protocol=protocol, seed=seed, rows=len(split.train),
-            columns=split.train.shape[1], anomalies=int(split.anomaly.sum()),
-        )  # fmt: skip
+            set=name,
+            protocol=protocol,
+            seed=seed,
+            rows=len(split.train),
+            columns=split.train.shape[1],
+            anomalies=int(split.anomaly.sum()),
+        )
         rows.reindex(columns=FIELDS).to_csv(RESULTS, mode="a", header=False, index=False)
 
 
@@ -108,9 +128,7 @@ def make_split(x: np.ndarray, y: np.ndarray, protocol: str, seed: int, rows: int
     return Split(train, test, y[chosen[1]].astype(bool), protocol == "unsup")
 
 
-def split_rows(
-    y: np.ndarray, protocol: str, seed: int, rows: int
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+def split_rows(y: np.ndarray, protocol: str, seed: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
     """Choose the numbers of the rows of training and test, in random order."""
     order = np.random.default_rng([seed, 17]).permutation(len(y))
     chosen, anomalies = order[:rows], order[y[order]][:FEWEST]
@@ -148,8 +166,9 @@ def evaluate(
         "detector": name,
         "auroc": round(100 * roc_auc_score(split.anomaly, scores), 4),
         "ap": round(100 * average_precision_score(split.anomaly, scores), 4),
-        "normal": int((~split.anomaly).sum()), "seconds": round(seconds, 2),
-    }  # fmt: skip
+        "normal": int((~split.anomaly).sum()),
+        "seconds": round(seconds, 2),
+    }
     if p_values is not None:
         normal = p_values[~split.anomaly]
         measures |= {
@@ -182,17 +201,28 @@ def detect_by_flow(split: Split, seed: int) -> tuple[np.ndarray, np.ndarray, np.
         rest, held_out = split.train[np.setdiff1d(order, part)], split.train[part]
         with TemporaryDirectory() as folder:
             model, _ = train_phase(
-                experiment.trainings["density"], experiment.model, None, rest, held_out,
-                100 * seed + number, torch.device("cpu"), Path(folder), "density",
-            )  # fmt: skip
+                experiment.trainings["density"],
+                experiment.model,
+                None,
+                rest,
+                held_out,
+                100 * seed + number,
+                torch.device("cpu"),
+                Path(folder),
+                "density",
+            )
         models.append(model.eval())
         scales.append(best_noise_scale(model, held_out))
     scale = float(np.mean(scales))
     scores = [score(model, split.test, scale) for model in models]
-    normal = [np.sort(score(model, split.train[part], scale))
-              for model, part in zip(models, parts, strict=True)]  # fmt: skip
-    above = sum(len(of_part) - np.searchsorted(of_part, of_test, "left")
-                for of_part, of_test in zip(normal, scores, strict=True))  # fmt: skip
+    normal = [
+        np.sort(score(model, split.train[part], scale))
+        for model, part in zip(models, parts, strict=True)
+    ]
+    above = sum(
+        len(of_part) - np.searchsorted(of_part, of_test, "left")
+        for of_part, of_test in zip(normal, scores, strict=True)
+    )
     pooled = np.concatenate(normal)
     return np.mean(scores, axis=0), (1 + above) / (1 + len(pooled)), pooled
 
@@ -201,9 +231,11 @@ def make_experiment(trim: float, models: int) -> Experiment:
     """Resolve the method of tables, with the steps of one training for all models."""
     # any vectors: data and manifold do not matter for the training of the density
     changes: dict[str, Any] = {
-        "dataset": "sphere", "method": "noise-conditional", "stage_1": {"dim": None},
+        "dataset": "sphere",
+        "method": "noise-conditional",
+        "stage_1": {"dim": None},
         "density": {"likelihood": {"trim": trim}},
-    }  # fmt: skip
+    }
     experiment = resolve(packaged_tables() | changes)
     phase = experiment.trainings["density"]
     training = phase.training.model_copy(update={"steps": phase.training.steps // models})
@@ -273,8 +305,10 @@ def tails(split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
     pool = split.train if split.same else np.concatenate([split.train, split.test])
     ordered = np.sort(pool, axis=0).T
-    counts = [[np.searchsorted(*values, side) for values in zip(ordered, split.test.T, strict=True)]
-              for side in ("right", "left")]  # fmt: skip
+    counts = [
+        [np.searchsorted(*values, side) for values in zip(ordered, split.test.T, strict=True)]
+        for side in ("right", "left")
+    ]
     low, high = np.array(counts).swapaxes(1, 2) / len(pool)
     low, high = (-np.log(tail.clip(0.5 / len(pool))) for tail in (low, 1 - high))
     skewness = np.nan_to_num(scipy.stats.skew(pool))
@@ -322,16 +356,18 @@ def summary(rows: pd.DataFrame) -> str:
     auroc = rows.groupby(["set", "detector"])["auroc"].mean().unstack()
     by_seed = rows.groupby(["seed", "detector"])["auroc"].mean().unstack()
     own = rows.groupby("detector")
-    table = pd.DataFrame({
-        "AUROC": auroc.mean(),
-        "minus kNN": (auroc.sub(auroc["kNN"], axis=0)).mean(),
-        "lowest seed": by_seed.sub(by_seed["kNN"], axis=0).min(),
-        "highest seed": by_seed.sub(by_seed["kNN"], axis=0).max(),
-        "sets above kNN": (auroc.sub(auroc["kNN"], axis=0) > 0).sum(),
-        "mean rank": auroc.rank(axis=1, ascending=False).mean(),
-        "average precision": own["ap"].mean(),
-        "median seconds": own["seconds"].median(),
-    }).sort_values("AUROC", ascending=False)  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "AUROC": auroc.mean(),
+            "minus kNN": (auroc.sub(auroc["kNN"], axis=0)).mean(),
+            "lowest seed": by_seed.sub(by_seed["kNN"], axis=0).min(),
+            "highest seed": by_seed.sub(by_seed["kNN"], axis=0).max(),
+            "sets above kNN": (auroc.sub(auroc["kNN"], axis=0) > 0).sum(),
+            "mean rank": auroc.rank(axis=1, ascending=False).mean(),
+            "average precision": own["ap"].mean(),
+            "median seconds": own["seconds"].median(),
+        }
+    ).sort_values("AUROC", ascending=False)
     return table.to_markdown(floatfmt=["", *[".2f"] * 4, ".0f", ".1f", ".2f", ".1f"])
 
 

@@ -69,9 +69,14 @@ def nflows_spline() -> tuple[nn.Module, LogProb]:
     from nflows import distributions, flows, transforms
 
     spline = transforms.MaskedPiecewiseRationalQuadraticAutoregressiveTransform
-    layers = [layer for _ in range(3) for layer in (
-        transforms.RandomPermutation(DIM), spline(DIM, WIDTH, tails="linear", tail_bound=3.0),
-    )]  # fmt: skip
+    layers = [
+        layer
+        for _ in range(3)
+        for layer in (
+            transforms.RandomPermutation(DIM),
+            spline(DIM, WIDTH, tails="linear", tail_bound=3.0),
+        )
+    ]
     base = distributions.StandardNormal([DIM])
     flow = flows.Flow(transforms.CompositeTransform(layers), base)
     return flow, flow.log_prob

@@ -34,25 +34,35 @@ Results = dict[str, list[dict[str, Any]]]  #: Of models, one for each seed.
 UNCONDITIONAL, CONDITIONAL = MODELS = "unconditional", "conditional"
 DIM, COOL = 100, 0.7
 COLUMNS = {
-    "marginal": "without the label", "accuracy": "accuracy", "calibration_error": "ECE",
-    "agreement": f"agreement, d = {DIM}", "agreement_all": "agreement, all latents",
+    "marginal": "without the label",
+    "accuracy": "accuracy",
+    "calibration_error": "ECE",
+    "agreement": f"agreement, d = {DIM}",
+    "agreement_all": "agreement, all latents",
     "agreement_cool": f"agreement, temperature {COOL}",
-}  # fmt: skip
+}
 CLASSIFIED, SAMPLES, PER_BATCH = 20_000, 2000, 500
 
 
 def run_of(name: str, path: str, model: str, seed: int, steps: int) -> CachedRun:
     counts = {"train": 30_000, "valid": 1000}
     params: dict[str, Any] = {
-        "dataset": name, "method": "M-flow", "rotated": True, "seed": seed, "threads": 1,
+        "dataset": name,
+        "method": "M-flow",
+        "rotated": True,
+        "seed": seed,
+        "threads": 1,
         "data": {"path": path, "size": 28, "margin": 0, "counts": counts},
         "stage_1": {"dim": DIM, "flow": {"levels": 2, "steps": 4, "width": 32}},
         "stage_2": {"dim": None, "flow": {"type": "realnvp", "hidden": 128}},
-        "reconstruction": {"likelihood": {"weight": 1}, "reconstruction": {"penalty": "none"},
-                           "training": {"steps": steps}},
+        "reconstruction": {
+            "likelihood": {"weight": 1},
+            "reconstruction": {"penalty": "none"},
+            "training": {"steps": steps},
+        },
         "rotation": {"probes": 2000},
         "code_flow": {"training": {"steps": 600, "batch_size": 128, "learning_rate": 0.002}},
-    }  # fmt: skip
+    }
     if model == CONDITIONAL:
         params["data"]["condition"] = "label"
     return CachedRun(f"{name}, {model}, seed {seed}", params, Path.cwd(), evaluated=False)
@@ -94,8 +104,10 @@ def agreement(model: Model, linear: LogisticRegression, temperature: float = 1.0
     """Fraction of samples that the linear classifier gives their class."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(SAMPLES) % len(linear.classes_)
-    samples = [stored(model.sample(len(part), temperature, generator, part))
-               for part in labels.split(PER_BATCH)]  # fmt: skip
+    samples = [
+        stored(model.sample(len(part), temperature, generator, part))
+        for part in labels.split(PER_BATCH)
+    ]
     return float((linear.predict(_pixels(np.concatenate(samples))) == labels.numpy()).mean())
 
 

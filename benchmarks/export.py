@@ -63,9 +63,11 @@ def main(run: str, rounds: int) -> None:
             "onnxruntime, all outputs": lambda x=x: score(full, x),
             "Predictor, score": lambda x=x: predictor.score(x),
             "Predictor, score, encode, project": lambda x=x: [
-                predictor.score(x), predictor.encode(x), predictor.project(x)
+                predictor.score(x),
+                predictor.encode(x),
+                predictor.project(x),
             ],
-        }  # fmt: skip
+        }
         timings = interleave(tasks, rounds, torch.device("cpu"))
         for name, t in timings.items():
             text = f"{t.median:.3f} [{t.low:.3f}, {t.high:.3f}]"

@@ -34,11 +34,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=800)
     options = parser.parse_args()
     images = read_images([options.images], FORM).events
-    rates = pd.DataFrame([
-        {"seed": seed, "calibrated on": part, **of_part}
-        for seed in range(options.splits)
-        for part, of_part in measure(images, seed, options.steps).items()
-    ])  # fmt: skip
+    rates = pd.DataFrame(
+        [
+            {"seed": seed, "calibrated on": part, **of_part}
+            for seed in range(options.splits)
+            for part, of_part in measure(images, seed, options.steps).items()
+        ]
+    )
     print(rates.to_string(index=False))
     by_part = {part: of_part[[*RATES]] for part, of_part in rates.groupby("calibrated on")}
     by_part["difference"] = by_part["chosen"].reset_index() - by_part["unused"].reset_index()

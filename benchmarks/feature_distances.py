@@ -44,8 +44,10 @@ def changed_images(images: np.ndarray, train: np.ndarray) -> dict[str, np.ndarra
     patches = patches.reshape(count, size // 8, size // 8, 3, 8, 8).transpose(0, 3, 1, 4, 2, 5)
     changes["shuffled 8 x 8 patches"] = patches
     changes["20 images, repeated"] = images[np.arange(count) % 20]
-    return {name: x.reshape(images.shape).round().clip(0, 255).astype(np.uint8)
-            for name, x in changes.items()}  # fmt: skip
+    return {
+        name: x.reshape(images.shape).round().clip(0, 255).astype(np.uint8)
+        for name, x in changes.items()
+    }
 
 
 def as_jpeg(image: np.ndarray, quality: int) -> np.ndarray:

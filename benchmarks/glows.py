@@ -41,11 +41,13 @@ class MultiScale(nn.Module):
     """Squeezes and splits around the steps of a package, which are made for numbers of channels."""
 
     def __init__(
-        self, make: Callable[[int], nn.Module],
+        self,
+        make: Callable[[int], nn.Module],
         forward: Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]],
-        inverse: Callable[[nn.Module, Tensor], Tensor], steps: int,
+        inverse: Callable[[nn.Module, Tensor], Tensor],
+        steps: int,
         shape: tuple[int, int, int],
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.levels = nn.ModuleList()
         self.shapes = []
@@ -93,9 +95,13 @@ def normflows(steps: int, width: int, shape: tuple[int, int, int] = SHAPE) -> Mo
     """Build normflows' GlowBlock, which samples forward and scores by its inverse."""
     from normflows.flows import GlowBlock
 
-    return MultiScale(lambda channels: GlowBlock(channels, width, scale_map="exp"),
-                      lambda step, x: step.inverse(x), lambda step, z: step(z)[0],
-                      steps, shape)  # fmt: skip
+    return MultiScale(
+        lambda channels: GlowBlock(channels, width, scale_map="exp"),
+        lambda step, x: step.inverse(x),
+        lambda step, z: step(z)[0],
+        steps,
+        shape,
+    )
 
 
 def freia(steps: int, width: int, shape: tuple[int, int, int] = SHAPE) -> Model:

@@ -64,14 +64,29 @@ def answers(case: int, *rows: Row) -> list[Answer]:
 
 
 def train(
-    stages: Sequence[Stage], loss: Loss, points: Tensor, valid: Tensor, steps: int,
-    rate: float, batch: int, muon_lr: float | None = None, **context: Any,
-) -> tuple[Hierarchy, dict[str, Any]]:  # fmt: skip
+    stages: Sequence[Stage],
+    loss: Loss,
+    points: Tensor,
+    valid: Tensor,
+    steps: int,
+    rate: float,
+    batch: int,
+    muon_lr: float | None = None,
+    **context: Any,
+) -> tuple[Hierarchy, dict[str, Any]]:
     """Train in the points' precision; the hierarchy in double precision, and the history."""
     settings = TrainingSettings(
-        steps=steps, batch_size=batch, learning_rate=rate, muon_lr=muon_lr, warmup=20,
-        cooldown_fraction=1.0, clip=10.0, ema=0.98, validate_every=steps // 4, precision="float32",
-    )  # fmt: skip
+        steps=steps,
+        batch_size=batch,
+        learning_rate=rate,
+        muon_lr=muon_lr,
+        warmup=20,
+        cooldown_fraction=1.0,
+        clip=10.0,
+        ema=0.98,
+        validate_every=steps // 4,
+        precision="float32",
+    )
     hierarchy = Hierarchy(stages).to(points.dtype)
     batches = [Batches(rows.numpy(), batch) for rows in (points, valid)]
     with tempfile.TemporaryDirectory() as folder:
@@ -221,14 +236,24 @@ def case_3() -> list[Answer]:
             ("image MSE, both stages at once", best, squared_error(joint, x), 1e-9, 1e-3, LEFT),
         ),
         Answer(
-            3, "image MSE, latent penalty, smallest of three seeds", None, least, best, 0.790625,
+            3,
+            "image MSE, latent penalty, smallest of three seeds",
+            None,
+            least,
+            best,
+            0.790625,
             "between the best and the worst pair of directions",
         ),
         Answer(
-            3, "image MSE, latent penalty, range over three seeds", None, spread, 0.02, 0.645,
+            3,
+            "image MSE, latent penalty, range over three seeds",
+            None,
+            spread,
+            0.02,
+            0.645,
             "random: differs between seeds",
         ),
-    ]  # fmt: skip
+    ]
 
 
 def case_4() -> list[Answer]:
@@ -449,9 +474,23 @@ def case_10() -> list[Answer]:
     return answers(10, *rows)
 
 
-CASES: dict[int, Callable[[], list[Answer]]] = dict(enumerate((
-    case_1, case_2, case_3, case_4, case_5, case_6, case_7, case_8, case_9, case_10,
-), 1))  # fmt: skip
+CASES: dict[int, Callable[[], list[Answer]]] = dict(
+    enumerate(
+        (
+            case_1,
+            case_2,
+            case_3,
+            case_4,
+            case_5,
+            case_6,
+            case_7,
+            case_8,
+            case_9,
+            case_10,
+        ),
+        1,
+    )
+)
 HEADER = ["quantity", "exact", "reached", "allowed", "source"]
 
 

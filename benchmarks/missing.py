@@ -21,8 +21,18 @@ from submanifold.sklearn import ManifoldFlow
 
 RESULTS = Path("data/08_reporting/missing.csv")
 RATES, ROWS, FEWEST = (0.1, 0.3), 5000, 200  # with fewer rows, columns may have no missing cell
-FIELDS = ("set", "rate", "seed", "rows", "columns", "missing", "medians", "kNN", "alarms",
-          "alarms_missing")  # fmt: skip
+FIELDS = (
+    "set",
+    "rate",
+    "seed",
+    "rows",
+    "columns",
+    "missing",
+    "medians",
+    "kNN",
+    "alarms",
+    "alarms_missing",
+)
 
 
 def main() -> None:
@@ -53,9 +63,13 @@ def main() -> None:
 
 
 def measure(
-    x: np.ndarray, is_anomaly: np.ndarray, train: np.ndarray, test: np.ndarray, rate: float,
+    x: np.ndarray,
+    is_anomaly: np.ndarray,
+    train: np.ndarray,
+    test: np.ndarray,
+    rate: float,
     seed: int,
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:
     """Return AUROC and false alarms at 5% in percent, also of rows with many missing cells."""
     is_missing = np.random.default_rng([seed, 5]).random(x.shape) < rate
     x = np.where(is_missing, np.nan, x)
@@ -67,13 +81,18 @@ def measure(
     p_values = flow.p_values(x[test])
     alarms = p_values[~is_anomaly] <= 0.05
     counts = is_missing[test].sum(1)[~is_anomaly]
-    scores = {"missing": -flow.decision_function(x[test]),
-              "medians": -of_medians.decision_function(filled[test]), "kNN": near}  # fmt: skip
+    scores = {
+        "missing": -flow.decision_function(x[test]),
+        "medians": -of_medians.decision_function(filled[test]),
+        "kNN": near,
+    }
     of_many = alarms[counts > np.median(counts)]
-    return {name: round(100 * roc_auc_score(is_anomaly, values), 2)
-            for name, values in scores.items()} | {
-        "alarms": round(100 * alarms.mean(), 2), "alarms_missing": round(100 * of_many.mean(), 2),
-    }  # fmt: skip
+    return {
+        name: round(100 * roc_auc_score(is_anomaly, values), 2) for name, values in scores.items()
+    } | {
+        "alarms": round(100 * alarms.mean(), 2),
+        "alarms_missing": round(100 * of_many.mean(), 2),
+    }
 
 
 if __name__ == "__main__":

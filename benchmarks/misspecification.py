@@ -98,9 +98,19 @@ def measure(name: str, fit: Any, seed: int) -> list[dict[str, Any]]:
         times.append(time.process_time())
         test(right[:1])
     training, scoring = np.diff(times)
-    return [{"simulator": name, "test": key, "seed": seed, "case": f"{kind} {level:g}",
-             "p": np.asarray(p).round(4).tolist(), "training": training, "one test": scoring}
-            for kind, level, rows in cases for key, p in test(rows).items()]  # fmt: skip
+    return [
+        {
+            "simulator": name,
+            "test": key,
+            "seed": seed,
+            "case": f"{kind} {level:g}",
+            "p": np.asarray(p).round(4).tolist(),
+            "training": training,
+            "one test": scoring,
+        }
+        for kind, level, rows in cases
+        for key, p in test(rows).items()
+    ]
 
 
 def uniformity(p_values: Any) -> str:

@@ -31,8 +31,12 @@ from submanifold.evaluation.scores import QUICK, score
 from submanifold.models import Model
 
 RATES, OTHERS = (0.01, 0.05, 0.1), 200
-CHANGES = [("none", 0), *product(["brightness"], (0.9, 0.7, 1.3)),
-           *product(["blur"], (0.5, 1.0, 2.0)), *product(["jpeg"], (75, 50, 20))]  # fmt: skip
+CHANGES = [
+    ("none", 0),
+    *product(["brightness"], (0.9, 0.7, 1.3)),
+    *product(["blur"], (0.5, 1.0, 2.0)),
+    *product(["jpeg"], (75, 50, 20)),
+]
 
 
 def change(image: Image.Image, kind: str, strength: float) -> Image.Image:

@@ -57,9 +57,12 @@ class Project:
     def start(self) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "kedro", "run", "--env=test", f"--params={PARAMS}"],
-            cwd=self.path, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            cwd=self.path,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
 
     def run(self) -> str:
         process = self.start()
@@ -93,8 +96,11 @@ class Project:
         return [run.info.status for run in runs]
 
     def torn(self) -> list[Path]:
-        return [path for path in self.path.glob("data/06_models/*/model.safetensors")
-                if not _is_intact(path)]  # fmt: skip
+        return [
+            path
+            for path in self.path.glob("data/06_models/*/model.safetensors")
+            if not _is_intact(path)
+        ]
 
 
 def _is_intact(path: Path) -> bool:
@@ -191,8 +197,13 @@ def trial(disturb: Disturb, project: Project, whole: dict[str, Any]) -> dict[str
     if said.startswith("FAILED"):
         lost.append("the run: " + said.strip().splitlines()[-1][:200])
     clear = "RUNNING" not in statuses and "FINISHED" in statuses
-    return {"place": place, "lost": lost, "unfinished": unfinished, "statuses": statuses,
-            "clear": clear}  # fmt: skip
+    return {
+        "place": place,
+        "lost": lost,
+        "unfinished": unfinished,
+        "statuses": statuses,
+        "clear": clear,
+    }
 
 
 def faults_of(seconds: float, options: argparse.Namespace) -> dict[str, tuple[int, Disturb]]:
@@ -204,7 +215,7 @@ def faults_of(seconds: float, options: argparse.Namespace) -> dict[str, tuple[in
         "killed, and the last checkpoint truncated": damaged(checkpoint, torn, seconds),
         "killed, and a bit of the last checkpoint flipped": damaged(checkpoint, flipped, seconds),
         "the same run started twice": twice(seconds),
-    }  # fmt: skip
+    }
     kills = {"SIGKILL at a random moment": (options.kills, killed(signal.SIGKILL, seconds))}
     return kills | {fault: (options.others, disturb) for fault, disturb in others.items()}
 
@@ -229,9 +240,15 @@ def main() -> None:
                 random.seed(f"0 {fault} {number}")
                 # a unique name: MLflow keeps databases open by their names
                 project = Project(Path(name) / f"trial-{len(kept)}")
-                kept.append({"fault": fault, "number": number, "date": str(date.today()),
-                             "seconds": seconds,
-                             **trial(disturb, project, whole)})  # fmt: skip
+                kept.append(
+                    {
+                        "fault": fault,
+                        "number": number,
+                        "date": str(date.today()),
+                        "seconds": seconds,
+                        **trial(disturb, project, whole),
+                    }
+                )
                 shutil.rmtree(project.path)
                 print(kept[-1], flush=True)
                 with KEPT.open("a") as file:

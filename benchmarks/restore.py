@@ -47,10 +47,16 @@ TASKS = ("denoise:0.05", "denoise:0.1", "denoise:0.2", "inpaint:12", "superresol
 OURS, MODE = "restore", "mode"
 FOLDER = Path("data/08_reporting/restore")
 LABELS = {
-    OURS: "submanifold", MODE: "submanifold, mode", "lmmse": "LMMSE",
-    "scaled_lmmse": "LMMSE, scaled", "pca": "PCA", "total_variation": "total variation",
-    "wavelets": "wavelets", "lasso": "lasso (DCT)", "bm3d": "BM3D",
-}  # fmt: skip
+    OURS: "submanifold",
+    MODE: "submanifold, mode",
+    "lmmse": "LMMSE",
+    "scaled_lmmse": "LMMSE, scaled",
+    "pca": "PCA",
+    "total_variation": "total variation",
+    "wavelets": "wavelets",
+    "lasso": "lasso (DCT)",
+    "bm3d": "BM3D",
+}
 ITERATIONS, DUAL_ITERATIONS, POWER_ITERATIONS = 100, 30, 20
 WEIGHTS = tuple(np.geomspace(0.02, 10, 9).tolist())  # of regularizers, relative to the noise
 DIMS = tuple(round(2 ** (exponent / 2)) for exponent in range(4, 23))
@@ -248,8 +254,10 @@ def measure(
     name: str, model: Model, folder: Path, options: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """Measure all tasks on one data set, or read those that are kept."""
-    arrays = {split: np.load(folder / f"{split}.npy", mmap_mode="r")
-              for split in ("train", "valid", "test")}  # fmt: skip
+    arrays = {
+        split: np.load(folder / f"{split}.npy", mmap_mode="r")
+        for split in ("train", "valid", "test")
+    }
     numbers = evenly_spaced(np.arange(len(arrays["test"])), options.images)
     groups = groups_of(read_sidecar(folder, "groups"), "test")
     groups = None if groups is None else groups[numbers]
@@ -260,8 +268,10 @@ def measure(
         return compare(model, baselines(), arrays["test"][numbers], task, groups)
 
     names = [f"{name}-{text.replace(':', '-')}-{options.images}.json" for text in options.tasks]
-    return [kept(FOLDER / file, partial(measure_one, text))
-            for file, text in zip(names, options.tasks, strict=True)]  # fmt: skip
+    return [
+        kept(FOLDER / file, partial(measure_one, text))
+        for file, text in zip(names, options.tasks, strict=True)
+    ]
 
 
 def table(measurements: list[dict[str, Any]]) -> str:
@@ -276,7 +286,7 @@ def table(measurements: list[dict[str, Any]]) -> str:
             f"coverage at {LEVEL:.0%}": format_interval(measures["coverage"], ".1%"),
             "acceptance rate": f"{measures['acceptance']:.2f}",
             "R-hat": f"{measures['r_hat']:.1f}",
-        }  # fmt: skip
+        }
     return pd.DataFrame(columns).rename_axis("PSNR, dB").to_markdown(disable_numparse=True)
 
 

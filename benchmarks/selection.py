@@ -79,9 +79,16 @@ def measure(file: Path, seed: int, steps: int | None) -> list[dict[str, Any]]:
         rng = np.random.default_rng(seed)
         mixed = [mix(y[test], mixture, rng) for _ in range(1 if mixture == "all" else REPEATS)]
         size, anomalies = len(mixed[0]), int(y[test[mixed[0]]].sum())
-        facts = {"set": file.stem.partition("_")[2], "seed": seed, "tied": tied, "mixture": mixture,
-                 "level": level, "calibrated": count, "anomalies": anomalies,
-                 "needed": math.ceil(size / (level * (count + 1)))}  # fmt: skip
+        facts = {
+            "set": file.stem.partition("_")[2],
+            "seed": seed,
+            "tied": tied,
+            "mixture": mixture,
+            "level": level,
+            "calibrated": count,
+            "anomalies": anomalies,
+            "needed": math.ceil(size / (level * (count + 1))),
+        }
         for method, p in p_values.items():
             pairs = [(select(p[part], level), y[test[part]]) for part in mixed]
             wrong = [(chosen & ~truth).sum() / max(1, chosen.sum()) for chosen, truth in pairs]

@@ -92,8 +92,9 @@ def split_rows(path: Path, seed: int) -> Rows:
     x = x[rng.permutation(len(x))]
     train, valid, test = np.split(x, [int(0.8 * len(x)), int(0.9 * len(x))])
     mean, std = train.mean(0), train.std(0)
-    first, second, third = (((part - mean) / std).astype(np.float32)
-                            for part in (train, valid, test[:TEST_ROWS]))  # fmt: skip
+    first, second, third = (
+        ((part - mean) / std).astype(np.float32) for part in (train, valid, test[:TEST_ROWS])
+    )
     return first, second, third
 
 
@@ -134,9 +135,11 @@ def train_flow(rows: Rows, seed: int, steps: int | None, penalty: bool = True) -
     first, *later = counts
     if not penalty:
         counts[first] += sum(counts.pop(name) for name in later)
-    phases = {name: with_steps(phase, counts.get(name, getattr(phase, "probes", None)))
-              for name, phase in settings.phases.items()
-              if name in counts or isinstance(phase, RotationSettings)}  # fmt: skip
+    phases = {
+        name: with_steps(phase, counts.get(name, getattr(phase, "probes", None)))
+        for name, phase in settings.phases.items()
+        if name in counts or isinstance(phase, RotationSettings)
+    }
     started = time.process_time()
     with TemporaryDirectory() as folder:
         arguments = seed, torch.device("cpu"), Path(folder)
@@ -183,9 +186,12 @@ def kernel_log_probs(kernels: Tensor, x: Tensor, bandwidths: Sequence[float]) ->
     dim, log_probs = kernels.shape[1], []
     for batch in x.split(64):
         squares = torch.cdist(batch, kernels).square()
-        log_probs.append(torch.stack([
-            torch.logsumexp(-squares / (2 * h**2), 1) - dim * math.log(h) for h in bandwidths
-        ], 1))  # fmt: skip
+        log_probs.append(
+            torch.stack(
+                [torch.logsumexp(-squares / (2 * h**2), 1) - dim * math.log(h) for h in bandwidths],
+                1,
+            )
+        )
     normalization = 0.5 * dim * math.log(2 * math.pi) + math.log(len(kernels))
     return (torch.cat(log_probs).double() - normalization).numpy()
 
@@ -246,11 +252,18 @@ def autoencoder(rows: Rows, dim: int, parameters: int, seconds: float) -> np.nda
     # 2 h^2 + 2 h (columns + dim + 2) = parameters
     columns, linear = rows[0].shape[1], rows[0].shape[1] + dim + 2
     hidden = max(8, round((math.sqrt(linear**2 + 2 * parameters) - linear) / 2))
-    network = nn.Sequential(*(
-        nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, hidden),
-                      nn.SiLU(), nn.Linear(hidden, outputs))
-        for inputs, outputs in ((columns, dim), (dim, columns))
-    ))  # fmt: skip
+    network = nn.Sequential(
+        *(
+            nn.Sequential(
+                nn.Linear(inputs, hidden),
+                nn.SiLU(),
+                nn.Linear(hidden, hidden),
+                nn.SiLU(),
+                nn.Linear(hidden, outputs),
+            )
+            for inputs, outputs in ((columns, dim), (dim, columns))
+        )
+    )
     train_plainly(lambda x: (network(x) - x).square().mean(), network, rows, seconds)
     with torch.no_grad():
         return network(torch.from_numpy(rows[2])).numpy()
@@ -264,10 +277,17 @@ def kernel_pca(rows: Rows, dim: int) -> np.ndarray:
     """Reconstruct the test rows by kernel PCA; the validation rows choose its two parameters."""
     train, valid, test = rows
     models = [
-        KernelPCA(dim, kernel="rbf", gamma=gamma / train.shape[1], alpha=alpha,
-                  fit_inverse_transform=True, random_state=0).fit(train[:KERNEL_ROWS])
-        for gamma in (0.01, 0.1, 1.0) for alpha in (1e-3, 1e-1)
-    ]  # fmt: skip
+        KernelPCA(
+            dim,
+            kernel="rbf",
+            gamma=gamma / train.shape[1],
+            alpha=alpha,
+            fit_inverse_transform=True,
+            random_state=0,
+        ).fit(train[:KERNEL_ROWS])
+        for gamma in (0.01, 0.1, 1.0)
+        for alpha in (1e-3, 1e-1)
+    ]
     x = valid[:KERNEL_ROWS]
     best = min(models, key=lambda model: np.square(reconstruct(model, x) - x).mean())
     return reconstruct(best, test)
@@ -307,29 +327,39 @@ def compare(path: Path, table: str, seed: int, steps: int | None) -> Measures:
         parameters, seconds = measures[OURS]["parameters"], measures[OURS]["seconds"] / len(dims)
         return errors(lambda dim: autoencoder(rows, dim, parameters, seconds))
 
-    return measured(RESULTS / f"{table}-{seed}.json", {
-        OURS: lambda measures: flow(True),
-        PLAIN: lambda measures: flow(False),
-        MIXTURE: mixture,
-        KERNEL: lambda measures: kernel_density(train, valid, test),
-        SPLINE: lambda measures: spline_flow(rows, measures[OURS]["seconds"]),
-        "PCA": lambda measures: errors(lambda dim: reconstruct(PCA(dim).fit(train), test)),
-        "kernel PCA": lambda measures: errors(lambda dim: kernel_pca(rows, dim)),
-        "autoencoder": networks,
-    }, f"{table} {seed}")  # fmt: skip
+    return measured(
+        RESULTS / f"{table}-{seed}.json",
+        {
+            OURS: lambda measures: flow(True),
+            PLAIN: lambda measures: flow(False),
+            MIXTURE: mixture,
+            KERNEL: lambda measures: kernel_density(train, valid, test),
+            SPLINE: lambda measures: spline_flow(rows, measures[OURS]["seconds"]),
+            "PCA": lambda measures: errors(lambda dim: reconstruct(PCA(dim).fit(train), test)),
+            "kernel PCA": lambda measures: errors(lambda dim: kernel_pca(rows, dim)),
+            "autoencoder": networks,
+        },
+        f"{table} {seed}",
+    )
 
 
 @click.command()
-@click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path),
-              required=True, help="Folder of npz files.")  # fmt: skip
+@click.option(
+    "--data",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=True,
+    help="Folder of npz files.",
+)
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--steps", type=int, help="Of the flow; default: the method's.")
 def main(data: Path, seeds: int, steps: int | None) -> None:
     """Measure the density and the manifold of the ten largest tables."""
     bootstrap_project(Path.cwd())
     paths = largest_tables(data)
-    runs_by_table = {table: [compare(path, table, seed, steps) for seed in range(seeds)]
-             for table, path in paths.items()}  # fmt: skip
+    runs_by_table = {
+        table: [compare(path, table, seed, steps) for seed in range(seeds)]
+        for table, path in paths.items()
+    }
     click.echo("Log-likelihood of test rows, nats per row\n")
     density_table(runs_by_table, paths)
     for share in SHARES:
@@ -344,14 +374,16 @@ def density_table(runs_by_table: RunsByTable, paths: dict[str, Path]) -> None:
         best = max(DENSITIES, key=lambda name: np.mean(means[name]))
         first += (difference := paired(runs, "log_prob", best))["value"] > 0
         shape = split_rows(paths[table], 0)[0].shape
-        rows.append({
-            "table": table,
-            "training rows": f"{shape[0]:,}",
-            "columns": shape[1],
-            **{name: over_seeds(values, ".2f") for name, values in means.items()},
-            f"{OURS} minus the best other": format_interval(difference, "+.3f"),
-            "seconds": f"{np.mean([run[OURS]['seconds'] for run in runs]):.0f}",
-        })  # fmt: skip
+        rows.append(
+            {
+                "table": table,
+                "training rows": f"{shape[0]:,}",
+                "columns": shape[1],
+                **{name: over_seeds(values, ".2f") for name, values in means.items()},
+                f"{OURS} minus the best other": format_interval(difference, "+.3f"),
+                "seconds": f"{np.mean([run[OURS]['seconds'] for run in runs]):.0f}",
+            }
+        )
     click.echo(markdown(rows))
     click.echo(f"First on {first} of {len(rows)} tables.\n")
 
@@ -366,12 +398,14 @@ def manifold_table(
         best = min(MANIFOLDS, key=lambda name: np.mean(means[name]))
         first += paired(runs, share, best)["value"] < 0
         bits = paired(runs, "log_prob", PLAIN)["value"] / columns / math.log(2)
-        rows.append({
-            "table": table,
-            "d": f"{dims_of(columns)[share]} of {columns}",
-            **{name: over_seeds(values, ".4f") for name, values in means.items()},
-            "bits per dimension lost": f"{-bits:.3f}",
-        })  # fmt: skip
+        rows.append(
+            {
+                "table": table,
+                "d": f"{dims_of(columns)[share]} of {columns}",
+                **{name: over_seeds(values, ".4f") for name, values in means.items()},
+                "bits per dimension lost": f"{-bits:.3f}",
+            }
+        )
     click.echo(markdown(rows))
     click.echo(f"First on {first} of {len(rows)} tables.\n")
 

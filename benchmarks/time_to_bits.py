@@ -143,10 +143,17 @@ def main() -> None:
 
     def report(dataset: str, name: str, setting: str, row: tuple[float, int, float]) -> None:
         seconds, step, value = row
-        results.append({
-            "dataset": dataset, "package": name, "setting": setting, "goal": GOALS[dataset],
-            "seconds": round(seconds, 1), "steps": step, "bits": round(value, 4),
-        })  # fmt: skip
+        results.append(
+            {
+                "dataset": dataset,
+                "package": name,
+                "setting": setting,
+                "goal": GOALS[dataset],
+                "seconds": round(seconds, 1),
+                "steps": step,
+                "bits": round(value, 4),
+            }
+        )
         print(results[-1], flush=True)
         pd.DataFrame(results).to_csv(options.csv, index=False)
 

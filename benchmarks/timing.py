@@ -38,8 +38,10 @@ def interleave(
             if len(quiet[name]) < rounds:
                 seconds, others = _sample(task, calls[name], device)
                 (quiet if others < BUSY else disturbed)[name].append(seconds)
-    used = {name: quiet[name] if len(quiet[name]) >= 3 else quiet[name] + disturbed[name]
-            for name in tasks}  # fmt: skip
+    used = {
+        name: quiet[name] if len(quiet[name]) >= 3 else quiet[name] + disturbed[name]
+        for name in tasks
+    }
     return {name: _quartiles(samples) for name, samples in used.items()}
 
 

@@ -103,9 +103,17 @@ class Ours(nn.Module):
 
 def trainer_of(hierarchy: Hierarchy, loss: Loss, precision: str) -> Trainer:
     settings = TrainingSettings(
-        steps=10**9, batch_size=64, learning_rate=RATE, warmup=0, cooldown_fraction=0.0,
-        muon_lr=RATE, clip=None, ema=0.99, validate_every=1000, precision=precision,
-    )  # fmt: skip
+        steps=10**9,
+        batch_size=64,
+        learning_rate=RATE,
+        warmup=0,
+        cooldown_fraction=0.0,
+        muon_lr=RATE,
+        clip=None,
+        ema=0.99,
+        validate_every=1000,
+        precision=precision,
+    )
     return Trainer(Phase(hierarchy, loss, settings))
 
 
@@ -125,8 +133,12 @@ def tasks_of(
     x = (torch.rand(batch, *SHAPE, generator=generator) - 0.5).to(device)
     u = torch.randn(64, DIM, generator=generator).to(device)
     images = (torch.rand(64, *SHAPE, generator=generator) - 0.5).to(device)
-    timed = (partial(model.step, x, penalized=False), partial(model.step, x, penalized=True),
-             partial(model.sample, u), partial(model.score, images))  # fmt: skip
+    timed = (
+        partial(model.step, x, penalized=False),
+        partial(model.step, x, penalized=True),
+        partial(model.sample, u),
+        partial(model.score, images),
+    )
     return dict(zip(TASKS, timed, strict=True))
 
 
@@ -215,8 +227,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     everyone = [*OURS, *PEERS]
-    parser.add_argument("--only", nargs="+", choices=everyone[1:], default=everyone[1:],
-                        help="compare with these")  # fmt: skip
+    parser.add_argument(
+        "--only", nargs="+", choices=everyone[1:], default=everyone[1:], help="compare with these"
+    )
     parser.add_argument("--batch", type=int, help="instead of 64, and 16 for P on a CPU")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))

@@ -31,8 +31,14 @@ pygments_style, pygments_dark_style = "friendly", "github-dark"
 nb_execution_mode = "off"
 nb_merge_streams = True
 myst_enable_extensions = [
-    "amsmath", "attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath", "fieldlist",
-]  # fmt: skip
+    "amsmath",
+    "attrs_block",
+    "attrs_inline",
+    "colon_fence",
+    "deflist",
+    "dollarmath",
+    "fieldlist",
+]
 myst_heading_anchors = 4
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True

@@ -36,9 +36,14 @@ def train(steps: int = 2000) -> Hierarchy:
         for seed, count in enumerate((50_000, 2_000))
     ]
     settings = TrainingSettings(
-        steps=steps, batch_size=512, learning_rate=0.003, muon_lr=None, clip=1.0,
-        validate_every=250, precision="float32",
-    )  # fmt: skip
+        steps=steps,
+        batch_size=512,
+        learning_rate=0.003,
+        muon_lr=None,
+        clip=1.0,
+        validate_every=250,
+        precision="float32",
+    )
     loss = Loss(reconstruction={"penalty": "mse", "weight": WEIGHT})
     with tempfile.TemporaryDirectory() as folder:
         fit(Phase(model, loss, settings), *batches, Path(folder), "figures")
@@ -134,9 +139,11 @@ def densities(model: Hierarchy, points: Tensor) -> Figure:
     angle = np.degrees(np.arctan2(on[:, 0].numpy(), on[:, 1].numpy()))
     along.plot(angle, model.log_prob(on).exp(), color="0.35", label="on all of space, per area")
     along.plot(
-        angle, manifold_density(model, on).log_prob.exp(), color=MANIFOLD,
+        angle,
+        manifold_density(model, on).log_prob.exp(),
+        color=MANIFOLD,
         label="on the manifold, per length",
-    )  # fmt: skip
+    )
     true = ARC.radius * np.stack([np.sin(np.radians(angle)), np.cos(np.radians(angle))], 1)
     along.plot(angle, np.exp(ARC.manifold_log_prob(true)), "k--", lw=1, label="the true one")
     along.set_xlabel("angle along the arc, degrees", fontsize=9)
@@ -183,9 +190,12 @@ def stages() -> Figure:
     box(axes, 10.9, 7.1, 2.0, 0.8, "stage 2\nRealNVP", FLOW)
     box(axes, 13.8, 7.1, 1.9, 0.8, "code, N(0, I)", ON)
     for start, end in (
-        ((2.5, 6.9), (3.3, 6.9)), ((6.1, 7.1), (6.9, 7.5)), ((6.1, 6.7), (6.9, 6.2)),
-        ((10.0, 7.5), (10.8, 7.5)), ((13.0, 7.5), (13.7, 7.5)),
-    ):  # fmt: skip
+        ((2.5, 6.9), (3.3, 6.9)),
+        ((6.1, 7.1), (6.9, 7.5)),
+        ((6.1, 6.7), (6.9, 6.2)),
+        ((10.0, 7.5), (10.8, 7.5)),
+        ((13.0, 7.5), (13.7, 7.5)),
+    ):
         arrow(axes, start, end)
     axes.text(0, 4.5, "The training: five phases of density-first", fontsize=10, weight="bold")
     phases = (
@@ -204,9 +214,12 @@ def stages() -> Figure:
         if number:
             arrow(axes, (x - 0.5, 2.8), (x - 0.1, 2.8))
     axes.text(
-        0, 0.6, "Later phases start from the weights of earlier ones; each phase is cached.",
-        fontsize=9, color="0.35",
-    )  # fmt: skip
+        0,
+        0.6,
+        "Later phases start from the weights of earlier ones; each phase is cached.",
+        fontsize=9,
+        color="0.35",
+    )
     return figure
 
 

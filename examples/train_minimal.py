@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from submanifold.common.device import autocast, choose_device, choose_precision, seeded
+from submanifold.common.device import SeededRandom, autocast, choose_device, choose_precision
 from submanifold.config.resolve import default_method
 from submanifold.data import Batches
 from submanifold.data.prepare import prepare
@@ -79,7 +79,7 @@ def main(pictures: str, folder: Path, size: int = 32, dim: int = 500) -> dict[st
         if isinstance(phase, RotationSettings):
             fit_rotation(model.to(device), Batches(rows, 64, seed, device), phase.probes)
             continue
-        with seeded(SEED, device):
+        with SeededRandom(SEED, device).block():
             model, training = assemble(phase, settings, model, rows.shape[1:], device)
             size = phase.training.batch_size
             valid = valid[: phase.training.validation_rows]

@@ -13,8 +13,15 @@ def browse(address, profile):
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}",
-               "--enable-logging=stderr", "--v=0", "--virtual-time-budget=60000",
-               "--dump-dom"]  # fmt: skip
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={profile}",
+        "--enable-logging=stderr",
+        "--v=0",
+        "--virtual-time-budget=60000",
+        "--dump-dom",
+    ]
     shown = subprocess.run([browser, *options, address], capture_output=True, text=True)
     return shown.stdout, [line for line in shown.stderr.splitlines() if "CONSOLE" in line]

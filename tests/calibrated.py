@@ -43,12 +43,14 @@ def calibrated_model(channels=3):
 def table_rows(count, seed):
     """Rows of continuous, quantized and categorical columns of different scales."""
     rng = np.random.default_rng(seed)
-    return pd.DataFrame({
-        "weight": rng.normal(70, 12, count),
-        "income": rng.lognormal(8, 1, count),
-        "age": rng.integers(18, 80, count),
-        "city": rng.choice(["Bern", "Rome"], count),
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "weight": rng.normal(70, 12, count),
+            "income": rng.lognormal(8, 1, count),
+            "age": rng.integers(18, 80, count),
+            "city": rng.choice(["Bern", "Rome"], count),
+        }
+    )
 
 
 def table_model(flow, dim, train, held_out):
@@ -72,8 +74,9 @@ def conditional_rows(count, seed):
     rng = np.random.default_rng(seed)
     given = np.stack([rng.uniform(20, 80, count), rng.normal(3, 2, count)], 1)
     y = MEAN + given @ MATRIX.T + rng.multivariate_normal([0, 0], COVARIANCE, count)
-    return pd.DataFrame({"weight": y[:, 0], "age": given[:, 0], "height": y[:, 1],
-                         "dose": given[:, 1]})  # fmt: skip
+    return pd.DataFrame(
+        {"weight": y[:, 0], "age": given[:, 0], "height": y[:, 1], "dose": given[:, 1]}
+    )
 
 
 def conditional_log_prob(table):
@@ -96,8 +99,9 @@ def conditional_table_model():
     model = Hierarchy([Stage(flow, dim=1)]).eval()
     model.data = {"table": inputs.to_dict(), "label": None, "condition": given.to_dict()}
     table = conditional_rows(200, 1)
-    held_out = with_context(inputs.transform(table[["weight", "height"]]),
-                            given.transform(table[["age", "dose"]]))  # fmt: skip
+    held_out = with_context(
+        inputs.transform(table[["weight", "height"]]), given.transform(table[["age", "dose"]])
+    )
     model.calibration = calibrate(model, held_out, torch.device("cpu"))
     return model
 
@@ -106,11 +110,16 @@ def mixed_rows(count, seed):
     """Rows whose columns are of all kinds and have missing values, a condition of them, too."""
     rng = np.random.default_rng(seed)
     dose, ward = rng.integers(1, 9, count), rng.choice(["A", "B", "C"], count)
-    rows = pd.DataFrame({
-        "weight": 60 + 3.0 * dose + rng.normal(0, 4, count), "dose": dose,
-        "visits": rng.poisson(4, count) + dose, "ward": ward, "age": rng.normal(50, 9, count),
-        "city": np.where(rng.random(count) < 0.7, ward, "D"),
-    })  # fmt: skip
+    rows = pd.DataFrame(
+        {
+            "weight": 60 + 3.0 * dose + rng.normal(0, 4, count),
+            "dose": dose,
+            "visits": rng.poisson(4, count) + dose,
+            "ward": ward,
+            "age": rng.normal(50, 9, count),
+            "city": np.where(rng.random(count) < 0.7, ward, "D"),
+        }
+    )
     return rows.mask(rng.random(rows.shape) < 0.1)
 
 

@@ -52,8 +52,9 @@ class Run:
         """Steps of the phases that this run trained."""
         logged = self.artifacts
         phases = [name.removesuffix(".history") for name in self.catalog if ".history" in name]
-        return {name: self.load(f"{name}.history")["steps_trained"]
-                for name in phases if name in logged}  # fmt: skip
+        return {
+            name: self.load(f"{name}.history")["steps_trained"] for name in phases if name in logged
+        }
 
     @property
     def artifacts(self):
@@ -142,9 +143,14 @@ class Project:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
         return subprocess.Popen(
-            [sys.executable, "-m", module, *arguments], cwd=self.path, env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=allow_interrupts,
-        )  # fmt: skip
+            [sys.executable, "-m", module, *arguments],
+            cwd=self.path,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            preexec_fn=allow_interrupts,
+        )
 
     def invoke(self, *arguments):
         """Run `kedro <arguments>` in this process; return the exit code and the output."""
@@ -253,8 +259,12 @@ def container():
     def start(code, *arguments):
         command = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-c"]
         code = f"import os, sys, time\nassert os.getpid() == 1\n{code}"
-        process = subprocess.Popen([*command, code, *map(str, arguments)], stdout=subprocess.PIPE,
-                                   stderr=subprocess.PIPE, text=True)  # fmt: skip
+        process = subprocess.Popen(
+            [*command, code, *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         started.append(process)
         return process
 

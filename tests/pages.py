@@ -12,8 +12,10 @@ def cells(page):
     """Return the texts of the cells of each row of a table, without intervals."""
     rows = re.findall(r"<tr.*?</tr>", page, re.DOTALL)
     parts = [re.findall(r"<(t[hd])\b(.*?)</\1>", row, re.DOTALL) for row in rows]
-    texts = [[re.sub(r"<small>.*?</small>|<[^>]*>|^[^>]*>", "", text) for _, text in row]
-             for row in parts]  # fmt: skip
+    texts = [
+        [re.sub(r"<small>.*?</small>|<[^>]*>|^[^>]*>", "", text) for _, text in row]
+        for row in parts
+    ]
     return [[text.strip() for text in row] for row in texts]
 
 

@@ -33,8 +33,10 @@ def test_a_subsample_keeps_rare_anomalies(protocol, anomalies, expected):
 def test_the_gain_is_over_the_baseline_with_the_largest_psnr(monkeypatch):
     images = smooth_images(4, 0)
     x = benchmark.as_pixels(images)
-    restorers = {name: (lambda y, error=error: x + error, None)
-                 for name, error in (("lmmse", 0.1), ("pca", 0.05), ("lasso", 0.2))}  # fmt: skip
+    restorers = {
+        name: (lambda y, error=error: x + error, None)
+        for name, error in (("lmmse", 0.1), ("pca", 0.05), ("lasso", 0.2))
+    }
     posterior = Restoration(x + 0.02, torch.full_like(x, 0.02), *3 * [torch.ones(4)])
     monkeypatch.setattr(benchmark, "restore", lambda *_, **__: posterior)
     monkeypatch.setattr(torch.Tensor, "clamp", lambda self, *_: self)
@@ -74,12 +76,16 @@ def test_conformal_p_values_of_the_exact_density_are_uniform():
 
     held_out = np.sort(score(x[:1000]).reshape(10, -1))
     uniform, shifted = (
-        float(misspecification.uniformity([
-            (np.searchsorted(known, p) + 1) / (len(known) + 1)
-            for known, p in zip(held_out, score(new).reshape(10, -1), strict=True)
-        ]))
+        float(
+            misspecification.uniformity(
+                [
+                    (np.searchsorted(known, p) + 1) / (len(known) + 1)
+                    for known, p in zip(held_out, score(new).reshape(10, -1), strict=True)
+                ]
+            )
+        )
         for new in (x[1000:], misspecification.contaminate(x[1000:], "shift", 1))
-    )  # fmt: skip
+    )
     assert uniform > 0.05 > 1e-6 > shifted
     assert scipy.stats.kstest(score(x), "uniform").pvalue > 0.05
 

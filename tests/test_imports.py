@@ -33,11 +33,14 @@ def imported(code, folder):
     return {*run_python(f"{code}\nimport sys; print(*sys.modules)", folder).split()}
 
 
-@pytest.mark.parametrize(("code", "allowed"), [
-    ("import submanifold", set()),
-    ("import submanifold.cli", set()),
-    (FIT, HEAVY - TRACKING),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("code", "allowed"),
+    [
+        ("import submanifold", set()),
+        ("import submanifold.cli", set()),
+        (FIT, HEAVY - TRACKING),
+    ],
+)
 def test_heavy_packages_are_imported_where_they_are_used(code, allowed, tmp_path):
     assert HEAVY & imported(code, tmp_path) <= allowed
 
@@ -56,12 +59,15 @@ def folder(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize(("arguments", "allowed"), [
-    (["runs"], {"scipy"}),
-    (["info", "first"], {"pandas", "scipy", "torch"}),
-    (["score", "first", "new.png"], {"pandas", "scipy", "torch"}),
-    (["compare", "first"], {"pandas", "scipy"} | TRACKING),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "allowed"),
+    [
+        (["runs"], {"scipy"}),
+        (["info", "first"], {"pandas", "scipy", "torch"}),
+        (["score", "first", "new.png"], {"pandas", "scipy", "torch"}),
+        (["compare", "first"], {"pandas", "scipy"} | TRACKING),
+    ],
+)
 def test_commands_import_what_they_need(arguments, allowed, folder):
     assert HEAVY & imported(COMMAND.format(arguments), folder) <= allowed
 

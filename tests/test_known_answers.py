@@ -55,16 +55,27 @@ FORMULAS = {
         bits(gaussian_nll(VARIANCES + 0.01, VARIANCES)),
         (3 * 0.01 + VARIANCES[3:].sum()) / 8,
     ],
-    3: [bits(NLL), 0.5, (VARIANCES[:4].sum() / 2 + VARIANCES[4:].sum()) / 8,
-        VARIANCES[4:].sum() / 8, VARIANCES[2:].sum() / 8],
+    3: [
+        bits(NLL),
+        0.5,
+        (VARIANCES[:4].sum() / 2 + VARIANCES[4:].sum()) / 8,
+        VARIANCES[4:].sum() / 8,
+        VARIANCES[2:].sum() / 8,
+    ],
     4: [1.0, 0.05 * huber(5), 0.05 * 5**2],
     5: [standard_normal_bits(8), 8.0],
-    7: [ring_entropy(0.1), ring_entropy(0.05), VON_MISES.manifold_entropy,
-        math.exp(VON_MISES.manifold_log_prob(np.array([[3.0, 0.0]]))[0])],
-    8: [synthetic.Sphere().manifold_entropy,
-        *(synthetic.VmfSphere(concentration=kappa).manifold_entropy for kappa in (5.0, 10.0))],
+    7: [
+        ring_entropy(0.1),
+        ring_entropy(0.05),
+        VON_MISES.manifold_entropy,
+        math.exp(VON_MISES.manifold_log_prob(np.array([[3.0, 0.0]]))[0]),
+    ],
+    8: [
+        synthetic.Sphere().manifold_entropy,
+        *(synthetic.VmfSphere(concentration=kappa).manifold_entropy for kappa in (5.0, 10.0)),
+    ],
     9: [synthetic.SwissRoll().manifold_entropy, synthetic.Paraboloid().manifold_entropy],
-}  # fmt: skip
+}
 
 
 SURFACES = 8, 9, 10  # take half of the time: tests/test_known_surfaces.py

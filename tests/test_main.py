@@ -7,15 +7,32 @@ from importlib.util import find_spec
 
 import pytest
 
+from conftest import command_environment
+
 pytestmark = pytest.mark.pipeline
 
-COMMANDS = {"compare", "encode", "info", "project", "reproduce", "restore", "run", "runs", "sample",
-            "score", "search", "train"}  # fmt: skip
+COMMANDS = {
+    "compare",
+    "encode",
+    "info",
+    "project",
+    "reproduce",
+    "restore",
+    "run",
+    "runs",
+    "sample",
+    "score",
+    "search",
+    "train",
+}
 
 
 def run_python(script, cwd=None):
     command = [sys.executable, "-c", script]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+    environment = command_environment()  # other tests select a database
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -44,10 +61,13 @@ def test_help_lists_the_commands_without_heavy_imports(project, module):
     assert output.endswith("imported\n")
 
 
-@pytest.mark.parametrize(("command", "imported"), [
-    (["score", "nothing", "a.png"], ""),
-    (["train", "photos", "--params", "training.stepss=5"], " torch"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("command", "imported"),
+    [
+        (["score", "nothing", "a.png"], ""),
+        (["train", "photos", "--params", "training.stepss=5"], " torch"),
+    ],
+)
 def test_a_mistake_is_reported_without_heavy_imports(project, command, imported):
     """Settings are checked against the constructors of flows, which need torch."""
     output = run_python(script_of("submanifold", *command), project.path)

@@ -26,8 +26,10 @@ def test_imported_packages_are_declared():
     """In the dependencies, all of which are used, or in the extra that ``import_extra`` names."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     declared = {None: project["dependencies"], **project["optional-dependencies"]}
-    names = {extra: {canonicalize_name(Requirement(line).name) for line in lines}
-             for extra, lines in declared.items()}  # fmt: skip
+    names = {
+        extra: {canonicalize_name(Requirement(line).name) for line in lines}
+        for extra, lines in declared.items()
+    }
     imported = set()
     for path in (REPOSITORY / "src").rglob("*.py"):
         # studies/search.py is imported after import_extra("optuna", "search")
@@ -51,10 +53,17 @@ def test_imported_packages_are_declared():
     assert names["dev"].isdisjoint(names[None])
 
 
-@pytest.mark.parametrize(("package", "extra"), [
-    ("gdown", "celeba"), ("lmdb", "lsun"), ("zuko", "zuko"), ("torch_fidelity", "fid"),
-    ("skimage", "photos"), ("pyarrow", "parquet"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("package", "extra"),
+    [
+        ("gdown", "celeba"),
+        ("lmdb", "lsun"),
+        ("zuko", "zuko"),
+        ("torch_fidelity", "fid"),
+        ("skimage", "photos"),
+        ("pyarrow", "parquet"),
+    ],
+)
 def test_a_missing_package_names_its_extra(tmp_path, monkeypatch, package, extra):
     def use():
         if package == "zuko":

@@ -189,8 +189,11 @@ def test_pipelines_and_searches_accept_it(flowers):
 
 def test_images_are_rows(digits, of_digits):
     assert of_digits.transform(digits).shape == (220, 5)
-    for images in (of_digits.project(digits), of_digits.sample(3),
-                   of_digits.inverse_transform(of_digits.transform(digits))):  # fmt: skip
+    for images in (
+        of_digits.project(digits),
+        of_digits.sample(3),
+        of_digits.inverse_transform(of_digits.transform(digits)),
+    ):
         assert images.dtype == np.uint8
         assert images.shape[1:] == (1, 8, 8)
     p_values = of_digits.p_values(digits)
@@ -329,16 +332,22 @@ print([name for name in ("kedro", "mlflow") if name in sys.modules])
     assert found.stderr == ""
 
 
-@pytest.mark.parametrize(("settings", "message"), [
-    ({"n_components": 0}, "n_components"),
-    ({"n_components": True}, "^n_components: expected at most 4, .* got True"),
-    ({"n_components": 5}, r"^n_components: expected at most 4, the number of columns that vary"),
-    ({"alpha": 1.0}, "alpha"),
-    ({"alpha": 0.04}, r"^alpha: expected at least 1/21, .*got 0.04. .* at least 240 rows"),
-    ({"scale": "minmax"}, "scale"),
-    ({"device": "gpu"}, "^device: expected auto, cpu"),
-    ({"steps": 3, "minutes": 1}, "^minutes: expected None with steps"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_components": 0}, "n_components"),
+        ({"n_components": True}, "^n_components: expected at most 4, .* got True"),
+        (
+            {"n_components": 5},
+            r"^n_components: expected at most 4, the number of columns that vary",
+        ),
+        ({"alpha": 1.0}, "alpha"),
+        ({"alpha": 0.04}, r"^alpha: expected at least 1/21, .*got 0.04. .* at least 240 rows"),
+        ({"scale": "minmax"}, "scale"),
+        ({"device": "gpu"}, "^device: expected auto, cpu"),
+        ({"steps": 3, "minutes": 1}, "^minutes: expected None with steps"),
+    ],
+)
 def test_mistakes_are_refused_before_training(flowers, settings, message):
     with pytest.raises(ValueError, match=message):
         ManifoldFlow(**settings).fit(flowers)

@@ -37,8 +37,15 @@ CONF = packaged_tables()
 STAGES: dict[str, Any] = CONF["stage_defaults"]
 MISSING = object()
 MARK = re.compile(r"^% generated: (\w+)$", re.MULTILINE)
-BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<",
-          "minLength": None, "minItems": None, "pattern": None}  # fmt: skip
+BOUNDS = {
+    "minimum": "≥",
+    "exclusiveMinimum": ">",
+    "maximum": "≤",
+    "exclusiveMaximum": "<",
+    "minLength": None,
+    "minItems": None,
+    "pattern": None,
+}
 
 
 def markdown(text: str) -> str:
@@ -132,16 +139,23 @@ def entries(
             continue
         own = MISSING if field.is_required() else field.get_default(call_default_factory=True)
         own = (base or {}).get(name, own)
-        default = "" if isinstance(own, BaseModel) else by_flow(
-            own, {flow: each[name] for flow, each in (values or {}).items() if name in each}
-        )  # fmt: skip
+        default = (
+            ""
+            if isinstance(own, BaseModel)
+            else by_flow(
+                own, {flow: each[name] for flow, each in (values or {}).items() if name in each}
+            )
+        )
         options = {"type": allowed(schemas[name]), "default": default}
         yield _entry(f"{prefix}{name}", options, texts[name], index)
 
 
 def _entry(name: str, options: Mapping[str, str], text: str, index: bool = True) -> str:
-    lines = [f":{key}: {json.dumps(value, ensure_ascii=False)}"
-             for key, value in options.items() if value]  # fmt: skip
+    lines = [
+        f":{key}: {json.dumps(value, ensure_ascii=False)}"
+        for key, value in options.items()
+        if value
+    ]
     lines += [] if index else [":no-index:"]
     return "\n".join([f"```{{confval}} {name}", *lines, "", text, "```", ""])
 
@@ -259,8 +273,11 @@ def _phase(phase: Mapping[str, Any], count: int) -> str:
     if "rotate" in phase:
         return f"rotation of stage {phase['rotate']}"
     penalty = phase["reconstruction"]["penalty"]
-    weights = {name: phase.get(name, {}).get("weight", 1.0 if name == "likelihood" else 0.0)
-               for name in Loss.model_fields if name != "reconstruction"}  # fmt: skip
+    weights = {
+        name: phase.get(name, {}).get("weight", 1.0 if name == "likelihood" else 0.0)
+        for name in Loss.model_fields
+        if name != "reconstruction"
+    }
     terms = [name.replace("_", " ") for name, weight in weights.items() if weight]
     terms += [{"mse": "squared error", "huber": "Huber"}[penalty]] if penalty != "none" else []
     noise = ", with input noise" if phase.get("input_noise") else ""
@@ -285,13 +302,20 @@ def datasets() -> Iterator[str]:
     for name, entry in chosen.items():
         kind = SOURCES[entry["source"]]
         need = "" if kind.path_required else "optional: "
-        cells = [f"{need}{kind.path}" if kind.path else "none", "yes" if kind.labels else "",
-                 "yes" if kind.official_split else "", f"`{entry['method']}`"]  # fmt: skip
+        cells = [
+            f"{need}{kind.path}" if kind.path else "none",
+            "yes" if kind.labels else "",
+            "yes" if kind.official_split else "",
+            f"`{entry['method']}`",
+        ]
         yield f"| `{name}` | {' | '.join(cells)} |"
     yield "\n## Tables\n"
     yield "| `dataset` | `data.path` | Rows | Default method |\n| --- | --- | --- | --- |"
-    tables = {name: each for name, each in CONF["datasets"].items()
-              if each["source"] in ("table", *INSTALLED)}  # fmt: skip
+    tables = {
+        name: each
+        for name, each in CONF["datasets"].items()
+        if each["source"] in ("table", *INSTALLED)
+    }
     for name, entry in tables.items():
         rows = INSTALLED.get(entry["source"], "your own: [tables](../how-to/tables.md)")
         path = "none" if entry["source"] in INSTALLED else "a file, a folder or a list of files"
@@ -306,9 +330,19 @@ def datasets() -> Iterator[str]:
 
 GENERATED = {
     each.__name__: "\n".join(each())  # before autodoc changes annotations of pydantic's classes
-    for each in (settings_top, settings_data, settings_stage, settings_phase, settings_terms,
-                 settings_training, settings_evaluation, methods, metrics, datasets)
-}  # fmt: skip
+    for each in (
+        settings_top,
+        settings_data,
+        settings_stage,
+        settings_phase,
+        settings_terms,
+        settings_training,
+        settings_evaluation,
+        methods,
+        metrics,
+        datasets,
+    )
+}
 
 
 def fill(app: Sphinx, page: str, source: list[str]) -> None:
@@ -320,8 +354,11 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Register the replacement; pages with marks are read again in each build."""
     root = Path(app.srcdir)
     pages = [page for folder in ("reference", "concepts") for page in (root / folder).glob("*.md")]
-    marked = [str(page.relative_to(root).with_suffix(""))
-              for page in pages if MARK.search(page.read_text())]  # fmt: skip
+    marked = [
+        str(page.relative_to(root).with_suffix(""))
+        for page in pages
+        if MARK.search(page.read_text())
+    ]
     app.connect("source-read", fill)
     app.connect("env-get-outdated", lambda *_: marked)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -53,8 +53,9 @@ class _Group(click.Group):
             raise UserError(str(error)) from error
 
 
-@click.group(cls=_Group, name="submanifold",
-             context_settings={"help_option_names": ["-h", "--help"]})  # fmt: skip
+@click.group(
+    cls=_Group, name="submanifold", context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(package_name="submanifold", message="%(prog)s %(version)s")
 def cli() -> None:
     """Train models, apply them to images and tables, and reproduce the paper.
@@ -112,8 +113,10 @@ def run_command() -> click.Command:
 
     command = copy.copy(kedro_run)
     command.callback = run
-    command.params = [ParamsOption(["--params"]) if option.name == "params" else option
-                      for option in kedro_run.params]  # fmt: skip
+    command.params = [
+        ParamsOption(["--params"]) if option.name == "params" else option
+        for option in kedro_run.params
+    ]
     return command
 
 
@@ -124,15 +127,24 @@ env_option = click.option("--env", "-e", envvar="KEDRO_ENV", help=env_help)
 @cli.command()
 @click.argument("targets", nargs=-1, required=True)
 @env_option
-@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True,
-              help="Trainings with different seeds for each cell of a table.")  # fmt: skip
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Trainings with different seeds for each cell of a table.",
+)
 @click.option("--dry-run", is_flag=True, help="List the runs and their state.")
 @click.option("--finished-only", is_flag=True, help="Run nothing, and omit unfinished runs.")
 @click.option("--params", cls=ParamsOption)
 def reproduce(
-    targets: tuple[str, ...], env: str | None, seeds: int, dry_run: bool, finished_only: bool,
+    targets: tuple[str, ...],
+    env: str | None,
+    seeds: int,
+    dry_run: bool,
+    finished_only: bool,
     params: dict[str, Any],
-) -> None:  # fmt: skip
+) -> None:
     """Reproduce the paper: table-1 ... table-5, figures, findings, or all of it (paper).
 
     Other TARGETS are the comparisons beyond, related and ood; "all" is every target.
@@ -168,8 +180,11 @@ def reproduce(
 @cli.command()
 @click.argument("study", type=ExpandedPath(exists=True, dir_okay=False, path_type=Path))
 @env_option
-@click.option("--storage", envvar="OPTUNA_STORAGE",
-              help="URL of Optuna's database; by default the file data/studies.db.")  # fmt: skip
+@click.option(
+    "--storage",
+    envvar="OPTUNA_STORAGE",
+    help="URL of Optuna's database; by default the file data/studies.db.",
+)
 def search(study: Path, env: str | None, storage: str | None) -> None:
     """Search the settings of an experiment with Optuna: STUDY is a YAML file.
 

@@ -42,9 +42,7 @@ MIN_ROWS = 2 * MIN_IMAGES
 """With fewer rows all of them, or copies up to 20, train, validate and calibrate the model."""
 
 
-class ManifoldFlow(
-    ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixin, BaseEstimator
-):  # fmt: skip
+class ManifoldFlow(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixin, BaseEstimator):
     r"""A normalizing flow with nested manifolds: density, coordinates, projection and outliers.
 
     The model is a bijection between a row x and coordinates (u, v). It gives the exact
@@ -178,8 +176,11 @@ class ManifoldFlow(
             model.calibration = calibrate(model, valid, device, train=events[train])
         self.preprocessor_, self.model_ = preprocessor, model.cpu()
         self.noise_scale_ = model.calibration[NOISE_SCALE]
-        parameters = {name: value for name, value in self.get_params().items()
-                      if name != "device" and isinstance(value, STORED)}  # fmt: skip
+        parameters = {
+            name: value
+            for name, value in self.get_params().items()
+            if name != "device" and isinstance(value, STORED)
+        }
         named = hasattr(self, "feature_names_in_")
         self.model_.notes["estimator"] = {"parameters": parameters, "named": named}
         return self
@@ -323,8 +324,10 @@ class ManifoldFlow(
             channels, size = images.shape[1:3]
             fits = channels in (1, 3) and size == images.shape[3] and size % SIDE == 0
             if images.dtype != np.uint8 or not fits or len(images) < 2:
-                expected = (f"at least 2 images, uint8 (n, 1 or 3 channels, size, size) with a "
-                            f"size divisible by {SIDE}, or a table")  # fmt: skip
+                expected = (
+                    f"at least 2 images, uint8 (n, 1 or 3 channels, size, size) with a "
+                    f"size divisible by {SIDE}, or a table"
+                )
                 got = f"{images.dtype} {images.shape}"
                 raise unexpected("X", expected, got, "Pad images with numpy.pad")
             self.n_features_in_ = int(np.prod(images.shape[1:]))
@@ -338,8 +341,13 @@ class ManifoldFlow(
             if reset and (len(X) < 2 or not len(X.columns)):
                 raise unexpected("X", "at least 2 rows of at least one column", X.shape, "Add some")
             return validate_data(self, X, reset=reset, skip_check_array=True)
-        return validate_data(self, X, reset=reset, ensure_all_finite="allow-nan",
-                             ensure_min_samples=2 if reset else 1)  # fmt: skip
+        return validate_data(
+            self,
+            X,
+            reset=reset,
+            ensure_all_finite="allow-nan",
+            ensure_min_samples=2 if reset else 1,
+        )
 
     @property
     def _predictor(self) -> Predictor:
@@ -365,8 +373,11 @@ class ManifoldFlow(
         if self.minutes is not None:
             steps = fit_budget(60 * self.minutes, phase_costs(model, phases, shape, device))
         elif self.steps is not None:
-            usual = {name: phase.training.steps for name, phase in phases.items()
-                     if isinstance(phase, PhaseSettings)}  # fmt: skip
+            usual = {
+                name: phase.training.steps
+                for name, phase in phases.items()
+                if isinstance(phase, PhaseSettings)
+            }
             factor = self.steps / sum(usual.values())
             steps = {name: max(1, round(factor * count)) for name, count in usual.items()}
         return model, phases | {name: with_steps(phases[name], steps[name]) for name in steps}

@@ -52,12 +52,21 @@ def test_atomic_write_renames_on_success(tmp_path, name):
     assert names_in(path.parent) == [name]
 
 
-@pytest.mark.parametrize(("name", "shown", "in_table"), [
-    ("a b.png", "a b.png", "a b.png"), ("猫.png", "猫.png", "猫.png"), ("", "", ""),
-    (os.fsdecode(b"caf\xe9"), r"caf\udce9", r"caf\udce9"), ("a\nb\x1b", r"a\nb\x1b", r"a\nb\x1b"),
-    ("=1", "=1", r"\x3d1"), ("+1", "+1", r"\x2b1"), ("-1", "-1", r"\x2d1"), ("@a", "@a", r"\x40a"),
-    ("\t=1", r"\t=1", r"\t=1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "shown", "in_table"),
+    [
+        ("a b.png", "a b.png", "a b.png"),
+        ("猫.png", "猫.png", "猫.png"),
+        ("", "", ""),
+        (os.fsdecode(b"caf\xe9"), r"caf\udce9", r"caf\udce9"),
+        ("a\nb\x1b", r"a\nb\x1b", r"a\nb\x1b"),
+        ("=1", "=1", r"\x3d1"),
+        ("+1", "+1", r"\x2b1"),
+        ("-1", "-1", r"\x2d1"),
+        ("@a", "@a", r"\x40a"),
+        ("\t=1", r"\t=1", r"\t=1"),
+    ],
+)
 def test_file_names_are_escaped_once(name, shown, in_table):
     assert (printable(name), table_name(name)) == (shown, in_table)
     assert (printable(shown), table_name(in_table)) == (shown, in_table)
@@ -153,9 +162,11 @@ def test_threads_hold_the_lock_one_at_a_time(tmp_path):
 
 def test_lock_is_reentrant_and_released_after_an_error(tmp_path, caplog):
     with (
-        caplog.at_level(logging.INFO), pytest.raises(RuntimeError),
-        locked(tmp_path, "all"), locked(tmp_path, "a part"),
-    ):  # fmt: skip
+        caplog.at_level(logging.INFO),
+        pytest.raises(RuntimeError),
+        locked(tmp_path, "all"),
+        locked(tmp_path, "a part"),
+    ):
         raise RuntimeError
     assert caplog.text == ""
     assert names_in(tmp_path) == []
@@ -183,10 +194,13 @@ def test_read_only_folder_is_not_locked(tmp_path, read_only, caplog):
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize("write", [
-    lambda path: write_json(path, "x" * 10_000),
-    lambda path: save_tensors({"a": torch.zeros(10_000)}, path, {}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: write_json(path, "x" * 10_000),
+        lambda path: save_tensors({"a": torch.zeros(10_000)}, path, {}),
+    ],
+)
 def test_full_disk_is_reported_and_no_partial_file_remains(small_disk, write):
     with open(small_disk / "rest", "wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:

@@ -5,9 +5,14 @@ from submanifold.common.errors import UserError
 from submanifold.common.processes import check_memory, free_memory, map_in_threads
 
 
-@pytest.mark.parametrize(("anon", "shmem", "free"), [
-    (10**5, 0, 900_000), (500_000, 100_000, 400_000), (2 * 10**6, 0, 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("anon", "shmem", "free"),
+    [
+        (10**5, 0, 900_000),
+        (500_000, 100_000, 400_000),
+        (2 * 10**6, 0, 0),
+    ],
+)
 def test_control_group_limits_the_memory(tmp_path, monkeypatch, anon, shmem, free):
     monkeypatch.setattr(processes, "CONTROL_GROUP", tmp_path)
     (tmp_path / "memory.max").write_text(f"{10**6}\n")

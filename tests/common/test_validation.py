@@ -46,15 +46,18 @@ def test_valid_settings_are_typed_and_frozen():
         world.house = None
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"hous": 1}, "second_house. Did you mean house?"),
-    ({"house": {"rooms": 3, "room": 1}}, "world.house.room is not a setting; known: rooms, "),
-    ({"house": {}}, "world.house.rooms is missing"),
-    ({"pet": {"type": "cow"}}, "world.pet.type=cow is not known; known: cat, dog"),
-    ({"pet": {"type": "dog", "lives": 9}}, "world.pet.lives is not a setting; known: type, "),
-    ({"pet": {"type": "cat", "lives": 0}}, "world.pet.lives=0 cannot be used"),
-    ({"house": {"rooms": 1, "colour": "pink"}}, "house.colour=pink is not a colour"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hous": 1}, "second_house. Did you mean house?"),
+        ({"house": {"rooms": 3, "room": 1}}, "world.house.room is not a setting; known: rooms, "),
+        ({"house": {}}, "world.house.rooms is missing"),
+        ({"pet": {"type": "cow"}}, "world.pet.type=cow is not known; known: cat, dog"),
+        ({"pet": {"type": "dog", "lives": 9}}, "world.pet.lives is not a setting; known: type, "),
+        ({"pet": {"type": "cat", "lives": 0}}, "world.pet.lives=0 cannot be used"),
+        ({"house": {"rooms": 1, "colour": "pink"}}, "house.colour=pink is not a colour"),
+    ],
+)
 def test_invalid_setting_is_named_with_the_allowed_values(changes, message):
     with pytest.raises(UserError) as caught:
         read_settings(World, {**GOOD, **changes}, "world")

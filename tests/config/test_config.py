@@ -55,9 +55,13 @@ def test_the_catalog_has_a_phase_for_each_of_more_than_nine():
 def test_every_method_of_the_tables_is_valid(method):
     dataset = {"noise-conditional": "wine"}.get(method, "photos")
     selected = experiment(method=method, dataset=dataset)
-    flow = {"SoftFlow": "soft_glow", "trumpet": "trumpet", "autoencoder": "autoencoder",
-            "conformal": "conformal", "noise-conditional": "tabular",
-            }.get(method, "glow")  # fmt: skip
+    flow = {
+        "SoftFlow": "soft_glow",
+        "trumpet": "trumpet",
+        "autoencoder": "autoencoder",
+        "conformal": "conformal",
+        "noise-conditional": "tabular",
+    }.get(method, "glow")
     assert selected.model.stages[0].flow[0].type == flow
     rotates = len(selected.trainings) < len(selected.phases)
     assert rotates == method.startswith(("nested", "density", "noise-conditional"))
@@ -71,13 +75,16 @@ def test_every_method_of_the_tables_is_valid(method):
     assert weight == (0.0 if without else 0.5 if "-star" in method else 1.0)
 
 
-@pytest.mark.parametrize(("method", "phases"), [
-    ("Glow", [(1,), 1]),
-    ("PR-M", [(1,), 1, (2,)]),         # the flow on the code is trained on ordered coordinates
-    ("DNF-code", [(1,), 1, (2,)]),
-    ("H-MM", [(1,), 1, (2,), 2]),
-    ("EE-M", [(1, 2), 2]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("method", "phases"),
+    [
+        ("Glow", [(1,), 1]),
+        ("PR-M", [(1,), 1, (2,)]),  # the flow on the code is trained on ordered coordinates
+        ("DNF-code", [(1,), 1, (2,)]),
+        ("H-MM", [(1,), 1, (2,), 2]),
+        ("EE-M", [(1, 2), 2]),
+    ],
+)
 def test_rotated_methods_have_rotations_after_their_trainings(method, phases):
     plain = experiment(method=method)
     rotated = experiment(method=method, rotated=True)
@@ -107,8 +114,14 @@ def test_every_dataset_of_the_tables_is_valid(dataset):
 
 def test_the_paper_environment_is_the_papers():
     parameters = load("paper", dataset="celeba")
-    paper = {"type": "glow", "levels": 3, "steps": 32, "width": 512, "whiten": False,
-             "black_spread": None}  # fmt: skip
+    paper = {
+        "type": "glow",
+        "levels": 3,
+        "steps": 32,
+        "width": 512,
+        "whiten": False,
+        "black_spread": None,
+    }
     assert parameters["stage_1"]["flow"] == paper
     assert (parameters["stage_1"]["dim"], parameters["stage_2"]["dim"]) == (1000, 500)
     for phase in (parameters["stage_1"], parameters["stage_2"]):
@@ -175,11 +188,14 @@ def test_a_configuration_elsewhere_is_one_of_the_current_project(own_conf, tmp_p
         packaged["credentials"]
 
 
-@pytest.mark.parametrize("metadata", [
-    None,
-    '[project]\ndependencies = ["submanifold"]\n[tool.kedro]\npackage_name = "other"\n',
-    '[tool.kedro]\npackage_name = "submanifold',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        None,
+        '[project]\ndependencies = ["submanifold"]\n[tool.kedro]\npackage_name = "other"\n',
+        '[tool.kedro]\npackage_name = "submanifold',
+    ],
+)
 def test_only_the_project_itself_is_taken_for_its_checkout(tmp_path, metadata):
     """Other Kedro projects have a folder conf/base too, and may depend on this package."""
     (tmp_path / "conf" / "base").mkdir(parents=True)

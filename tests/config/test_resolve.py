@@ -88,8 +88,9 @@ def test_user_settings_override_entries(tables):
     }
     chosen, plain = resolve({**tables, **given}).parameters(), resolve(tables).parameters()
     assert chosen["data"] == {
-        **plain["data"], "counts": {"train": 5, "valid": None, "test": None},
-    }  # fmt: skip
+        **plain["data"],
+        "counts": {"train": 5, "valid": None, "test": None},
+    }
     assert chosen["stage_1"]["flow"] == {**plain["stage_1"]["flow"], "width": 6}
     assert chosen["stage_1"]["dim"] == 20
     assert chosen["stage_2"] == plain["stage_2"]
@@ -151,11 +152,14 @@ def test_a_path_comes_before_a_dataset_of_the_same_name(tables, tmp_path, monkey
         find_data("DATA", "~nosuchuser/mnist", tables["datasets"])
 
 
-@pytest.mark.parametrize("values", [
-    {"charts": None, "rotated": True, "seed": 3, "training.minutes": 0.5},
-    {"data.labels": [0, 1], "data.drop": ["a, b", "c=d"], "data.path": "~/some pictures/x.zip"},
-    {"name": "None", "method": "null", "data.path": "a,seed=1", "ood": "1e5", "device": ""},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"charts": None, "rotated": True, "seed": 3, "training.minutes": 0.5},
+        {"data.labels": [0, 1], "data.drop": ["a, b", "c=d"], "data.path": "~/some pictures/x.zip"},
+        {"name": "None", "method": "null", "data.path": "a,seed=1", "ood": "1e5", "device": ""},
+    ],
+)
 def test_params_are_written_as_they_are_read(values):
     assert flatten(parse_params([format_params(values)])) == values
 
@@ -170,8 +174,11 @@ def test_a_dataset_may_override_a_methods_stages(tables):
     chosen = resolve({**circle, "first": {"reconstruction": {"weight": 0.5}}}).parameters()
     assert chosen["data"]["source"] == "circle"
     assert chosen["stage_1"]["flow"] == {
-        "type": "realnvp", "couplings": 2, "hidden": None, "mixing": False,
-    }  # fmt: skip
+        "type": "realnvp",
+        "couplings": 2,
+        "hidden": None,
+        "mixing": False,
+    }
     assert chosen["stage_1"]["dim"] == 1
     assert chosen["first"]["reconstruction"]["weight"] == 0.5
     assert chosen["first"]["training"]["learning_rate"] == 1e-4
@@ -185,10 +192,13 @@ def test_a_dataset_may_override_a_methods_stages(tables):
     assert [phase.training.steps for phase in resolve(circle).phases.values()] == [9, 9, 3]
 
 
-@pytest.mark.parametrize(("user", "steps"), [
-    ({"training": {"steps": 5}}, [5, 5]),  # also where the method's entry has its own
-    ({"training": {"steps": 5}, "first": {"training": {"steps": 6}}}, [6, 5]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("user", "steps"),
+    [
+        ({"training": {"steps": 5}}, [5, 5]),  # also where the method's entry has its own
+        ({"training": {"steps": 5}, "first": {"training": {"steps": 6}}}, [6, 5]),
+    ],
+)
 def test_settings_of_a_phase_override_training(tables, user, steps):
     tables["methods"]["two"]["phases"]["first"]["training"] = {"steps": 3}
     phases = resolve({**tables, **user}).phases.values()
@@ -209,11 +219,16 @@ def test_settings_of_a_penalty_are_idle_if_another_kind_is_selected(tables):
 
 
 def test_phases_share_a_learning_rate_schedule(tables):
-    phases = {"first": {"stages": 1}, "again": {"stages": 1, "continues": "first"},
-              "second": {"stages": 2}}  # fmt: skip
+    phases = {
+        "first": {"stages": 1},
+        "again": {"stages": 1, "continues": "first"},
+        "second": {"stages": 2},
+    }
     tables["methods"]["two"]["phases"] = phases
-    cooled = {"first": {"training": {"steps": 30, "cooldown_fraction": 0.7}},
-              "again": {"training": {"steps": 10}}}  # fmt: skip
+    cooled = {
+        "first": {"training": {"steps": 30, "cooldown_fraction": 0.7}},
+        "again": {"training": {"steps": 10}},
+    }
     first, again, second = [p.training for p in resolve({**tables, **cooled}).phases.values()]
     assert (first.span, again.span, second.span) == ((0, 0.75), (0.75, 1), (0, 1))
     assert first.cooldown_fraction == again.cooldown_fraction == 0.7 != second.cooldown_fraction
@@ -222,13 +237,18 @@ def test_phases_share_a_learning_rate_schedule(tables):
         resolve({**tables})
 
 
-@pytest.mark.parametrize(("params", "message"), [
-    ({"threads": 100_000}, "threads=100000 cannot be used: .* less than or equal to 1024"),
-    ({"training": {"batch_size": 10**9}}, "batch_size=1000000000 cannot be used"),
-    ({"stage_1": {"flow": {"type": "realnvp", "hidden": 10**6}}},
-     r"^stage_1\.flow\.hidden: expected at most 16,384, got 1,000,000"),
-    ({"evaluation": {"samples": 10**11}}, "evaluation.samples=100000000000 cannot be used"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"threads": 100_000}, "threads=100000 cannot be used: .* less than or equal to 1024"),
+        ({"training": {"batch_size": 10**9}}, "batch_size=1000000000 cannot be used"),
+        (
+            {"stage_1": {"flow": {"type": "realnvp", "hidden": 10**6}}},
+            r"^stage_1\.flow\.hidden: expected at most 16,384, got 1,000,000",
+        ),
+        ({"evaluation": {"samples": 10**11}}, "evaluation.samples=100000000000 cannot be used"),
+    ],
+)
 def test_absurd_sizes_are_refused(tables, params, message):
     with pytest.raises(UserError, match=message):
         resolve({**tables, **params})
@@ -398,9 +418,11 @@ def test_every_setting_is_in_the_keys_of_what_depends_on_it(tables):
 
 
 def test_every_package_is_in_the_keys_of_what_depends_on_it(tables, tmp_path, monkeypatch):
-    folders = {path.parent.relative_to(cache_keys.PACKAGE).as_posix()
-               for pattern in ("*", "pipelines/*")
-               for path in cache_keys.PACKAGE.glob(f"{pattern}/__init__.py")}  # fmt: skip
+    folders = {
+        path.parent.relative_to(cache_keys.PACKAGE).as_posix()
+        for pattern in ("*", "pipelines/*")
+        for path in cache_keys.PACKAGE.glob(f"{pattern}/__init__.py")
+    }
     assert folders - {"pipelines"} == PACKAGES.keys()
 
     def keys(edited):
@@ -435,13 +457,24 @@ def test_every_setting_of_a_stage_and_of_a_phase_is_in_its_key(tables):
     full = {**tables, "second": {"input_noise": 0.1, "training": {"lr_scale": 0.5}, **terms}}
     plain = resolve(full)
     before = artifact_keys(plain, Path())
-    other = {"nats": "bits_per_dim", "image": "latent", "huber": "mse", "float32": "bfloat16",
-             "realnvp": "affine"}  # fmt: skip
+    other = {
+        "nats": "bits_per_dim",
+        "image": "latent",
+        "huber": "mse",
+        "float32": "bfloat16",
+        "realnvp": "affine",
+    }
     changed = 0
     for group in ("stage_2", "second"):
         for name, value in flatten(plain.parameters()[group]).items():
-            if name in ("stages", "flow.type", "reconstruction.penalty", "flow.hidden",
-                        "reconstruction.last_stage", "input_noise_min"):  # fmt: skip
+            if name in (
+                "stages",
+                "flow.type",
+                "reconstruction.penalty",
+                "flow.hidden",
+                "reconstruction.last_stage",
+                "input_noise_min",
+            ):
                 continue
             match value:
                 case str():
@@ -492,9 +525,14 @@ def test_a_time_budget_changes_the_keys_of_all_phases_but_not_with_the_seed(tabl
     assert artifact_keys(resolved(training={"minutes": 4}), Path())["schedule"] != keys["schedule"]
 
 
-@pytest.mark.parametrize("user", [
-    {"training": {"steps": 5}}, {"first": {"training": {"steps": 5}}}, {"second": {"probes": 5}},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "user",
+    [
+        {"training": {"steps": 5}},
+        {"first": {"training": {"steps": 5}}},
+        {"second": {"probes": 5}},
+    ],
+)
 def test_a_time_budget_and_steps_are_refused(tables, user):
     (name,) = flatten(user)
     with pytest.raises(UserError, match=f"^training.minutes: expected no steps .* got {name}\\. "):
@@ -534,18 +572,24 @@ def test_a_phase_may_rotate_latents(tables):
     assert trained(experiment) == [(1,), (1,), (2,), (2,)]
     assert list(experiment.trainings) == ["first", "third"]
     assert [source and tuple(source) for source in experiment.sources.values()] == [
-        None, None, ("second", 1), ("second", 1)
-    ]  # fmt: skip
+        None,
+        None,
+        ("second", 1),
+        ("second", 1),
+    ]
     assert experiment.phases["fourth"].probes == 300
     assert experiment.parameters()["second"] == {"rotate": 1, "probes": None}
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"second": {"rotate": 2}}, "second.rotate: expected 1, got 2"),
-    ({"first": {"rotate": 1}}, "first.rotate: expected a phase that trains before it"),
-    ({"second": {"rotate": 1, "training": {"steps": 3}}}, "training is not a setting"),
-    ({"second": {"stages": 1}}, "no phase before rotates stage 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"second": {"rotate": 2}}, "second.rotate: expected 1, got 2"),
+        ({"first": {"rotate": 1}}, "first.rotate: expected a phase that trains before it"),
+        ({"second": {"rotate": 1, "training": {"steps": 3}}}, "training is not a setting"),
+        ({"second": {"stages": 1}}, "no phase before rotates stage 1"),
+    ],
+)
 def test_invalid_rotations_are_refused(tables, changes, message):
     with pytest.raises(UserError, match=re.escape(message)):
         resolve(with_method(tables, **changes))

@@ -22,16 +22,20 @@ def colour(array):
     return tuple(flat[:, 0].tolist())
 
 
-@pytest.mark.parametrize(("content", "channels", "expected"), [
-    (encode(Image.new("L", (8, 8), 77)), 3, (77, 77, 77)),
-    (plain(GREEN), 1, (150,)),  # luma
-    (encode(GREY16), 3, (0x40, 0x40, 0x40)),
-    (
-        encode(Image.new("CMYK", (16, 16), (255, 0, 0, 0)), "JPEG", quality=100),
-        3,
-        (0, 255, 255),
-    ),
-], ids=["grey to RGB", "RGB to grey", "16 bits", "CMYK"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "channels", "expected"),
+    [
+        (encode(Image.new("L", (8, 8), 77)), 3, (77, 77, 77)),
+        (plain(GREEN), 1, (150,)),  # luma
+        (encode(GREY16), 3, (0x40, 0x40, 0x40)),
+        (
+            encode(Image.new("CMYK", (16, 16), (255, 0, 0, 0)), "JPEG", quality=100),
+            3,
+            (0, 255, 255),
+        ),
+    ],
+    ids=["grey to RGB", "RGB to grey", "16 bits", "CMYK"],
+)
 def test_colours_are_converted(content, channels, expected):
     assert colour(decode(content, 4, channels)) == pytest.approx(expected, abs=10)
 

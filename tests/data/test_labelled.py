@@ -63,21 +63,30 @@ def truncate(folder):
     file.write_bytes(file.read_bytes()[:-30])
 
 
-@pytest.mark.parametrize(("damage", "message"), [
-    (lambda folder: (folder / "t10k-labels-idx1-ubyte.gz").unlink(), "error: .*No such file"),
-    (truncate, "expected a folder of torchvision's MNIST"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "t10k-labels-idx1-ubyte.gz").unlink(), "error: .*No such file"),
+        (truncate, "expected a folder of torchvision's MNIST"),
+    ],
+)
 def test_damaged_files_are_rejected(tmp_path, files, damage, message):
     damage(files)
     with pytest.raises(UserError, match=message):
         settings(files).open(tmp_path)
 
 
-@pytest.mark.parametrize(("more", "message"), [
-    ({"labels": [77]}, r"^labels: expected some of the labels \[0, 1, .*\], got \[77\]"),
-    ({"other_labels": range(10)}, r"^other_labels: expected some of the labels"),
-    ({"counts": {"valid": 60}}, r"^split: expected train images in the official split, got none"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"labels": [77]}, r"^labels: expected some of the labels \[0, 1, .*\], got \[77\]"),
+        ({"other_labels": range(10)}, r"^other_labels: expected some of the labels"),
+        (
+            {"counts": {"valid": 60}},
+            r"^split: expected train images in the official split, got none",
+        ),
+    ],
+)
 def test_selections_that_leave_no_images_are_rejected(tmp_path, files, more, message):
     with pytest.raises(UserError, match=message):
         run(tmp_path, settings(files, **more))

@@ -34,8 +34,10 @@ def test_groups_are_cells_and_each_is_in_one_split(size, fewest):
     assert {name.rpartition("/")[0].rpartition("/")[0] for name in source.names} == set(
         source.groups.values()
     )
-    cells = {part: {source.groups[name] for name in source.names if source.splits[name] == part}
-             for part in ("train", "valid", "test")}  # fmt: skip
+    cells = {
+        part: {source.groups[name] for name in source.names if source.splits[name] == part}
+        for part in ("train", "valid", "test")
+    }
     assert sum(map(len, cells.values())) == len(set(source.groups.values()))
     assert min(len(cells["valid"]), len(cells["test"])) >= fewest
 

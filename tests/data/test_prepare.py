@@ -85,12 +85,15 @@ def test_arrays_and_manifest(tmp_path):
 # ---- splits
 
 
-@pytest.mark.parametrize(("total", "counts", "expected"), [
-    (3, {}, (1, 1, 1)),
-    (100, {"train": 50, "valid": 20}, (50, 20, 30)),
-    (100, {"train": 50, "test": 10}, (50, 10, 10)),
-    (202_599, {"train": 200_782}, (200_782, 908, 909)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("total", "counts", "expected"),
+    [
+        (3, {}, (1, 1, 1)),
+        (100, {"train": 50, "valid": 20}, (50, 20, 30)),
+        (100, {"train": 50, "test": 10}, (50, 10, 10)),
+        (202_599, {"train": 200_782}, (200_782, 908, 909)),
+    ],
+)
 def test_sizes_of_a_random_split(total, counts, expected):
     sizes = split_sizes(total, Counts(**counts))
     assert tuple(sizes[split] for split in SPLITS) == expected
@@ -196,13 +199,16 @@ def test_memory_is_bounded(tmp_path):
 # ---- rejected data
 
 
-@pytest.mark.parametrize(("images", "given", "message"), [
-    ([numbered(0)] * 40, {}, "different training images, got 1 among 32"),
-    ([numbered(i) for i in range(3)], {}, r"counts\.train: expected 100 or more different"),
-    ([], {}, "expected images .* got none"),
-    ([], {"source": "photos", "path": None, "size": 500}, "size: expected at most 128"),
-    ([numbered(1)] * 9, {"groups": "folder"}, "groups: expected at least 3 groups, .* got 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("images", "given", "message"),
+    [
+        ([numbered(0)] * 40, {}, "different training images, got 1 among 32"),
+        ([numbered(i) for i in range(3)], {}, r"counts\.train: expected 100 or more different"),
+        ([], {}, "expected images .* got none"),
+        ([], {"source": "photos", "path": None, "size": 500}, "size: expected at most 128"),
+        ([numbered(1)] * 9, {"groups": "folder"}, "groups: expected at least 3 groups, .* got 1"),
+    ],
+)
 def test_images_that_cannot_be_used_are_rejected(tmp_path, images, given, message):
     (tmp_path / "in").mkdir()
     write_folder(tmp_path / "in", {f"{i}.png": content for i, content in enumerate(images)})
@@ -254,10 +260,13 @@ def test_an_official_split_that_is_too_small_is_rejected(tmp_path):
         run(tmp_path, source="celeba", split="official", counts={"test": 11})
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    ("00000.png 0\n00001.png\n", "expected folder, or a text file"),
-    ("00000.png 0\n", r"expected a line for each image, got none for 11, such as 00001"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("00000.png 0\n00001.png\n", "expected folder, or a text file"),
+        ("00000.png 0\n", r"expected a line for each image, got none for 11, such as 00001"),
+    ],
+)
 def test_an_invalid_list_of_groups_is_rejected(tmp_path, content, message):
     make_folder(tmp_path / "in", 12)
     (tmp_path / "list.txt").write_text(content)
@@ -265,10 +274,13 @@ def test_an_invalid_list_of_groups_is_rejected(tmp_path, content, message):
         run(tmp_path, groups=str(tmp_path / "list.txt"))
 
 
-@pytest.mark.parametrize(("broken", "counts", "message"), [
-    ([5], {"train": 160, "valid": 20, "test": 20}, r"readable images \(1 are broken"),
-    (range(0, 55, 5), {}, "at most 10 broken images among 200, got 11 so far, such as "),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("broken", "counts", "message"),
+    [
+        ([5], {"train": 160, "valid": 20, "test": 20}, r"readable images \(1 are broken"),
+        (range(0, 55, 5), {}, "at most 10 broken images among 200, got 11 so far, such as "),
+    ],
+)
 def test_too_many_broken_files_stop_the_run(tmp_path, broken, counts, message):
     make_folder(tmp_path / "in", 200, broken)
     with pytest.raises(UserError, match=message):

@@ -22,14 +22,16 @@ from submanifold.runs.selection import select
 
 RNG = np.random.default_rng(0)
 N = 200
-FRAME = pd.DataFrame({
-    "number": RNG.normal(size=N) * 5 + 100,
-    "count": RNG.integers(0, 50, N),
-    "ratio": RNG.random(N).astype(np.float32),
-    "class": RNG.choice(["a", "b"], N),
-    "patient": RNG.choice([f"p{i}" for i in range(30)], N),
-    "part": np.repeat(["train", "valid", "test"], [100, 60, 40]),
-})  # fmt: skip
+FRAME = pd.DataFrame(
+    {
+        "number": RNG.normal(size=N) * 5 + 100,
+        "count": RNG.integers(0, 50, N),
+        "ratio": RNG.random(N).astype(np.float32),
+        "class": RNG.choice(["a", "b"], N),
+        "patient": RNG.choice([f"p{i}" for i in range(30)], N),
+        "part": np.repeat(["train", "valid", "test"], [100, 60, 40]),
+    }
+)
 WRITE = {
     "csv": lambda path, frame: frame.to_csv(path, index=False),
     "csv.gz": lambda path, frame: frame.to_csv(path, index=False),
@@ -72,8 +74,10 @@ def test_every_format_gives_the_same_arrays(tmp_path, suffix):
     frame = FRAME.drop(columns=["class", "patient", "part"])
     arrays, manifest, settings = prepared(tmp_path, frame, f"table.{suffix}")
     assert {name: each.shape for name, each in arrays.items()} == {
-        "train": (160, 3), "valid": (20, 3), "test": (20, 3)
-    }  # fmt: skip
+        "train": (160, 3),
+        "valid": (20, 3),
+        "test": (20, 3),
+    }
     assert manifest == json.loads((tmp_path / "out" / "manifest.json").read_text())
     found = rows_of(settings, arrays)
     wanted = frame.sort_values("number", ignore_index=True)
@@ -140,9 +144,14 @@ def test_labels_and_groups_are_kept_beside_the_rows(tmp_path):
     assert not rows["train"] & rows["test"]
 
 
-@pytest.mark.parametrize("counts", [
-    {"train": 90, "valid": 30, "test": 20}, {"test": 20}, {"train": 90, "valid": 30},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "counts",
+    [
+        {"train": 90, "valid": 30, "test": 20},
+        {"test": 20},
+        {"train": 90, "valid": 30},
+    ],
+)
 def test_splits_of_groups_have_as_many_rows_as_counts_say(tmp_path, counts):
     arrays, *_ = prepared(tmp_path, FRAME, groups="patient", inputs=INPUTS, counts=counts)
     assert {split: len(arrays[split]) for split in counts} == counts
@@ -150,12 +159,15 @@ def test_splits_of_groups_have_as_many_rows_as_counts_say(tmp_path, counts):
     assert not set(groups["train"]) & set(groups["test"])
 
 
-@pytest.mark.parametrize(("rows", "counts", "expected"), [
-    (300, {}, (240, 30, 30)),
-    (178, {}, (138, 20, 20)),  # p-values need 20 validation rows
-    (80, {}, (40, 20, 20)),
-    (40, {"valid": 25}, (8, 25, 7)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rows", "counts", "expected"),
+    [
+        (300, {}, (240, 30, 30)),
+        (178, {}, (138, 20, 20)),  # p-values need 20 validation rows
+        (80, {}, (40, 20, 20)),
+        (40, {"valid": 25}, (8, 25, 7)),
+    ],
+)
 def test_default_sizes_of_the_splits(tmp_path, rows, counts, expected):
     frame = pd.DataFrame(RNG.normal(size=(rows, 2))).rename(columns=str)
     arrays, *_ = prepared(tmp_path, frame, counts=counts)
@@ -245,11 +257,16 @@ def test_variants_of_csv_are_read(tmp_path, name):
 
 
 FORMATTED = {
-    "1234.5;6": [1234.5, 6], "1,234.5;-850;;+2": [1234.5, -850, None, 2], "12%;3.5 %": [12, 3.5],
-    "$1,200.50;-$3": [1200.5, -3], "1200 €;3 €": [1200, 3],
-    "1,2;3,4": ["1,2", "3,4"], "0,125;3": ["0,125", "3"],
-    "12%;3": ["12%", "3"], "$12;€3": ["$12", "€3"],
-}  # fmt: skip
+    "1234.5;6": [1234.5, 6],
+    "1,234.5;-850;;+2": [1234.5, -850, None, 2],
+    "12%;3.5 %": [12, 3.5],
+    "$1,200.50;-$3": [1200.5, -3],
+    "1200 €;3 €": [1200, 3],
+    "1,2;3,4": ["1,2", "3,4"],
+    "0,125;3": ["0,125", "3"],
+    "12%;3": ["12%", "3"],
+    "$12;€3": ["$12", "€3"],
+}
 
 
 @pytest.mark.parametrize("texts", FORMATTED)
@@ -261,9 +278,12 @@ def test_texts_of_numbers_with_one_unit_are_numbers(tmp_path, texts):
 
 
 TAB_SEPARATED = {
-    "0,125;0,5": None, "1,250;3": None, "1,250;1,500 %": ["1,250", "1,500 %"],
-    "1,250;2,000.5": [1250, 2000.5], "1,250,000;2,000": [1_250_000, 2000],
-}  # fmt: skip
+    "0,125;0,5": None,
+    "1,250;3": None,
+    "1,250;1,500 %": ["1,250", "1,500 %"],
+    "1,250;2,000.5": [1250, 2000.5],
+    "1,250,000;2,000": [1_250_000, 2000],
+}
 
 
 @pytest.mark.parametrize("texts", TAB_SEPARATED)
@@ -305,24 +325,31 @@ MISTAKES = {
     "only a header": ("a,b\n", {}, "counts: expected at least 3 rows, one for each split, got 0"),
     "one column": ("a\n" + "1.5\n2\n" * 20, {}, "at least 2 columns with different values, got 1"),
     "strict": (
-        FRAME.assign(no=range(len(FRAME)), a=1), {"strict": True, "columns": {"part": "category"}},
+        FRAME.assign(no=range(len(FRAME)), a=1),
+        {"strict": True, "columns": {"part": "category"}},
         r"got 2 categories: .* in class; .* in patient; identifiers in no. .*or omit strict",
     ),
     "strict with missing values": (
         NUMBERS.replace("\n7,", "\n,").replace("\n8,", "\n,").replace("\n9,", "\n,"),
-        {"strict": True}, r"got numbers, \d+ to 39, in steps of 1; 15.0% missing in a",
+        {"strict": True},
+        r"got numbers, \d+ to 39, in steps of 1; 15.0% missing in a",
     ),
     "too many values below": (NUMBERS * 2 + "1,2,3\n", {}, "readable csv table, got an error"),
     "not text": (b"a,b\n\x81,2\n", {}, "readable csv table, got an error"),
     "no header": (
-        "5.1,a,3.5\n" + "4.9,a,3.0\n4.7,b,3.2\n" * 20, {},
+        "5.1,a,3.5\n" + "4.9,a,3.0\n4.7,b,3.2\n" * 20,
+        {},
         r"names of columns in the first line, got the numbers 5.1, 3.5. .* such as x0,x1,x2",
     ),
     "a header of two lines": (
-        '"a\nb",c\n1,2\n', {}, "names of columns in one line, got a line break within quotes",
+        '"a\nb",c\n1,2\n',
+        {},
+        "names of columns in one line, got a line break within quotes",
     ),
     "utf-16 without a mark": (
-        NUMBERS.encode("utf-16-le"), {}, "expected text in UTF-8, got null characters",
+        NUMBERS.encode("utf-16-le"),
+        {},
+        "expected text in UTF-8, got null characters",
     ),
     "forged npy": (forged_npy((10**12, 2)), {"name": "t.npy"}, "readable npy table, got an error"),
     "a huge npy": (forged_npy((2**70, 2)), {"name": "t.npy"}, "readable npy table, got an error"),
@@ -335,13 +362,17 @@ MISTAKES = {
     "no such label": (ROWS, {"label": "clas"}, "label: expected columns"),
     "no such split": (ROWS, {"split": "official"}, "split: expected columns"),
     "a split without names": (
-        FRAME, {"split": "class", "inputs": INPUTS}, "split=class: expected the values",
+        FRAME,
+        {"split": "class", "inputs": INPUTS},
+        "split=class: expected the values",
     ),
     "groups in two parts": (
-        FRAME, {"groups": "patient", "split": "part", "inputs": INPUTS}, "each group in one part",
+        FRAME,
+        {"groups": "patient", "split": "part", "inputs": INPUTS},
+        "each group in one part",
     ),
     "too many rows": (ROWS, {"counts": {"test": 500}}, "counts: expected at most 200 rows"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MISTAKES)
@@ -392,8 +423,11 @@ def test_kinds_are_set_by_names_and_patterns(tmp_path, caplog):
     kinds = {"count": "number", "c*s": "category", "p*": "ignore"}
     _, manifest, _ = prepared(tmp_path, FRAME, columns=kinds)
     assert [each["kind"] for each in manifest["columns"]] == [
-        "continuous", "continuous", "continuous", "categorical"
-    ]  # fmt: skip
+        "continuous",
+        "continuous",
+        "continuous",
+        "categorical",
+    ]
     assert "class: 2 categories: a, b (as categories)" in caplog.text
     assert manifest["description"][3]["found"] == "2 categories: a, b"
 
@@ -444,8 +478,11 @@ def test_text_and_infinities_among_numbers_are_dropped_as_missing_values(tmp_pat
     arrays, manifest, _ = prepared(tmp_path, table, missing="drop")
     assert sum(map(len, arrays.values())) == N - 4
     assert [column["kind"] for column in manifest["columns"]] == [
-        "continuous", "quantized", "continuous", "categorical"
-    ]  # fmt: skip
+        "continuous",
+        "quantized",
+        "continuous",
+        "categorical",
+    ]
     assert manifest["dropped"] == 4
     assert min(read_sidecar(tmp_path / "out", "rows")["test"]) > 3
 

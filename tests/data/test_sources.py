@@ -113,8 +113,10 @@ def test_groups_are_part_of_the_identity(tmp_path):
     lists = [tmp_path / "one.txt", tmp_path / "two.txt"]
     for each in lists:
         each.write_text("a.png 1\n")
-    settings = [ImageSettings(source="folder", path=str(tmp_path / "in"), groups=groups)
-                for groups in (None, "folder", *map(str, lists))]  # fmt: skip
+    settings = [
+        ImageSettings(source="folder", path=str(tmp_path / "in"), groups=groups)
+        for groups in (None, "folder", *map(str, lists))
+    ]
     assert len({each.fingerprint(tmp_path) for each in settings}) == 4
 
 

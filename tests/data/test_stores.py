@@ -56,8 +56,10 @@ def test_a_cycle_of_links_ends(tmp_path, target, expected):
 
 def test_an_lmdb_of_lsun_is_read_and_nothing_is_written(tmp_path, monkeypatch):
     """Keys are hashes, values are webp."""
-    images = {hashlib.sha1(bytes([value])).hexdigest(): plain((value, 0, 0), (20, 12), "WEBP")
-              for value in range(40)}  # fmt: skip
+    images = {
+        hashlib.sha1(bytes([value])).hexdigest(): plain((value, 0, 0), (20, 12), "WEBP")
+        for value in range(40)
+    }
     path = write_lmdb(tmp_path / "db", {name.encode(): image for name, image in images.items()})
     monkeypatch.chdir(tmp_path)
     before = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in path.iterdir()}
@@ -93,12 +95,15 @@ def future_zip(path):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize(("name", "write", "message"), [
-    ("nowhere", lambda path: None, "no such file or folder"),
-    ("a.zip", future_zip, "cannot be read"),
-    ("db", lambda path: write_folder(path, {"data.mdb": b"no"}), "cannot be read"),
-    ("in", lambda path: write_folder(path / "db", {"data.mdb": b"no"}), "contains an LMDB's"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "write", "message"),
+    [
+        ("nowhere", lambda path: None, "no such file or folder"),
+        ("a.zip", future_zip, "cannot be read"),
+        ("db", lambda path: write_folder(path, {"data.mdb": b"no"}), "cannot be read"),
+        ("in", lambda path: write_folder(path / "db", {"data.mdb": b"no"}), "contains an LMDB's"),
+    ],
+)
 def test_a_path_without_readable_images_is_rejected(tmp_path, name, write, message):
     path = tmp_path / name
     write(path)

@@ -58,8 +58,9 @@ def test_rows_come_back_with_their_type(name, scale):
     assert (found.dtypes == frame.dtypes).all()
     if KINDS[name][1] == "continuous":
         spread = float(np.std(frame["a"].astype(float)))
-        assert np.allclose(found["a"] - frame["a"].iloc[0], frame["a"] - frame["a"].iloc[0],
-                           atol=1e-5 * spread)  # fmt: skip
+        assert np.allclose(
+            found["a"] - frame["a"].iloc[0], frame["a"] - frame["a"].iloc[0], atol=1e-5 * spread
+        )
     else:
         rounding = 1e-15 if name == "rounding errors" else 0
         assert np.allclose(found["a"].astype(float), frame["a"].astype(float), rounding, 0)
@@ -109,9 +110,15 @@ def test_the_density_of_a_quantized_column_bounds_its_probability():
 
 
 def test_other_draws_stay_in_the_cells_of_their_rows():
-    frame = pd.DataFrame({"a": NORMAL, "n": RNG.integers(0, 5, N), "d": RNG.integers(0, 9, N) / 10,
-                          "level": RNG.choice([1.0, 2.5, 7.0], N),
-                          "city": RNG.choice(["x", "y", "z"], N)})  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "a": NORMAL,
+            "n": RNG.integers(0, 5, N),
+            "d": RNG.integers(0, 9, N) / 10,
+            "level": RNG.choice([1.0, 2.5, 7.0], N),
+            "city": RNG.choice(["x", "y", "z"], N),
+        }
+    )
     preprocessor = Preprocessor.fit(frame)
     x = preprocessor.transform(frame, salt=np.arange(N))
     draws, _ = zip(*(preprocessor.redraw(x, salt) for salt in range(-50, 0)), strict=True)
@@ -240,12 +247,16 @@ def test_unknown_categories_are_found(caplog):
 def table_with_gaps(count=2000):
     """Columns of every kind with a tenth of missing values, and the same without them."""
     rng = np.random.default_rng(1)
-    whole = pd.DataFrame({
-        "normal": rng.normal(5, 20, count), "tenths": rng.integers(0, 900, count) / 10,
-        "city": rng.choice(["Rome", "Oslo"], count), "one": 3.25,
-        "day": rng.choice(["31.12.2024", "01.02.2025", "17.02.2025"], count),
-        "full": rng.normal(size=count),
-    })  # fmt: skip
+    whole = pd.DataFrame(
+        {
+            "normal": rng.normal(5, 20, count),
+            "tenths": rng.integers(0, 900, count) / 10,
+            "city": rng.choice(["Rome", "Oslo"], count),
+            "one": 3.25,
+            "day": rng.choice(["31.12.2024", "01.02.2025", "17.02.2025"], count),
+            "full": rng.normal(size=count),
+        }
+    )
     gaps = (rng.random(whole.shape) < 0.1) & (whole.columns != "full")
     return whole.mask(gaps), whole, gaps
 
@@ -254,9 +265,16 @@ def test_missing_values_are_flags_and_noise_and_come_back():
     frame, _, gaps = table_with_gaps()
     preprocessor = Preprocessor.fit(frame)
     assert preprocessor.features == (
-        "normal", "normal=missing", "tenths", "tenths=missing", "city", "one=missing", "day",
-        "day=missing", "full",
-    )  # fmt: skip
+        "normal",
+        "normal=missing",
+        "tenths",
+        "tenths=missing",
+        "city",
+        "one=missing",
+        "day",
+        "day=missing",
+        "full",
+    )
     x = preprocessor.transform(frame, np.arange(len(frame)))
     assert np.isfinite(x).all()
     pd.testing.assert_frame_equal(preprocessor.inverse_transform(x), frame, atol=1e-4)
@@ -311,7 +329,9 @@ COLUMNS = {
     "number": (NORMAL, "numbers, -", "ignore"),
     "integer": (RNG.integers(0, 90, N), "numbers, 0 to 89, in steps of 1", "ignore"),
     "large": (
-        RNG.choice([50_000, 1_250_000, 50_100], N), "50000 to 1250000, in steps of 100", "ignore",
+        RNG.choice([50_000, 1_250_000, 50_100], N),
+        "50000 to 1250000, in steps of 100",
+        "ignore",
     ),
     "levels": (KINDS["three values"][0], "numbers, -1.3 to 9, 3 values", "ignore"),
     "text": (RNG.choice(["Rome", "Oslo"], N, p=[0.2, 0.8]), "2 categories: Oslo, Rome", "ignore"),
@@ -320,24 +340,28 @@ COLUMNS = {
     "unknown": (np.where(np.arange(N) % 5, NORMAL, "?"), "; 20.0% text (?)", "ignore"),
     "grade": (
         [*"1123AB2", None] * 60 + [None] * 20,
-        "numbers, 1 to 3, in steps of 1; 24.0% text (A, B); 16.0% missing", "category",
+        "numbers, 1 to 3, in steps of 1; 24.0% text (A, B); 16.0% missing",
+        "category",
     ),
     "code": (RNG.integers(1, 6, N), "numbers, 1 to 5, in steps of 1", "category"),
     "hash": (2**63 + np.arange(N, dtype=np.uint64), "integers beyond 2^53", "category"),
     "key": (
-        2**63 + (np.arange(N, dtype=np.uint64) + 1) % 3, "3 categories: 9223372036854775809, 92",
+        2**63 + (np.arange(N, dtype=np.uint64) + 1) % 3,
+        "3 categories: 9223372036854775809, 92",
         "ignore",
     ),
     "infinite": (np.where(np.arange(N) % 5, NORMAL, np.inf), "; 20.0% missing", "ignore"),
     "text gaps": (
         np.where(np.arange(N) % 5, RNG.choice(["x", "y", "z"], N), None),
-        "4 categories", "ignore",
+        "4 categories",
+        "ignore",
     ),
     "dates": (["31.12.2024", "01.02.2025"] * (N // 2), "dates, 31.12.2024 to 01.02.2025", "ignore"),
     "american": (["12/31/2024", "02/01/2025"] * (N // 2), "dates, 12/31/2024 to 02/01", "ignore"),
     "times": (
         pd.date_range("2020", periods=N, freq="97min", tz="Asia/Tokyo"),
-        "dates, 2020-01-01 00:00:00+09:00 to", "ignore",
+        "dates, 2020-01-01 00:00:00+09:00 to",
+        "ignore",
     ),
     "durations": (pd.to_timedelta(RNG.integers(0, 99, N), "s"), "in steps of 1", "ignore"),
     "user_id": (range(N), "identifiers", "integer"),
@@ -348,7 +372,7 @@ COLUMNS = {
     "empty": ([None] * N, "no values", ""),
     "complex": (NORMAL + 1j, "complex numbers", ""),
     "one": (["x"] * N, "one value: x", ""),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", COLUMNS)
@@ -380,25 +404,45 @@ def test_the_largest_integers_of_a_type_do_not_overflow():
 
 def test_copies_and_multiples_of_columns_are_ignored():
     km = RNG.integers(100, 9000, N) / 100
-    frame = pd.DataFrame({
-        "km": km, "m": np.round(1000 * km), "miles": np.round(km / 1.609, 2),
-        "decades": np.floor(km / 10), "city": RNG.choice(["Rome", "Oslo"], N), "x": NORMAL,
-        "y": 5 - NORMAL / 3,
-    })  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "km": km,
+            "m": np.round(1000 * km),
+            "miles": np.round(km / 1.609, 2),
+            "decades": np.floor(km / 10),
+            "city": RNG.choice(["Rome", "Oslo"], N),
+            "x": NORMAL,
+            "y": 5 - NORMAL / 3,
+        }
+    )
     frame["code"] = frame["city"].map({"Rome": 3, "Oslo": 1})
     frame["almost"] = frame["x"].where(frame.index != 7, 2.0)
     frame.loc[3:9, ["x", "y"]] = np.nan
-    ignored = {column.name: column.reason for column in Preprocessor.fit(frame).columns
-               if column.kind == "ignored"}  # fmt: skip
-    assert ignored == {"m": "a multiple of km", "miles": "a multiple of km",
-                       "y": "a multiple of x", "code": "a copy of city"}  # fmt: skip
+    ignored = {
+        column.name: column.reason
+        for column in Preprocessor.fit(frame).columns
+        if column.kind == "ignored"
+    }
+    assert ignored == {
+        "m": "a multiple of km",
+        "miles": "a multiple of km",
+        "y": "a multiple of x",
+        "code": "a copy of city",
+    }
     kept = Preprocessor.fit(frame, columns={"m": "integer"})
     assert "m" in kept.features
 
 
 def test_json_keeps_everything():
-    frame = pd.DataFrame({"a": NORMAL, "b": KINDS["three values"][0], "c": KINDS["tenths"][0],
-                          "d": RNG.choice(["x", "y"], N), "e": 1})  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "a": NORMAL,
+            "b": KINDS["three values"][0],
+            "c": KINDS["tenths"][0],
+            "d": RNG.choice(["x", "y"], N),
+            "e": 1,
+        }
+    )
     preprocessor = Preprocessor.fit(frame)
     again = Preprocessor.from_dict(json.loads(json.dumps(preprocessor.to_dict())))
     assert again == preprocessor
@@ -409,19 +453,23 @@ MISTAKES = {
     "huge": ({"a": [1e200, 1.5, 2]}, {}, r"values beyond 1e\+150, .* in a"),
     "tiny": ({"a": NORMAL * 1e-310}, {}, "a range below 1e-150, in a"),
     "unknown column": (
-        {"age": [1, 2]}, {"columns": {"agee": "number"}}, r"got agee. Did you mean age\?",
+        {"age": [1, 2]},
+        {"columns": {"agee": "number"}},
+        r"got agee. Did you mean age\?",
     ),
     "no step": ({"a": NORMAL}, {"columns": {"a": "integer"}}, "got no step, .* in a"),
     "many categories": (
-        {"a": [f"name {i}" for i in range(999)]}, {"columns": {"a": "category"}},
+        {"a": [f"name {i}" for i in range(999)]},
+        {"columns": {"a": "category"}},
         "more than 256 categories in a",
     ),
     "rounded integers": (
-        {"a": np.arange(2**63, 2**63 + 80, dtype=np.uint64)}, {"columns": {"a": "number"}},
+        {"a": np.arange(2**63, 2**63 + 80, dtype=np.uint64)},
+        {"columns": {"a": "number"}},
         r"integers beyond 2\^53, which are not kept exactly, in a.*or set another kind",
     ),
     "no numbers": ({"a": list("xyz")}, {"columns": {"a": "number"}}, "got no numbers in a"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MISTAKES)
@@ -437,20 +485,26 @@ RESTORED = {
     "seconds": (np.array(["9999-12-31", "2024-02-29"] * 9, "datetime64[s]"), {}),
     "nanoseconds with gaps": (pd.to_datetime(["2024-02-29", None, "2024-03-01"] * 9), {}),
     "milliseconds": (
-        np.array(["2024-02-29T00:00:00.125", "2024-02-29T00:00:01"] * 9, "datetime64[ms]"), {},
+        np.array(["2024-02-29T00:00:00.125", "2024-02-29T00:00:01"] * 9, "datetime64[ms]"),
+        {},
     ),
     "continuous milliseconds": (np.datetime64("2024-02-29T00:00:00.125") + np.arange(100) ** 3, {}),
     "one day": (np.array(["2024-02-29T00:00:00.125"] * 18, "datetime64[ms]"), {}),
     "booleans with gaps": ([True, None, False] * 9, {"columns": {"a": "category"}}),
     "text that is missing": (["missing", None, "x", "x"] * 9, {}),
-}  # fmt: skip
+}
 
 
 def plain(values):
     """Values of a column with None for missing ones, and one type for dates."""
-    return [None if pd.isna(value)
-            else pd.Timestamp(value) if isinstance(value, datetime.date) else value
-            for value in values.astype(object)]  # fmt: skip
+    return [
+        None
+        if pd.isna(value)
+        else pd.Timestamp(value)
+        if isinstance(value, datetime.date)
+        else value
+        for value in values.astype(object)
+    ]
 
 
 @pytest.mark.parametrize("name", RESTORED)

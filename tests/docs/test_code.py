@@ -23,8 +23,12 @@ pytestmark = pytest.mark.docs
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^ *```python\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 SHOWN = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-TESTED_OTHERWISE = {"docs/tutorials/python.md", "docs/how-to/add-a-node.md",
-                    "docs/how-to/deploy.md", "docs/how-to/export.md"}  # fmt: skip
+TESTED_OTHERWISE = {
+    "docs/tutorials/python.md",
+    "docs/how-to/add-a-node.md",
+    "docs/how-to/deploy.md",
+    "docs/how-to/export.md",
+}
 FRAGMENTS = {"docs/how-to/extend.md"}
 """Pages on which only blocks that are whole files or programs run."""
 PAGES = sorted(
@@ -39,8 +43,14 @@ PAGES = sorted(
 def model():
     torch.manual_seed(0)
     model = Hierarchy([Stage(Glow((3, 32, 32), levels=2, steps=1, width=4), dim=4)])
-    model.data = {"size": 32, "channels": 3, "crop": "square", "margin": 0,
-                  "value_range": [-0.5, 0.5], "bits": 8}  # fmt: skip
+    model.data = {
+        "size": 32,
+        "channels": 3,
+        "crop": "square",
+        "margin": 0,
+        "value_range": [-0.5, 0.5],
+        "bits": 8,
+    }
     return model.eval()
 
 

@@ -21,9 +21,23 @@ TEXT = "\n".join((ROOT / page).read_text() for page in PAGES)
 FILE = re.compile(r"`([\w/]+\.py)`:\n\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BLOCK = re.compile(r"^```(python|yaml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^    ((?:pytest|kedro run) .*?)(?: +#.*)?$", re.MULTILINE)
-PARTS = (".telemetry", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "README.md",
-         "benchmarks", "conf", "conftest.py", "docs", "examples", "notebooks", "pyproject.toml",
-         "src", "tests")  # fmt: skip
+PARTS = (
+    ".telemetry",
+    "CHANGELOG.md",
+    "CITATION.cff",
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "README.md",
+    "benchmarks",
+    "conf",
+    "conftest.py",
+    "docs",
+    "examples",
+    "notebooks",
+    "pyproject.toml",
+    "src",
+    "tests",
+)
 SMALL = {"method=mine": "stage_1.dim=24,training.steps=2", "my_arrays": "data.size=8"}
 """What makes commands fit the small images of conf/test."""
 
@@ -68,12 +82,13 @@ def checkout(tmp_path_factory):
     scores = package / "evaluation/scores.py"
     insert(scores, "^SCORES", f"    {described},\n")
     insert(scores, r"^        scores\[\"off_manifold", f"        {score}\n")
-    for path, name in (("flows/registry.py", "flows.sinh_arcsinh import SinhFlow"),
-                       ("flows/registry.py", "flows.interleaved import InterleavedFlow"),
-                       ("data/sources/__init__.py", "data.sources.array import ARRAY"),
-                       ("evaluation/reconstruction.py",
-                        "evaluation.intervals import median_interval"),
-                       ("losses/loss.py", "losses.sparsity import Sparsity")):  # fmt: skip
+    for path, name in (
+        ("flows/registry.py", "flows.sinh_arcsinh import SinhFlow"),
+        ("flows/registry.py", "flows.interleaved import InterleavedFlow"),
+        ("data/sources/__init__.py", "data.sources.array import ARRAY"),
+        ("evaluation/reconstruction.py", "evaluation.intervals import median_interval"),
+        ("losses/loss.py", "losses.sparsity import Sparsity"),
+    ):
         insert(package / path, r"^from submanifold\..* import \w+", f"from submanifold.{name}\n")
     insert(folder / "tests/data/test_sources.py", "^    match name:", block('case "array"'))
     (package / "evaluation/metrics.yml").open("a").write(block("median_error"))
@@ -103,8 +118,13 @@ def run(checkout, *command):
     environment = {**os.environ, "PYTHONPATH": f"{checkout / 'src'}:{checkout / 'tests'}"}
     environment.pop("KEDRO_LOGGING_CONFIG", None)
     environment.pop("MLFLOW_TRACKING_URI", None)
-    done = subprocess.run([sys.executable, "-m", *command], cwd=checkout, env=environment,
-                          capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=checkout,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
 
 

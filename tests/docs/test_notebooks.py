@@ -22,9 +22,13 @@ def test_a_notebook_is_complete_and_in_the_gallery(path):
     assert path.stat().st_size < LARGEST
     assert (ROOT / "docs/gallery" / path.name).resolve() == path
     assert f"<{path.stem}>" in (ROOT / "docs/gallery/index.md").read_text()
-    lines = [line for cell in cells if cell["cell_type"] == "code"
-             for line in [*"".join(cell["source"]).splitlines(), ""]
-             if not line.startswith("%")]  # fmt: skip
+    lines = [
+        line
+        for cell in cells
+        if cell["cell_type"] == "code"
+        for line in [*"".join(cell["source"]).splitlines(), ""]
+        if not line.startswith("%")
+    ]
     nodes = ast.walk(ast.parse("\n".join(lines)))
     imports = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
     assert imports

@@ -60,8 +60,13 @@ def test_links_of_root_pages():
 
 
 def test_pages_that_code_and_configuration_name():
-    files = [ROOT / "pyproject.toml", *ROOT.glob("conf/base/*.yml"), *ROOT.glob("src/**/*.py"),
-             *ROOT.glob("src/**/*.html"), *ROOT.glob("benchmarks/**/*.py")]  # fmt: skip
+    files = [
+        ROOT / "pyproject.toml",
+        *ROOT.glob("conf/base/*.yml"),
+        *ROOT.glob("src/**/*.py"),
+        *ROOT.glob("src/**/*.html"),
+        *ROOT.glob("benchmarks/**/*.py"),
+    ]
     assert missing(files, PAGE, ROOT) == set()
 
 

@@ -62,20 +62,34 @@ def test_a_standard_normal_density_passes_and_nothing_is_changed():
     assert all(name in str(result) for name in module.CHECKS)
 
 
-@pytest.mark.parametrize(("defects", "expected"), [
-    ({"offset": 0.1}, {"log-determinant": ("fail", 0.1), "integral": ("fail", math.exp(0.1))}),
-    ({"offset": 0.005}, {"log-determinant": ("warning", 0.005)}),
-    ({"shift": 0.02}, dict.fromkeys(("inverse on data", "inverse on samples"), ("fail", 0.02))),
-    ({"shift": 0.002}, dict.fromkeys(("inverse on data", "inverse on samples"),
-                                     ("warning", 0.002))),
-    ({"shift": 0.02, "message": "singular"}, dict.fromkeys(
-        ("inverse on data", "inverse on samples", "inverse far away", "integral"),
-        ("fail", math.nan))),
-    ({"cancelled": 2.0**21}, {"float32": ("fail", 0.125)}),
-    ({"root": True}, {"gradient": ("fail", 1 / 3)}),
-    ({"offset": math.nan}, {"integral": ("fail", 0.0), **dict.fromkeys(
-        ("log-determinant", "float32"), ("fail", math.nan))}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("defects", "expected"),
+    [
+        ({"offset": 0.1}, {"log-determinant": ("fail", 0.1), "integral": ("fail", math.exp(0.1))}),
+        ({"offset": 0.005}, {"log-determinant": ("warning", 0.005)}),
+        ({"shift": 0.02}, dict.fromkeys(("inverse on data", "inverse on samples"), ("fail", 0.02))),
+        (
+            {"shift": 0.002},
+            dict.fromkeys(("inverse on data", "inverse on samples"), ("warning", 0.002)),
+        ),
+        (
+            {"shift": 0.02, "message": "singular"},
+            dict.fromkeys(
+                ("inverse on data", "inverse on samples", "inverse far away", "integral"),
+                ("fail", math.nan),
+            ),
+        ),
+        ({"cancelled": 2.0**21}, {"float32": ("fail", 0.125)}),
+        ({"root": True}, {"gradient": ("fail", 1 / 3)}),
+        (
+            {"offset": math.nan},
+            {
+                "integral": ("fail", 0.0),
+                **dict.fromkeys(("log-determinant", "float32"), ("fail", math.nan)),
+            },
+        ),
+    ],
+)
 def test_a_defect_is_measured(defects, expected):
     table = submanifold.audit(Normal(**defects), normal()).table
     for name, (status, value) in expected.items():
@@ -176,9 +190,11 @@ FLOWS = {
     "bijection": lambda flow: flow,
     "stage": lambda flow: Stage(flow, 2, off_manifold_scale=0.5),
     "hierarchy": lambda flow: Hierarchy([Stage(flow, 2, 0.5), Stage(Affine(2), 1, 2.0)]),
-    "normflows": OfNormflows, "nflows": OfNflows, "FrEIA": OfFreia,
+    "normflows": OfNormflows,
+    "nflows": OfNflows,
+    "FrEIA": OfFreia,
     "zuko": lambda flow: zuko.flows.NSF(3, transforms=1, hidden_features=(8,)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", FLOWS)
@@ -226,28 +242,45 @@ class Misshapen(Normal):
         return self.changes[3](standard_normal_log_prob(x))
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"z": lambda z: z[:, :2]}, r"forward\(x\)\[0\]: expected shape \(9, 3\), got \(9, 2\)"),
-    ({"log_det": lambda y: y[:, None]}, r"forward\(x\)\[1\]: expected shape \(9,\), got \(9, 1\)"),
-    ({"log_det": torch.sum}, r"forward\(x\)\[1\]: expected shape \(9,\), got \(\)"),
-    ({"x": lambda x: x[..., None]}, r"inverse\(z\): expected shape \(9, 3\), got \(9, 3, 1\)"),
-    ({"x": lambda x: (x, 0)}, r"inverse\(z\): expected shape \(9, 3\), got tuple"),
-    ({"log_prob": torch.mean}, r"log_prob\(x\): expected shape \(9,\), got \(\)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"z": lambda z: z[:, :2]}, r"forward\(x\)\[0\]: expected shape \(9, 3\), got \(9, 2\)"),
+        (
+            {"log_det": lambda y: y[:, None]},
+            r"forward\(x\)\[1\]: expected shape \(9,\), got \(9, 1\)",
+        ),
+        ({"log_det": torch.sum}, r"forward\(x\)\[1\]: expected shape \(9,\), got \(\)"),
+        ({"x": lambda x: x[..., None]}, r"inverse\(z\): expected shape \(9, 3\), got \(9, 3, 1\)"),
+        ({"x": lambda x: (x, 0)}, r"inverse\(z\): expected shape \(9, 3\), got tuple"),
+        ({"log_prob": torch.mean}, r"log_prob\(x\): expected shape \(9,\), got \(\)"),
+    ],
+)
 def test_functions_that_return_other_shapes_are_refused(changes, message):
     with pytest.raises(UserError, match=rf"^flow\.{message}"):
         submanifold.audit(Misshapen(**changes), normal(count=9))
 
 
-@pytest.mark.parametrize(("flow", "x", "message"), [
-    (Normal(), normal().byte(), r"x: expected .* floats .*, got torch.uint8 of shape \(1000, 3\)"),
-    (RealNVP(3), normal() / 0, "x: expected finite numbers"),
-    (RealNVP(2), normal(), r"x: expected events that the flow takes, got shape \(1000, 3\) "),
-    (abs, normal(), "flow: expected a torch.nn.Module, got builtin_function_or_method. Wrap"),
-    (nn.Identity(), normal(), r"flow: expected a flow, or a module with forward.*, got Identity"),
-    (Stage(Autoencoder((1, 4, 4), 2, 4), 2), torch.rand(9, 1, 4, 4), "flow: .* an injection"),
-    (Mixture([Hierarchy([Stage(Affine(3), 2)])]), normal(), "flow: .* noise or charts"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flow", "x", "message"),
+    [
+        (
+            Normal(),
+            normal().byte(),
+            r"x: expected .* floats .*, got torch.uint8 of shape \(1000, 3\)",
+        ),
+        (RealNVP(3), normal() / 0, "x: expected finite numbers"),
+        (RealNVP(2), normal(), r"x: expected events that the flow takes, got shape \(1000, 3\) "),
+        (abs, normal(), "flow: expected a torch.nn.Module, got builtin_function_or_method. Wrap"),
+        (
+            nn.Identity(),
+            normal(),
+            r"flow: expected a flow, or a module with forward.*, got Identity",
+        ),
+        (Stage(Autoencoder((1, 4, 4), 2, 4), 2), torch.rand(9, 1, 4, 4), "flow: .* an injection"),
+        (Mixture([Hierarchy([Stage(Affine(3), 2)])]), normal(), "flow: .* noise or charts"),
+    ],
+)
 def test_what_cannot_be_audited_is_refused(flow, x, message):
     with pytest.raises(UserError, match=f"^{message}"):
         submanifold.audit(flow, x)

@@ -102,12 +102,15 @@ def test_copies_in_one_group_count_as_one_image():
         assert found.min() >= 1 / 101 - 1e-9
 
 
-@pytest.mark.parametrize(("count", "groups", "message"), [
-    (MIN_IMAGES - 1, None, r"expected at least 20, .* got 19 images"),
-    (1, None, "got 1 images"),
-    (500, np.zeros(500, int), "got 500 images in 1 groups"),
-    (500, np.arange(500) // 490, "got 500 images in 2 groups"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("count", "groups", "message"),
+    [
+        (MIN_IMAGES - 1, None, r"expected at least 20, .* got 19 images"),
+        (1, None, "got 1 images"),
+        (500, np.zeros(500, int), "got 500 images in 1 groups"),
+        (500, np.arange(500) // 490, "got 500 images in 2 groups"),
+    ],
+)
 def test_too_few_images_are_rejected(count, groups, message):
     with pytest.raises(UserError, match=message):
         Calibration.fit(normal_scores(count, 0), NAMES, groups)
@@ -123,12 +126,27 @@ def test_calibration_of_a_model_has_the_reason_if_there_are_too_few_images():
     assert "got 19 images" in found["why"]
 
 
-@pytest.mark.parametrize(("normal", "groups", "values", "p_values", "tolerance"), [
-    (np.repeat([0, 1], [70, 30]), None, [0, 1, 2], [1, 31 / 101, 1 / 101], 0.02),  # equal scores
-    (np.arange(20), None, [-1, 9.5, 20], [1, 11 / 21, 1 / 21], 1e-3),  # with the new image
-    # of 20 groups with equal weights, ten have nine images of score 0 and ten have one of score 1
-    (np.repeat([0, 1], [90, 10]), [*np.arange(90) // 9, *range(10, 20)], [0.5], [11 / 21], 0.03),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("normal", "groups", "values", "p_values", "tolerance"),
+    [
+        (
+            np.repeat([0, 1], [70, 30]),
+            None,
+            [0, 1, 2],
+            [1, 31 / 101, 1 / 101],
+            0.02,
+        ),  # equal scores
+        (np.arange(20), None, [-1, 9.5, 20], [1, 11 / 21, 1 / 21], 1e-3),  # with the new image
+        # of 20 groups with equal weights, ten have nine images of score 0, ten have one of score 1
+        (
+            np.repeat([0, 1], [90, 10]),
+            [*np.arange(90) // 9, *range(10, 20)],
+            [0.5],
+            [11 / 21],
+            0.03,
+        ),
+    ],
+)
 def test_p_values_count_images_or_groups(normal, groups, values, p_values, tolerance):
     groups = None if groups is None else np.array(groups)
     calibration = Calibration.fit({"density": normal.astype(float)}, ("density",), groups)
@@ -274,11 +292,14 @@ def test_a_calibration_needs_finite_scores():
         assert f"got 40 rows, {40 - count} of them without finite scores" in why
 
 
-@pytest.mark.parametrize(("p_values", "selected"), [
-    ([0.9, 0.03, 0.04, 0.5], [1, 2]),  # the largest p(k) of at most k / 40 decides: 0.04, k = 2
-    ([0.03, 0.03, 0.08, 0.09], [0, 1, 2, 3]),
-    ([0.026, 0.2, 0.3, 0.4], []),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("p_values", "selected"),
+    [
+        ([0.9, 0.03, 0.04, 0.5], [1, 2]),  # the largest p(k) of at most k / 40 decides: 0.04, k = 2
+        ([0.03, 0.03, 0.08, 0.09], [0, 1, 2, 3]),
+        ([0.026, 0.2, 0.3, 0.4], []),
+    ],
+)
 def test_a_selection_steps_up(p_values, selected):
     assert np.flatnonzero(select(np.array(p_values), 0.1)).tolist() == selected
 

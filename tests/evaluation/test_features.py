@@ -22,9 +22,13 @@ from submanifold.evaluation.features import efficientnet_features, inception_fea
 from submanifold.evaluation.sample_quality import frechet_distance, kernel_distance
 
 CHANGES = (
-    "none", "blur of 1 pixels", "projection onto 50 principal axes",
-    "samples of a Gaussian", "shuffled 8 x 8 patches", "20 images, repeated",
-)  # fmt: skip
+    "none",
+    "blur of 1 pixels",
+    "projection onto 50 principal axes",
+    "samples of a Gaussian",
+    "shuffled 8 x 8 patches",
+    "20 images, repeated",
+)
 
 
 def noise(count, channels=3, seed=0):
@@ -180,10 +184,12 @@ def distances():
     of_real, *of_changes = efficientnet_features([real, *(changes[name] for name in CHANGES)])
     scale = np.sqrt(np.mean(of_real**2))
     return {
-        name: {"kid": kernel_distance(of_real / scale, x / scale)["value"],
-               "frechet_distance": frechet_distance(of_real, x)["value"]}
+        name: {
+            "kid": kernel_distance(of_real / scale, x / scale)["value"],
+            "frechet_distance": frechet_distance(of_real, x)["value"],
+        }
         for name, x in zip(CHANGES, of_changes, strict=True)
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("metric", ["kid", "frechet_distance"])

@@ -59,8 +59,10 @@ def test_projections_by_dimension_are_those_of_the_slices(code_flow, pca):
 
 def test_pixel_errors_are_those_of_dequantized_pixels():
     first, second = IMAGES[:9], IMAGES[9:18]
-    x, y = (dequantize(torch.from_numpy(images), torch.Generator().manual_seed(0))
-            for images in (first, second))  # fmt: skip
+    x, y = (
+        dequantize(torch.from_numpy(images), torch.Generator().manual_seed(0))
+        for images in (first, second)
+    )
     expected = (x - y).square().flatten(1).mean(1)
     np.testing.assert_allclose(pixel_errors(first, second), expected, rtol=1e-5)
 

@@ -71,13 +71,19 @@ def test_interval_of_a_proportion_over_groups_is_that_of_the_effective_number():
     assert ends(proportion_interval(rare, groups))[1] == pytest.approx(limited)
 
 
-@pytest.mark.parametrize(("values", "groups", "expected"), [
-    ([], None, {"value": None, "low": None, "high": None, "n": 0}),
-    ([2.0], None, {"value": 2.0, "low": None, "high": None, "n": 1}),
-    ([0.5] * 4, None, {"value": 0.5, "low": 0.5, "high": 0.5, "n": 4}),
-    (np.arange(100.0), np.arange(100) % (MIN_GROUPS - 1),
-     {"value": 49.5, "low": None, "high": None, "n": 100, "groups": MIN_GROUPS - 1}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("values", "groups", "expected"),
+    [
+        ([], None, {"value": None, "low": None, "high": None, "n": 0}),
+        ([2.0], None, {"value": 2.0, "low": None, "high": None, "n": 1}),
+        ([0.5] * 4, None, {"value": 0.5, "low": 0.5, "high": 0.5, "n": 4}),
+        (
+            np.arange(100.0),
+            np.arange(100) % (MIN_GROUPS - 1),
+            {"value": 49.5, "low": None, "high": None, "n": 100, "groups": MIN_GROUPS - 1},
+        ),
+    ],
+)
 def test_few_values_or_groups_have_no_interval(values, groups, expected):
     assert mean_interval(np.array(values), groups) == expected
 

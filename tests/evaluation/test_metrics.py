@@ -206,11 +206,16 @@ def test_an_inaccurate_inverse_is_a_warning(error, count):
     assert len(warnings({"inverse_error": error}, {})) == count
 
 
-@pytest.mark.parametrize(("samples", "training", "text"), [
-    (10.0, 5.0, "says little here: training images themselves have 5.0"),
-    (10.0, 12.0, "says little here: training images themselves have 12.0"),
-    (10.0, 4.9, None), (None, 5.0, None), (10.0, None, None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("samples", "training", "text"),
+    [
+        (10.0, 5.0, "says little here: training images themselves have 5.0"),
+        (10.0, 12.0, "says little here: training images themselves have 12.0"),
+        (10.0, 4.9, None),
+        (None, 5.0, None),
+        (10.0, None, None),
+    ],
+)
 def test_a_distance_that_training_images_have_too_says_little(samples, training, text):
     metrics = {"fid": {"value": samples}, "training_images": {"fid": {"value": training}}}
     assert training_images_reach(metrics, "fid") == text
@@ -245,8 +250,9 @@ def test_the_density_of_the_gaussian_is_that_of_observed_values():
     columns = [preprocessor.features.index(name) for name in ("x0", "x1")]
     scales = [preprocessor.varying[column].scale for column in columns]
     nats[:, columns] = np.where(np.isnan(table[:, :2]), 0, nats[:, columns] + np.log(scales))
-    others = np.log([column.scale for column in preprocessor.varying if column.name == "x2"
-                     or column.is_flag]).sum()  # fmt: skip
+    others = np.log(
+        [column.scale for column in preprocessor.varying if column.name == "x2" or column.is_flag]
+    ).sum()
     assert found["nll"]["value"] == pytest.approx(nats.sum(1).mean() + others, abs=0.2)
 
 
@@ -256,8 +262,11 @@ def test_labels_and_definitions_name_the_projection(kind, name):
     assert mse.label == f"MSE, {kind} projection (subset)"
     assert psnr.label == f"PSNR, {kind} projection, dB (subset)"
     assert f"{kind} projections" in psnr.help
-    assert {"encoder": "encoder projections", "default": "four gradients",
-            "nearest": "16 gradients"}[kind] in mse.help  # fmt: skip
+    assert {
+        "encoder": "encoder projections",
+        "default": "four gradients",
+        "nearest": "16 gradients",
+    }[kind] in mse.help
 
 
 def test_labels_and_groups_are_those_of_the_classified_images(monkeypatch):

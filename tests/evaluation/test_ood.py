@@ -79,8 +79,9 @@ def test_interval_over_groups_of_copies_is_that_of_single_images():
 def test_intervals_need_enough_groups_of_both_parts(few):
     rng = np.random.default_rng(0)
     table = scored(rng.normal(size=60), rng.normal(1, size=60))
-    numbers = np.concatenate([np.arange(60) // (15 if few == part else 1)
-                              for part in ("normal", "ood")])  # fmt: skip
+    numbers = np.concatenate(
+        [np.arange(60) // (15 if few == part else 1) for part in ("normal", "ood")]
+    )
     area = measure_ood(table.assign(group=numbers))["scores"]["density"]["auroc"]
     assert area["low"] is area["high"] is None
 

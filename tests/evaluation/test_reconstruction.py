@@ -34,12 +34,15 @@ def test_psnr_is_that_of_the_mean_squared_error():
     assert psnr(10**-2.73) == pytest.approx(27.3)
 
 
-@pytest.mark.parametrize(("errors", "of_images", "mse", "n", "overflows"), [
-    ([0.1, np.nan, 0.3, np.inf, 477.0, 1.0], True, (0.1 + 0.3 + 4) / 6, 6, 3),
-    ([0.1, np.nan, 5.3, np.inf], False, 2.7, 2, 2),
-    ([np.nan] * 3, False, None, 0, 3),
-    ([], True, None, 0, 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("errors", "of_images", "mse", "n", "overflows"),
+    [
+        ([0.1, np.nan, 0.3, np.inf, 477.0, 1.0], True, (0.1 + 0.3 + 4) / 6, 6, 3),
+        ([0.1, np.nan, 5.3, np.inf], False, 2.7, 2, 2),
+        ([np.nan] * 3, False, None, 0, 3),
+        ([], True, None, 0, 0),
+    ],
+)
 def test_overflows_count_as_one_for_images_and_are_left_out_for_points(
     errors, of_images, mse, n, overflows
 ):
@@ -96,10 +99,19 @@ def test_error_curve_has_the_errors_of_each_dimension(curve, model, images):
         assert mse < 0.999 * error(at.encoder_projection, few)
 
 
-@pytest.mark.parametrize(("goal", "expected"), [
-    (0.05, 2), (0.04, 2), (0.02, 4), (0.0201, 4), (0.0199, 5), (0.005, 16), (0.0025, 32),
-    (0.002, None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("goal", "expected"),
+    [
+        (0.05, 2),
+        (0.04, 2),
+        (0.02, 4),
+        (0.0201, 4),
+        (0.0199, 5),
+        (0.005, 16),
+        (0.0025, 32),
+        (0.002, None),
+    ],
+)
 def test_the_smallest_dimension_is_interpolated(goal, expected):
     """The error is 0.08 / d."""
     assert smallest_dim([2, 8, 32], [0.04, 0.01, 0.0025], goal) == expected

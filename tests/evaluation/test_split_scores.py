@@ -63,8 +63,9 @@ def test_false_alarms_add_up():
     assert rates == [0.1, 0.05], "no p-value is 1%"
 
 
-@pytest.mark.parametrize(("calibrated", "count", "rate"), [(20, 1000, 0.1), (99, 500, 0.05),
-                                                           (999, 50, 0.01)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("calibrated", "count", "rate"), [(20, 1000, 0.1), (99, 500, 0.05), (999, 50, 0.01)]
+)
 def test_false_alarms_of_normal_events_are_in_their_range(calibrated, count, rate):
     rng = np.random.default_rng(0)
     fractions = []
@@ -105,8 +106,10 @@ def test_the_interval_of_the_gap_is_that_of_a_difference():
 def test_densities_of_rows_are_in_the_units_of_the_table():
     """Of columns whose scales are far from 1."""
     rng = np.random.default_rng(0)
-    tables = {split: pd.DataFrame(rng.normal(size=(50, 2)) * [1e3, 0.2], columns=["a", "b"])
-              for split in ("train", "valid", "test")}  # fmt: skip
+    tables = {
+        split: pd.DataFrame(rng.normal(size=(50, 2)) * [1e3, 0.2], columns=["a", "b"])
+        for split in ("train", "valid", "test")
+    }
     preprocessor = Preprocessor.fit(tables["train"])
     model = Hierarchy([Stage(RealNVP(2, 2), 1)]).eval()
     model.data = {"table": preprocessor.to_dict()}

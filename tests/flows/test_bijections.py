@@ -289,14 +289,17 @@ def test_settings_build_the_flow(name, data):
         build_flow(parsed.model_dump(), (4, 4), 1)
 
 
-@pytest.mark.parametrize(("config", "message"), [
-    ({"type": "nice"}, "expected one of .* others, got nice"),
-    ({"type": "affine", "dim": 0}, "for events of shape"),
-    ({"type": "affine", "dim": 2, "width": 3}, "width"),
-    ({"type": "zuko", "dim": 3, "name": "MAF", "bins": 4}, "bins: expected null with name=MAF"),
-    ({"type": "zuko", "dim": 3, "passes": 1}, "passes: expected at least 2"),
-    ({"type": "zuko", "dim": 10**5}, "at most 1,073,741,824 weights"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"type": "nice"}, "expected one of .* others, got nice"),
+        ({"type": "affine", "dim": 0}, "for events of shape"),
+        ({"type": "affine", "dim": 2, "width": 3}, "width"),
+        ({"type": "zuko", "dim": 3, "name": "MAF", "bins": 4}, "bins: expected null with name=MAF"),
+        ({"type": "zuko", "dim": 3, "passes": 1}, "passes: expected at least 2"),
+        ({"type": "zuko", "dim": 10**5}, "at most 1,073,741,824 weights"),
+    ],
+)
 def test_invalid_descriptions_raise(config, message):
     with pytest.raises(ValueError, match=message):
         build_flow(config)

@@ -112,12 +112,15 @@ def test_the_default_glow_fuses_all_steps_of_a_level_in_both_directions(fused):
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("build", [
-    lambda: Glow((1, 4, 2), levels=1, steps=1, width=1),
-    lambda: Glow((3, 8, 16), levels=3, steps=[1, 3, 2], width=17),
-    lambda: Glow((2, 12, 4), levels=2, steps=2, width=33, whiten=False),
-    lambda: Trumpet((3, 8, 8), 4, steps=2, width=8),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: Glow((1, 4, 2), levels=1, steps=1, width=1),
+        lambda: Glow((3, 8, 16), levels=3, steps=[1, 3, 2], width=17),
+        lambda: Glow((2, 12, 4), levels=2, steps=2, width=33, whiten=False),
+        lambda: Trumpet((3, 8, 8), 4, steps=2, width=8),
+    ],
+)
 def test_no_image_flow_computes_its_steps_one_by_one(monkeypatch, fused, build, precision):
     if not kernels.has_steps(precision):
         pytest.skip("no kernels for this processor")
@@ -141,15 +144,17 @@ def test_no_image_flow_computes_its_steps_one_by_one(monkeypatch, fused, build, 
     assert fused
 
 
-@pytest.mark.parametrize("change", [
-    lambda x, z: x.mul_(2), lambda x, z: z.mul_(2)], ids=["input", "output"])  # fmt: skip
+@pytest.mark.parametrize(
+    "change", [lambda x, z: x.mul_(2), lambda x, z: z.mul_(2)], ids=["input", "output"]
+)
 @pytest.mark.parametrize("direction", ["forward", "inverse"])
 def test_changes_in_place_after_a_fused_pass_are_errors(fused, change, direction):
     """As of torch's own modules, whose gradients need the input or the output."""
     flow = perturb(Glow((3, 4, 4), levels=1, steps=2, width=8))
     x = torch.randn(2, 12, 2, 2).contiguous(memory_format=torch.channels_last)
-    outputs = flow.levels[0]._fused(x, stack_maps if direction == "forward" else stack_inverses,
-                                    direction == "inverse")  # fmt: skip
+    outputs = flow.levels[0]._fused(
+        x, stack_maps if direction == "forward" else stack_inverses, direction == "inverse"
+    )
 
     def change_and_differentiate():
         with torch.no_grad():
@@ -161,14 +166,24 @@ def test_changes_in_place_after_a_fused_pass_are_errors(fused, change, direction
     assert fused
 
 
-@pytest.mark.parametrize("register", [
-    "register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook",
-    "register_full_backward_pre_hook",
-])  # fmt: skip
-@pytest.mark.parametrize("module", [
-    "bijections.1", "bijections.1.bijections.0", "bijections.1.bijections.1",
-    "bijections.1.bijections.1.net.2",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "register",
+    [
+        "register_forward_hook",
+        "register_forward_pre_hook",
+        "register_full_backward_hook",
+        "register_full_backward_pre_hook",
+    ],
+)
+@pytest.mark.parametrize(
+    "module",
+    [
+        "bijections.1",
+        "bijections.1.bijections.0",
+        "bijections.1.bijections.1",
+        "bijections.1.bijections.1.net.2",
+    ],
+)
 def test_hooks_run_on_the_fused_path(fused, register, module):
     flow, calls = Glow((3, 4, 4), levels=1, steps=2, width=8), []
     layer = flow.levels[0].get_submodule(module)

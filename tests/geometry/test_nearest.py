@@ -91,11 +91,14 @@ def swiss_roll(u):
     return torch.stack([t * t.cos(), height, t * t.sin()], 1)
 
 
-@pytest.mark.parametrize(("surface", "low", "high"), [
-    (sphere, [0.6, -3.0], [2.5, 3.0]),
-    (paraboloid, [-1.0, -1.0], [1.0, 1.0]),
-    (swiss_roll, [5.0, 0.0], [12.0, 10.0]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("surface", "low", "high"),
+    [
+        (sphere, [0.6, -3.0], [2.5, 3.0]),
+        (paraboloid, [-1.0, -1.0], [1.0, 1.0]),
+        (swiss_roll, [5.0, 0.0], [12.0, 10.0]),
+    ],
+)
 def test_points_on_the_normal_of_a_surface_are_projected_to_its_foot(surface, low, high):
     generator = torch.Generator().manual_seed(0)
     low, high = torch.tensor(low, dtype=torch.float64), torch.tensor(high, dtype=torch.float64)
@@ -180,9 +183,10 @@ def test_easy_points_do_not_wait_for_hard_ones():
 def test_projections_compute_4_and_16_gradients(monkeypatch):
     computed = []
     monkeypatch.setattr(
-        models, "nearest_point",
+        models,
+        "nearest_point",
         lambda decode, x, u, gradients, *_: computed.append(gradients) or Nearest(u, decode(u)),
-    )  # fmt: skip
+    )
     model, x = Hierarchy([Stage(RealNVP(12, 2), 9)]), torch.zeros(2, 12)
     model.project(x)
     model.project(x, nearest=True)

@@ -203,32 +203,51 @@ def test_calibrate_makes_p_values_of_other_images_uniform(model_file, tmp_path, 
     assert_rejected(result, "was not trained on, got about 100% of these")
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["score", "{model}", "nowhere"], "no such file or folder"),
-    (["score", "nowhere", "{images}"], "nowhere"),
-    (["score", "{model}", "{model}"], "expected a folder, a zip, or a file with"),
-    (["score", "{model}", "{images}/broken.png"], "No image could be read"),
-    (["score", "{model}", "{empty}"], "expected files with one of"),
-    (["score", "{model}", "{images}", "--alpha", "150%"], "expected a rate between 0 and 1"),
-    (["score", "{model}", "{images}", "--alpha", "0.1%"],
-     "expected at least 1/201 (0.498%), the smallest p-value of a calibration on 200 images"),
-    (["score", "{model}", "{images}", "--fdr", "0.1%"], "fdr: expected at least 1/201 (0.498%)"),
-    (["score", "{model}", "{images}", "--fdr=5%", "--alpha=5%"], "--alpha and --fdr: expected one"),
-    (["score", "{model}", "{images}", "--explain"], "--explain: expected none for a model of im"),
-    (["calibrate", "{model}", "{images}"], "INPUTS: expected at least 20 images, got 4. Add more"),
-    (["calibrate", "{model}", "{images}", "--out={model}"], "expected a path other than"),
-    (["score", "{uncalibrated}", "nowhere"], "model: expected a calibration of p-values"),
-    (["score", "{few}", "nowhere"], "calibration of p-values, got none. There were 3 images."),
-    (["score", "{of_dim}", "nowhere"], "The calibration is for dimension 16, not 5"),
-    (["encode", "{dataless}", "{images}"], "expected a model of images"),
-    (["sample", "{model}", "--dim", "1000"], "192"),
-    (["sample", "{model}", "--device", "moon"], "device"),
-    (["sample", "{model}", "--seed", "1" + "0" * 23], "is not in the range 0<=x<=4294967295"),
-    (["sample", "{model}", "--temperature", "nan"], "temperature: expected 0 to 10, got nan"),
-    (["sample", "{model}", "-n", "20000"], "expected at most 10,000 images in a PNG file"),
-    (["sample", "{model}", "-n", "9" * 50, "--out", "{empty}/a.npz"],
-     "count: expected 1 to 10,000,000"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["score", "{model}", "nowhere"], "no such file or folder"),
+        (["score", "nowhere", "{images}"], "nowhere"),
+        (["score", "{model}", "{model}"], "expected a folder, a zip, or a file with"),
+        (["score", "{model}", "{images}/broken.png"], "No image could be read"),
+        (["score", "{model}", "{empty}"], "expected files with one of"),
+        (["score", "{model}", "{images}", "--alpha", "150%"], "expected a rate between 0 and 1"),
+        (
+            ["score", "{model}", "{images}", "--alpha", "0.1%"],
+            "expected at least 1/201 (0.498%), the smallest p-value of a calibration on 200 images",
+        ),
+        (
+            ["score", "{model}", "{images}", "--fdr", "0.1%"],
+            "fdr: expected at least 1/201 (0.498%)",
+        ),
+        (
+            ["score", "{model}", "{images}", "--fdr=5%", "--alpha=5%"],
+            "--alpha and --fdr: expected one",
+        ),
+        (
+            ["score", "{model}", "{images}", "--explain"],
+            "--explain: expected none for a model of im",
+        ),
+        (
+            ["calibrate", "{model}", "{images}"],
+            "INPUTS: expected at least 20 images, got 4. Add more",
+        ),
+        (["calibrate", "{model}", "{images}", "--out={model}"], "expected a path other than"),
+        (["score", "{uncalibrated}", "nowhere"], "model: expected a calibration of p-values"),
+        (["score", "{few}", "nowhere"], "calibration of p-values, got none. There were 3 images."),
+        (["score", "{of_dim}", "nowhere"], "The calibration is for dimension 16, not 5"),
+        (["encode", "{dataless}", "{images}"], "expected a model of images"),
+        (["sample", "{model}", "--dim", "1000"], "192"),
+        (["sample", "{model}", "--device", "moon"], "device"),
+        (["sample", "{model}", "--seed", "1" + "0" * 23], "is not in the range 0<=x<=4294967295"),
+        (["sample", "{model}", "--temperature", "nan"], "temperature: expected 0 to 10, got nan"),
+        (["sample", "{model}", "-n", "20000"], "expected at most 10,000 images in a PNG file"),
+        (
+            ["sample", "{model}", "-n", "9" * 50, "--out", "{empty}/a.npz"],
+            "count: expected 1 to 10,000,000",
+        ),
+    ],
+)
 def test_mistakes_are_reported_in_one_message(
     model_file, images, tmp_path, monkeypatch, arguments, message
 ):
@@ -304,9 +323,13 @@ def test_names_in_messages_are_escaped(model_file, tmp_path):
 # ---- outputs
 
 OUTPUTS = [
-    ("score", "{out}.csv"), ("encode", "{out}.npz"), ("project", "{out}.npz"), ("project", "{out}"),
-    ("sample", "{out}.npz"), ("sample", "{out}.png"),
-]  # fmt: skip
+    ("score", "{out}.csv"),
+    ("encode", "{out}.npz"),
+    ("project", "{out}.npz"),
+    ("project", "{out}"),
+    ("sample", "{out}.npz"),
+    ("sample", "{out}.png"),
+]
 INPUTS = {"score": 1, "encode": 1, "project": 1, "sample": 0}
 
 
@@ -315,12 +338,15 @@ def arguments(command, model="nowhere", image="nowhere"):
 
 
 @pytest.mark.parametrize(("command", "out"), OUTPUTS)
-@pytest.mark.parametrize(("name", "message"), [
-    ("other", "got something else"),
-    ("file.txt/new", "Not a directory"),
-    ("x" * 300, "File name too long"),
-    ("read_only/new", "Read-only file system"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("other", "got something else"),
+        ("file.txt/new", "Not a directory"),
+        ("x" * 300, "File name too long"),
+        ("read_only/new", "Read-only file system"),
+    ],
+)
 def test_outputs_are_checked_before_the_inputs_are_read(
     model_file, tmp_path, read_only, command, out, name, message
 ):
@@ -335,10 +361,15 @@ def test_outputs_are_checked_before_the_inputs_are_read(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize(("command", "out"), [
-    ("encode", "codes.png"), ("score", "scores"), ("sample", "samples.jpg"),
-    ("project", "projections.tar.gz"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("command", "out"),
+    [
+        ("encode", "codes.png"),
+        ("score", "scores"),
+        ("sample", "samples.jpg"),
+        ("project", "projections.tar.gz"),
+    ],
+)
 def test_outputs_have_a_supported_suffix(model_file, tmp_path, command, out):
     result = run(*arguments(command, model_file), "--out", tmp_path / out)
     assert_rejected(
@@ -346,10 +377,15 @@ def test_outputs_have_a_supported_suffix(model_file, tmp_path, command, out):
     )
 
 
-@pytest.mark.parametrize(("command", "option", "name"), [
-    ("score", "--sheet", "image.png"), ("score", "--sheet", "link.png"),
-    ("sample", "--out", "model.png"), ("encode", "--out", "model.npz"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("command", "option", "name"),
+    [
+        ("score", "--sheet", "image.png"),
+        ("score", "--sheet", "link.png"),
+        ("sample", "--out", "model.png"),
+        ("encode", "--out", "model.npz"),
+    ],
+)
 def test_inputs_and_models_are_not_overwritten(
     model_file, tmp_path, monkeypatch, command, option, name
 ):
@@ -369,7 +405,7 @@ def test_inputs_and_models_are_not_overwritten(
 @pytest.mark.parametrize(("command", "out"), OUTPUTS)
 def test_a_full_disk_is_reported_and_leaves_no_partial_file(
     model_file, images, small_disk, command, out
-):  # fmt: skip
+):
     image = images[0] / "0.png"
     (small_disk / "rest").write_bytes(bytes(2**21 - 2 * 4096))
     more = ["-n", 200] if command == "sample" else [image] * 100
@@ -413,8 +449,16 @@ def test_restore_simulates_observations_and_measures_errors(
     assert "PSNR" in result.output
     assert "Skipped 1 unreadable images" in caplog.text
     table = pd.read_csv(out / "restorations.csv")
-    assert [*table] == ["picture", "std", "residual", "acceptance", "r_hat", "converged",
-                         "psnr", "coverage"]  # fmt: skip
+    assert [*table] == [
+        "picture",
+        "std",
+        "residual",
+        "acceptance",
+        "r_hat",
+        "converged",
+        "psnr",
+        "coverage",
+    ]
     assert len(table) == 4
     assert table["coverage"].between(0, 1).all()
     restored = np.asarray(Image.open(out / "00002-2.png")).transpose(2, 0, 1) / 255.0
@@ -447,8 +491,11 @@ def test_restorations_replace_earlier_ones_alone(model_file, images, tmp_path):
     assert len(os.listdir(out)) == 2 * 4 + 2
     assert run(*command, images[1]).exit_code == 0
     assert sorted(os.listdir(out)) == [
-        "00000-noise-std.png", "00000-noise.png", "restorations.csv", "sheet.png"
-    ]  # fmt: skip
+        "00000-noise-std.png",
+        "00000-noise.png",
+        "restorations.csv",
+        "sheet.png",
+    ]
     (out / "mine.png").touch()
     assert_rejected(run(*command, images[0]), "expected an empty folder")
     assert len(os.listdir(out)) == 5

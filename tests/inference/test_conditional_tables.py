@@ -78,15 +78,19 @@ def test_rows_of_all_kinds_have_results_of_their_own():
     table.loc[1, "city"] = "nowhere"
     order = np.random.default_rng(0).permutation(len(table))
     for result in (
-        predictor.score, lambda rows: predictor.project(rows)[0], lambda rows: predictor.sample(
-            2, condition=rows.reset_index(drop=True)
-        ).loc[lambda samples: samples.index.to_series().duplicated().to_numpy()][["dose", "ward"]],
-    ):  # fmt: skip
+        predictor.score,
+        lambda rows: predictor.project(rows)[0],
+        lambda rows: predictor.sample(2, condition=rows.reset_index(drop=True)).loc[
+            lambda samples: samples.index.to_series().duplicated().to_numpy()
+        ][["dose", "ward"]],
+    ):
         whole, shuffled = result(table), result(table.iloc[order])
         pd.testing.assert_frame_equal(
-            shuffled.reset_index(drop=True), whole.iloc[order].reset_index(drop=True),
-            rtol=1e-3, atol=1e-3,
-        )  # fmt: skip
+            shuffled.reset_index(drop=True),
+            whole.iloc[order].reset_index(drop=True),
+            rtol=1e-3,
+            atol=1e-3,
+        )
     scores = predictor.score(table)
     assert scores["p_value"][:2].tolist() == [scores["p_value"].min()] * 2
     assert np.isfinite(scores["log_prob"][2:]).all()

@@ -117,11 +117,17 @@ class Unusual(Tabular):
         return x * float(x.sum() > 0), x.sum(1)
 
 
-@pytest.mark.parametrize(("model", "message"), [
-    (lambda: Hierarchy([Stage(Tabular(2), 1)]), "expected a calibration"),
-    (conditional_table_model, "got one with a condition"),
-    (lambda: table_model(Unusual(4), 2, rows(50, 0), rows(50, 1)), "a model that torch can export"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda: Hierarchy([Stage(Tabular(2), 1)]), "expected a calibration"),
+        (conditional_table_model, "got one with a condition"),
+        (
+            lambda: table_model(Unusual(4), 2, rows(50, 0), rows(50, 1)),
+            "a model that torch can export",
+        ),
+    ],
+)
 def test_what_cannot_be_exported_is_one_message(model, message, tmp_path):
     with pytest.raises(UserError, match=message):
         exports.export(Predictor(model()), tmp_path / "model.pt2")

@@ -31,11 +31,61 @@ EXAMPLES = int(os.environ.get("SUBMANIFOLD_FUZZ_EXAMPLES", "150"))
 SUFFIXES = ("png", "png", "jpg", "bmp", "gif", "webp", "tiff", "PNG", "txt", "zip", "")
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
 MODES = ("1", "L", "P", "LA", "RGB", "RGBA", "CMYK", "I;16", "I", "F", "YCbCr")
-LETTERS = ("a", "b", " ", "=", "-", "+", "@", "'", '"', "%s", "{}", "~", "..", ".", "\n", "\r",
-           "\x1b[2J", "\u202e", "\udcff", "é", "e\u0301", "猫", "🙂", "\\", "*", ":", "#", "png",
-           "x" * 120)  # fmt: skip
-VALUES = ("0", "1", "2", "3", "-1", "1.5", "nan", "inf", "1e400", "", "x", "1_0", "٣", "1%", "50 %",
-          "150%", "9" * 20, "1e-320", "0x10", "16", "192", "193")  # fmt: skip
+LETTERS = (
+    "a",
+    "b",
+    " ",
+    "=",
+    "-",
+    "+",
+    "@",
+    "'",
+    '"',
+    "%s",
+    "{}",
+    "~",
+    "..",
+    ".",
+    "\n",
+    "\r",
+    "\x1b[2J",
+    "\u202e",
+    "\udcff",
+    "é",
+    "e\u0301",
+    "猫",
+    "🙂",
+    "\\",
+    "*",
+    ":",
+    "#",
+    "png",
+    "x" * 120,
+)
+VALUES = (
+    "0",
+    "1",
+    "2",
+    "3",
+    "-1",
+    "1.5",
+    "nan",
+    "inf",
+    "1e400",
+    "",
+    "x",
+    "1_0",
+    "٣",
+    "1%",
+    "50 %",
+    "150%",
+    "9" * 20,
+    "1e-320",
+    "0x10",
+    "16",
+    "192",
+    "193",
+)
 DEVICES = ("cpu", "cpu", "cpu", "auto", "cuda:99", "meta", "moon", "", "cpu:1", "\udcff")
 OPTIONS = {
     "score": ("--alpha", "--nearest", "--device"),
@@ -50,8 +100,9 @@ names = st.builds(
     lambda letters, suffix: (
         f"{''.join(letters)}.{suffix}".replace("/", "_") if suffix else f"_{''.join(letters)}"
     ),
-    st.lists(st.sampled_from(LETTERS), min_size=1, max_size=4), st.sampled_from(SUFFIXES),
-)  # fmt: skip
+    st.lists(st.sampled_from(LETTERS), min_size=1, max_size=4),
+    st.sampled_from(SUFFIXES),
+)
 
 
 @st.composite

@@ -67,8 +67,9 @@ def labelled():
     model.data = {"size": 8, "channels": 1, "crop": "square"}
     events = with_context(smooth_images(40, 1, 1), np.arange(40) % 3)
     labels = {"label": np.arange(20) % 3}
-    return Case(with_calibration(model.eval(), events), smooth_images(20, 2, 1), labels,
-                {"label": 2})  # fmt: skip
+    return Case(
+        with_calibration(model.eval(), events), smooth_images(20, 2, 1), labels, {"label": 2}
+    )
 
 
 def table(flow):
@@ -82,14 +83,18 @@ CASES = {
     "table": lambda: table(RealNVP(4)),
     "noise-conditional table": lambda: table(SoftRealNVP(4)),
     "table with a condition": lambda: Case(
-        conditional_table_model(), conditional_rows(20, 2), {},
+        conditional_table_model(),
+        conditional_rows(20, 2),
+        {},
         {"condition": conditional_rows(3, 4)[["dose", "age"]]},
     ),
     "vectors": lambda: Case(
         with_calibration(perturb(Hierarchy([Stage(RealNVP(4), 2)]), 0.2).eval(), points(100, 0)),
-        points(20, 1), {}, {},
+        points(20, 1),
+        {},
+        {},
     ),
-}  # fmt: skip
+}
 
 
 @cache
@@ -195,8 +200,9 @@ def test_an_event_has_the_same_results_in_any_batch(case):
 
 
 def test_samples_depend_only_on_the_seed(case):
-    first, again, other = (case.predictor.sample(5, 0.7, seed, **case.of_samples)
-                           for seed in (0, 0, 1))  # fmt: skip
+    first, again, other = (
+        case.predictor.sample(5, 0.7, seed, **case.of_samples) for seed in (0, 0, 1)
+    )
     assert type(first) is type(case.x)
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
@@ -211,8 +217,9 @@ def results(predictor, case, pool):
         of_events = {name: value[half] for name, value in case.of_events.items()}
         calls += [(method, (part(case.x, half),), of_events) for method in methods]
     found = pool(lambda call: call[0](*call[1], **call[2]), 2 * calls)
-    return [array for result in found
-            for array in (result if isinstance(result, tuple) else (result,))]  # fmt: skip
+    return [
+        array for result in found for array in (result if isinstance(result, tuple) else (result,))
+    ]
 
 
 def test_threads_share_a_predictor(case):
@@ -284,8 +291,12 @@ def test_restorations_depend_on_the_seed_and_the_label():
 def test_the_progress_of_each_method_is_shown(monkeypatch, caplog):
     monkeypatch.setattr(progress, "SECONDS", 0.0)
     case = build("vectors")
-    methods = {"score": "scoring", "log_prob": "scoring", "encode": "encoding",
-               "project": "projecting"}  # fmt: skip
+    methods = {
+        "score": "scoring",
+        "log_prob": "scoring",
+        "encode": "encoding",
+        "project": "projecting",
+    }
     for method, description in methods.items():
         caplog.clear()
         with caplog.at_level("INFO"):
@@ -299,26 +310,53 @@ def test_far_vectors_have_the_smallest_p_value():
     assert found["ood"].all()  # at most alpha
 
 
-@pytest.mark.parametrize(("name", "call", "message"), [
-    ("vectors", lambda p: p.score(np.zeros((2, 4))), r"events: expected float32 of shape \(N, 4\)"),
-    ("vectors", lambda p: p.encode(points(0, 0)), "with N at least 1, got float32"),
-    ("images", lambda p: p.score(np.zeros((2, 9, 9, 2), np.uint8)), "events: expected uint8 of"),
-    ("images", lambda p: p.score(np.full((2, 8, 8, 3), 2.0)), "floats in .0, 1."),
-    ("images", lambda p: p.score(smooth_images(2, 0), label=1), "label: expected none"),
-    ("images", lambda p: p.score(smooth_images(2, 0), alpha=1e-3), "alpha: expected at least 1/2"),
-    ("images", lambda p: p.sample(condition=rows(2, 0)), "condition: expected none"),
-    ("images", lambda p: p.columns, "model: expected a model of a table, got one of images"),
-    ("images with labels", lambda p: p.sample(2), "label: expected a label from 0 to 2, .* none"),
-    ("images with labels", lambda p: p.sample(2, label=3), "label: .* got 3"),
-    ("images with labels", lambda p: p.encode(smooth_images(2, 0, 1), label=[0]), "label: "),
-    ("table", lambda p: p.score(rows(0, 0)), "table: expected at least one row"),
-    ("table", lambda p: p.score(rows(3, 0), label=1), "label: expected none"),
-    ("table", lambda p: p.project(np.zeros((2, 3))), "expected an array of 4 columns"),
-    ("table", lambda p: p.sample(0), "count: expected 1 to 10,000,000, got 0"),
-    ("vectors", lambda p: p.sample(10**8), "count: expected 1 to 10,000,000, got 100,000,000"),
-    ("table with a condition", lambda p: p.sample(2), r"conditional on \(age, dose\), got none"),
-    ("table with a condition", lambda p: p.sample(condition=rows(2, 0)[["age"]]), "without dose"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "call", "message"),
+    [
+        (
+            "vectors",
+            lambda p: p.score(np.zeros((2, 4))),
+            r"events: expected float32 of shape \(N, 4\)",
+        ),
+        ("vectors", lambda p: p.encode(points(0, 0)), "with N at least 1, got float32"),
+        (
+            "images",
+            lambda p: p.score(np.zeros((2, 9, 9, 2), np.uint8)),
+            "events: expected uint8 of",
+        ),
+        ("images", lambda p: p.score(np.full((2, 8, 8, 3), 2.0)), "floats in .0, 1."),
+        ("images", lambda p: p.score(smooth_images(2, 0), label=1), "label: expected none"),
+        (
+            "images",
+            lambda p: p.score(smooth_images(2, 0), alpha=1e-3),
+            "alpha: expected at least 1/2",
+        ),
+        ("images", lambda p: p.sample(condition=rows(2, 0)), "condition: expected none"),
+        ("images", lambda p: p.columns, "model: expected a model of a table, got one of images"),
+        (
+            "images with labels",
+            lambda p: p.sample(2),
+            "label: expected a label from 0 to 2, .* none",
+        ),
+        ("images with labels", lambda p: p.sample(2, label=3), "label: .* got 3"),
+        ("images with labels", lambda p: p.encode(smooth_images(2, 0, 1), label=[0]), "label: "),
+        ("table", lambda p: p.score(rows(0, 0)), "table: expected at least one row"),
+        ("table", lambda p: p.score(rows(3, 0), label=1), "label: expected none"),
+        ("table", lambda p: p.project(np.zeros((2, 3))), "expected an array of 4 columns"),
+        ("table", lambda p: p.sample(0), "count: expected 1 to 10,000,000, got 0"),
+        ("vectors", lambda p: p.sample(10**8), "count: expected 1 to 10,000,000, got 100,000,000"),
+        (
+            "table with a condition",
+            lambda p: p.sample(2),
+            r"conditional on \(age, dose\), got none",
+        ),
+        (
+            "table with a condition",
+            lambda p: p.sample(condition=rows(2, 0)[["age"]]),
+            "without dose",
+        ),
+    ],
+)
 def test_mistakes_have_one_message(name, call, message):
     with pytest.raises(UserError, match=message):
         call(build(name).predictor)
@@ -347,30 +385,33 @@ def entry(name, value):
     return {"calibration": lambda calibration: calibration.update({name: value})}
 
 
-@pytest.mark.parametrize(("kind", "changes"), [
-    ("table", {"data": lambda data: data.update(table=5)}),
-    ("table", {"data": lambda data: data["table"].pop("columns")}),
-    ("table", {"data": lambda data: data["table"]["columns"].pop()}),
-    ("table", first_column(kind="number")),
-    ("table", first_column(scale=0.0)),
-    ("table", first_column(scale=float("nan"))),
-    ("table", first_column(kind="categorical", categories=[])),
-    ("images", {"data": lambda data: data.update(size=10**9)}),
-    ("images", {"data": lambda data: data.pop("channels")}),
-    ("images", {"data": lambda data: data.update(crop="round")}),
-    ("images", {"data": lambda data: data.update(margin=4)}),
-    ("images", entry("groups", 1e308)),
-    ("images", entry("groups", 0)),
-    ("images", entry("groups", 10**9)),
-    ("images", entry("count", "many")),
-    ("images", entry("combined", [])),
-    ("images", entry("combined", ["density"])),
-    ("images", entry("mean", [0.0])),
-    ("images", entry("precision", None)),
-    ("images", entry("unknown", 1)),
-    ("table", {"calibration": lambda c: c["quantiles"]["combination"].reverse()}),
-    ("table", {"calibration": lambda c: c["quantiles"].pop("combination")}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("table", {"data": lambda data: data.update(table=5)}),
+        ("table", {"data": lambda data: data["table"].pop("columns")}),
+        ("table", {"data": lambda data: data["table"]["columns"].pop()}),
+        ("table", first_column(kind="number")),
+        ("table", first_column(scale=0.0)),
+        ("table", first_column(scale=float("nan"))),
+        ("table", first_column(kind="categorical", categories=[])),
+        ("images", {"data": lambda data: data.update(size=10**9)}),
+        ("images", {"data": lambda data: data.pop("channels")}),
+        ("images", {"data": lambda data: data.update(crop="round")}),
+        ("images", {"data": lambda data: data.update(margin=4)}),
+        ("images", entry("groups", 1e308)),
+        ("images", entry("groups", 0)),
+        ("images", entry("groups", 10**9)),
+        ("images", entry("count", "many")),
+        ("images", entry("combined", [])),
+        ("images", entry("combined", ["density"])),
+        ("images", entry("mean", [0.0])),
+        ("images", entry("precision", None)),
+        ("images", entry("unknown", 1)),
+        ("table", {"calibration": lambda c: c["quantiles"]["combination"].reverse()}),
+        ("table", {"calibration": lambda c: c["quantiles"].pop("combination")}),
+    ],
+)
 def test_forged_data_and_calibrations_are_refused(tmp_path, kind, changes):
     path = tmp_path / "model"
     forged(build(kind).model, path, **changes)

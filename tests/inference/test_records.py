@@ -106,10 +106,19 @@ def test_records_of_earlier_versions_are_read(tmp_path):
     assert record.state(tmp_path) == "interrupted"
 
 
-@pytest.mark.parametrize("content", [
-    [], 5, "name", None, {}, {"name": "other"},
-    {**asdict(run("a")), "started": 1}, {**asdict(run("a")), "report": None},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        [],
+        5,
+        "name",
+        None,
+        {},
+        {"name": "other"},
+        {**asdict(run("a")), "started": 1},
+        {**asdict(run("a")), "report": None},
+    ],
+)
 def test_other_json_in_the_folder_of_records_is_no_run(tmp_path, content):
     record = write_record(tmp_path, run("a"), "mine")
     (tmp_path / FOLDER / "other.json").write_text(json.dumps(content))

@@ -44,8 +44,9 @@ def table(tmp_path):
 
 def test_densities_of_categories_sum_to_one_and_are_frequencies_of_samples():
     rng, names = np.random.default_rng(0), ["Bern", "Rome", "Oslo"]
-    table = pd.DataFrame({"city": rng.choice(names, 900, p=[0.1, 0.6, 0.3]),
-                          "weight": rng.normal(70, 12, 900)})  # fmt: skip
+    table = pd.DataFrame(
+        {"city": rng.choice(names, 900, p=[0.1, 0.6, 0.3]), "weight": rng.normal(70, 12, 900)}
+    )
     torch.manual_seed(0)
     model = table_model(RealNVP(2), 2, table, table)
     weights = np.linspace(-60, 200, 5001)  # each has another noise of the category
@@ -156,12 +157,17 @@ def test_text_of_csv_files_is_no_formula_of_a_spreadsheet(tmp_path):
     assert not starts & {"=H", "+a", "-b", "@c"}
 
 
-@pytest.mark.parametrize(("command", "options", "outputs"), [
-    ("score", (), "scores.csv"),
-    ("score", ("--explain",), "scores.csv scores_columns.csv"),
-    ("encode", (), "codes.csv"), ("project", (), "projections.csv"),
-    ("sample", None, "samples.csv"), ("calibrate", (), "calibrated.safetensors"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("command", "options", "outputs"),
+    [
+        ("score", (), "scores.csv"),
+        ("score", ("--explain",), "scores.csv scores_columns.csv"),
+        ("encode", (), "codes.csv"),
+        ("project", (), "projections.csv"),
+        ("sample", None, "samples.csv"),
+        ("calibrate", (), "calibrated.safetensors"),
+    ],
+)
 def test_a_default_output_does_not_replace_a_file(
     model_file, tmp_path, monkeypatch, command, options, outputs
 ):
@@ -258,8 +264,10 @@ def test_rows_that_equal_training_rows_by_chance_are_no_warning():
     discrete = Hierarchy([Stage(RealNVP(2), dim=1)])
     discrete.data = {"table": preprocessor.to_dict()}
     rng = np.random.default_rng(0)
-    train, valid = (preprocessor.transform(table.iloc[rng.integers(100, size=n)], np.arange(n))
-                    for n in (900, 100))  # fmt: skip
+    train, valid = (
+        preprocessor.transform(table.iloc[rng.integers(100, size=n)], np.arange(n))
+        for n in (900, 100)
+    )
     assert training_hashes(discrete, train, valid) == []
 
 
@@ -274,9 +282,13 @@ def test_several_files_have_their_names_in_the_rows(model_file, table, tmp_path)
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
-@pytest.mark.parametrize(("index", "label"), [
-    (pd.Index([7, 5, 9]), "row"), (pd.Index(["a", "b\nc", "ü"], name="id"), "id"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("index", "label"),
+    [
+        (pd.Index([7, 5, 9]), "row"),
+        (pd.Index(["a", "b\nc", "ü"], name="id"), "id"),
+    ],
+)
 def test_results_have_the_index_of_the_table(model_file, tmp_path, suffix, index, label):
     table = rows(3, 2).set_axis(index)
     path = tmp_path / f"table.{suffix}"
@@ -310,8 +322,9 @@ def test_codes_are_columns_or_arrays(model_file, table, tmp_path):
         succeed("encode", model_file, table, "--out", tmp_path / name)
     codes = pd.read_csv(tmp_path / "codes.csv")
     assert list(codes) == ["row", "u0", "u1", "u2", "v0"]
-    pd.testing.assert_frame_equal(codes, pd.read_parquet(tmp_path / "codes.parquet"),
-                                  check_dtype=False)  # fmt: skip
+    pd.testing.assert_frame_equal(
+        codes, pd.read_parquet(tmp_path / "codes.parquet"), check_dtype=False
+    )
     succeed("encode", model_file, table, "--out", tmp_path / "codes.npz")
     arrays = np.load(tmp_path / "codes.npz")
     np.testing.assert_allclose(codes[["u0", "u1", "u2"]], arrays["u"], rtol=1e-5)
@@ -349,24 +362,33 @@ def test_arrays_are_matched_by_position(tmp_path):
     pd.testing.assert_frame_equal(*tables, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["score", "{model}", "{folder}/image.png"], "image.png: expected a CSV, Parquet, Feather"),
-    (["score", "{images}", "{table}"], "table.csv: expected a folder, a zip, or a file with"),
-    (["score", "{points}", "{table}"], "a model of images or of a table, got one of points"),
-    (["score", "{model}", "{folder}/missing.csv"], "got a table without age"),
-    (["project", "{model}", "{folder}/nan.csv"], "got missing values in weight (1)"),
-    (["score", "{model}", "{folder}/empty.csv"], "got an error: No columns to parse"),
-    (["score", "{model}", "{folder}/header.csv"], "expected rows, got none"),
-    (["score", "{model}", "nowhere.csv"], "got no such file"),
-    (["score", "{model}", "{table}", "--id=ages"], "--id: expected columns of the table"),
-    (["score", "{images}", "{table}", "--id=age"], "--id: expected none for a model of images"),
-    (["score", "{model}", "{table}", "--sheet", "{folder}/s.png"], "--sheet: expected none"),
-    (["score", "{model}", "{table}", "--out", "{table}"], "a path other than the inputs"),
-    (["project", "{model}", "{table}", "--out", "{folder}/p.npz"], "expected .csv or .parquet,"),
-    (["sample", "{model}", "--out", "{folder}/s.png"], "expected .csv or .parquet, got .png"),
-    (["sample", "{points}", "--out", "{folder}/s.csv"], "expected .png or .npz, got .csv"),
-    (["restore", "{model}", "{table}", "--task=denoise:1"], "MODEL: expected a model of images"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["score", "{model}", "{folder}/image.png"], "image.png: expected a CSV, Parquet, Feather"),
+        (["score", "{images}", "{table}"], "table.csv: expected a folder, a zip, or a file with"),
+        (["score", "{points}", "{table}"], "a model of images or of a table, got one of points"),
+        (["score", "{model}", "{folder}/missing.csv"], "got a table without age"),
+        (["project", "{model}", "{folder}/nan.csv"], "got missing values in weight (1)"),
+        (["score", "{model}", "{folder}/empty.csv"], "got an error: No columns to parse"),
+        (["score", "{model}", "{folder}/header.csv"], "expected rows, got none"),
+        (["score", "{model}", "nowhere.csv"], "got no such file"),
+        (["score", "{model}", "{table}", "--id=ages"], "--id: expected columns of the table"),
+        (["score", "{images}", "{table}", "--id=age"], "--id: expected none for a model of images"),
+        (["score", "{model}", "{table}", "--sheet", "{folder}/s.png"], "--sheet: expected none"),
+        (["score", "{model}", "{table}", "--out", "{table}"], "a path other than the inputs"),
+        (
+            ["project", "{model}", "{table}", "--out", "{folder}/p.npz"],
+            "expected .csv or .parquet,",
+        ),
+        (["sample", "{model}", "--out", "{folder}/s.png"], "expected .csv or .parquet, got .png"),
+        (["sample", "{points}", "--out", "{folder}/s.csv"], "expected .png or .npz, got .csv"),
+        (
+            ["restore", "{model}", "{table}", "--task=denoise:1"],
+            "MODEL: expected a model of images",
+        ),
+    ],
+)
 def test_mistakes_are_reported_in_one_line(
     model_file, table, tmp_path, monkeypatch, arguments, message
 ):

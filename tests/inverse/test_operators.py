@@ -49,15 +49,18 @@ def test_masks_are_pictures(x, tmp_path):
     assert torch.equal(parse("inpaint:4", SHAPE).operator(x)[0, :16], x[0, 0, :2].flatten())
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("denoize:0.1", "expected one of denoise, .* Did you mean denoise"),
-    ("denoise:1e300", "expected a number above 0 and up to 100, got 1e300"),
-    ("inpaint:8", "expected a side from 1 to 7 pixels, got 8"),
-    ("inpaint:mask.png", "expected a picture whose black pixels are missing, got"),
-    ("superresolve:3", "expected a divisor of the sides 8 and 8, got 3"),
-    ("deblur:3", "expected a number above 0 and up to 1.75, got 3"),
-    ("sense:100000000", "expected an integer from 1 to 192"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("denoize:0.1", "expected one of denoise, .* Did you mean denoise"),
+        ("denoise:1e300", "expected a number above 0 and up to 100, got 1e300"),
+        ("inpaint:8", "expected a side from 1 to 7 pixels, got 8"),
+        ("inpaint:mask.png", "expected a picture whose black pixels are missing, got"),
+        ("superresolve:3", "expected a divisor of the sides 8 and 8, got 3"),
+        ("deblur:3", "expected a number above 0 and up to 1.75, got 3"),
+        ("sense:100000000", "expected an integer from 1 to 192"),
+    ],
+)
 def test_mistakes_in_tasks(text, message):
     with pytest.raises(UserError, match=f"^task={text}: {message}"):
         parse(text, SHAPE)

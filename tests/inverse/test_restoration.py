@@ -61,8 +61,15 @@ def sampled(model, noise, dim=None):
     torch.manual_seed(1)
     matrix = torch.randn(4, DIM).double()
     y = (model.sample(2).double() @ matrix.T)[[0] * 16 + [1] * 16]
-    found = restore(model, y, lambda x: x @ matrix.T, noise, dim=dim, iterations=90,
-                    generator=torch.Generator().manual_seed(0))  # fmt: skip
+    found = restore(
+        model,
+        y,
+        lambda x: x @ matrix.T,
+        noise,
+        dim=dim,
+        iterations=90,
+        generator=torch.Generator().manual_seed(0),
+    )
     mean, covariance = closed_form(model, matrix, y, noise, dim)
     assert 0.5 < found.acceptance.mean() < 0.95
     assert found.r_hat.max() < 1.3
@@ -143,15 +150,18 @@ def test_restorations_with_a_dimension_are_on_the_manifold(model):
     torch.testing.assert_close(at.encoder_projection(points), points, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"y": torch.zeros(1, 5).double()}, r"y: expected .* of shape \(batch, 6\).*\(1, 5\)"),
-    ({"noise": 0.0}, "noise: expected a number above 1e-18 and below 1e18, got 0"),
-    ({"noise": 1e-300}, "noise: expected a number above 1e-18 and below 1e18, got 1e-300"),
-    ({"noise": 1e300}, r"noise: expected a number above 1e-18 and below 1e18, got 1e\+300"),
-    ({"operator": "denoise"}, "operator: expected a function of images, got str"),
-    ({"dim": 7}, "dim: expected 1 to 6"),
-    ({"iterations": 2}, "iterations: expected 3 or more, got 2"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"y": torch.zeros(1, 5).double()}, r"y: expected .* of shape \(batch, 6\).*\(1, 5\)"),
+        ({"noise": 0.0}, "noise: expected a number above 1e-18 and below 1e18, got 0"),
+        ({"noise": 1e-300}, "noise: expected a number above 1e-18 and below 1e18, got 1e-300"),
+        ({"noise": 1e300}, r"noise: expected a number above 1e-18 and below 1e18, got 1e\+300"),
+        ({"operator": "denoise"}, "operator: expected a function of images, got str"),
+        ({"dim": 7}, "dim: expected 1 to 6"),
+        ({"iterations": 2}, "iterations: expected 3 or more, got 2"),
+    ],
+)
 def test_mistakes(gaussian, change, message):
     arguments = {"y": torch.zeros(1, DIM).double(), "operator": Denoise(), "noise": 0.1} | change
     with pytest.raises(UserError, match=message):

@@ -21,9 +21,10 @@ def registered():
             chosen = {"weight": 0.5} | ({"penalty": penalty} if penalty else {})
             for random in ({}, {k: v for k, v in RANDOM.items() if k in fields}):
                 yield pytest.param(
-                    name, field.annotation(**chosen, **random),
+                    name,
+                    field.annotation(**chosen, **random),
                     id=f"{name}-{penalty}-{'random' if random else 'default'}",
-                )  # fmt: skip
+                )
 
 
 @pytest.fixture

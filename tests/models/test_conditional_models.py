@@ -20,15 +20,27 @@ from submanifold.models.classifier import class_log_probs
 SMALL = {"type": "glow", "levels": 2, "steps": 1, "width": 4}
 STAGES = {
     "image": ((3, 8, 8), [{"flow": SMALL, "dim": 4}]),
-    "two stages": ((3, 8, 8), [{"flow": SMALL, "dim": 9},
-                               {"flow": {"type": "realnvp", "couplings": 2}, "dim": 4}]),
-    "code flow": ((6,), [{"flow": {"type": "realnvp", "couplings": 2}, "dim": 3},
-                         {"flow": {"type": "realnvp", "couplings": 2}, "dim": 3}]),
+    "two stages": (
+        (3, 8, 8),
+        [{"flow": SMALL, "dim": 9}, {"flow": {"type": "realnvp", "couplings": 2}, "dim": 4}],
+    ),
+    "code flow": (
+        (6,),
+        [
+            {"flow": {"type": "realnvp", "couplings": 2}, "dim": 3},
+            {"flow": {"type": "realnvp", "couplings": 2}, "dim": 3},
+        ],
+    ),
     "table": ((6,), [{"flow": {"type": "tabular", "couplings": 2, "hidden": 8}, "dim": 3}]),
-    "noisy": ((6,), [{"flow": {"type": "affine"}, "dim": 4},
-                     {"flow": {"type": "realnvp", "couplings": 2}, "dim": 3, "noise": 0.1}]),
+    "noisy": (
+        (6,),
+        [
+            {"flow": {"type": "affine"}, "dim": 4},
+            {"flow": {"type": "realnvp", "couplings": 2}, "dim": 3, "noise": 0.1},
+        ],
+    ),
     "injection": ((3, 8, 8), [{"flow": {"type": "autoencoder", "width": 4}, "dim": 4}]),
-}  # fmt: skip
+}
 METHODS = {
     **OF_EVENTS,
     "on_manifold": lambda m, x, c: manifold_density(m, x, context=c),

@@ -39,8 +39,11 @@ def reparametrized(model):
 
 
 MODELS = {
-    **{f"{flow}, {axes} axes": lambda flow=flow, axes=axes: build(SHAPES[axes], stage(flow))
-       for flow, kind in SELECTABLE.items() for axes in kind.axes},
+    **{
+        f"{flow}, {axes} axes": lambda flow=flow, axes=axes: build(SHAPES[axes], stage(flow))
+        for flow, kind in SELECTABLE.items()
+        for axes in kind.axes
+    },
     "two stages": lambda: build(IMAGE, stage("glow", 20), stage(dim=6)),
     "two flows": lambda: build(
         VECTOR, stage(flow=[{"type": "realnvp", "couplings": 2}, {"type": "affine"}])
@@ -57,16 +60,20 @@ MODELS = {
         build(IMAGE, stage("autoencoder", 7), stage(dim=4))
     ).at_dim(5),
     "mixture": lambda: build(VECTOR, stage(), stage(dim=2), charts=3),
-    "mixture of different charts": lambda: Mixture([
-        build(VECTOR, stage(dim=4), stage("affine")),
-        build(VECTOR, stage("affine", 4, off_manifold_scale=2.0), stage(noise=0.3)),
-    ]),
+    "mixture of different charts": lambda: Mixture(
+        [
+            build(VECTOR, stage(dim=4), stage("affine")),
+            build(VECTOR, stage("affine", 4, off_manifold_scale=2.0), stage(noise=0.3)),
+        ]
+    ),
     "mixture of images": lambda: build(IMAGE, stage("glow"), charts=2),
     "mixture of injections": lambda: build(VECTOR, stage("conformal"), charts=2),
-}  # fmt: skip
+}
 
-VOLUMES = [lambda model, x: manifold_density(model, x),
-           lambda model, x: manifold_density(model, x, exact_up_to=1)]  # fmt: skip
+VOLUMES = [
+    lambda model, x: manifold_density(model, x),
+    lambda model, x: manifold_density(model, x, exact_up_to=1),
+]
 OF_CODES = {
     "decode": lambda model, u, v: model.decode(u),
     "decode all": lambda model, u, v: model.decode(u, v),
@@ -172,8 +179,10 @@ def test_empty_batches_give_empty_results(monkeypatch, name, compiled):
     model = make(name)
     x = events(model)
     u, v = model.encode(x)
-    calls = [*((method, (x,)) for method in [*OF_EVENTS.values(), *VOLUMES]),
-             *((method, (u, v)) for method in OF_CODES.values())]  # fmt: skip
+    calls = [
+        *((method, (x,)) for method in [*OF_EVENTS.values(), *VOLUMES]),
+        *((method, (u, v)) for method in OF_CODES.values()),
+    ]
     for method, arguments in calls:
         expected = results(method, model, *arguments)
         found = results(method, model, *(each[:0] for each in arguments))

@@ -51,23 +51,26 @@ def flow(**arguments):
     return lambda header: header["config"]["stages"][0]["flows"][0].update(arguments)
 
 
-@pytest.mark.parametrize(("change", "reason"), [
-    (lambda header: header.pop("format"), "format 1 instead of 2"),
-    (lambda header: header.update(format=99), "format 99 instead of 2"),
-    (flow(type="spline"), "type: expected one of .*, got spline. Register a flow of yours"),
-    (flow(unknown=1), "unknown"),
-    (flow(couplings=5), "do not match the config"),
-    (flow(dim=9), "do not match the config"),
-    (flow(hidden=10**9), "a config with more parameters than the file"),
-    (flow(couplings=10**9), "a config with more parameters than the file"),
-    (flow(dim=10**9, hidden=1), "a config with more parameters than the file"),
-    (lambda header: header.update(config=[]), "list"),
-    (lambda header: header["config"].pop("stages"), "stages"),
-    (lambda header: header.pop("config"), "config"),
-    (lambda header: header.pop("notes"), "notes"),
-    (lambda header: header.pop("model"), "model"),
-    (lambda header: header.update(model="vae"), "vae"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda header: header.pop("format"), "format 1 instead of 2"),
+        (lambda header: header.update(format=99), "format 99 instead of 2"),
+        (flow(type="spline"), "type: expected one of .*, got spline. Register a flow of yours"),
+        (flow(unknown=1), "unknown"),
+        (flow(couplings=5), "do not match the config"),
+        (flow(dim=9), "do not match the config"),
+        (flow(hidden=10**9), "a config with more parameters than the file"),
+        (flow(couplings=10**9), "a config with more parameters than the file"),
+        (flow(dim=10**9, hidden=1), "a config with more parameters than the file"),
+        (lambda header: header.update(config=[]), "list"),
+        (lambda header: header["config"].pop("stages"), "stages"),
+        (lambda header: header.pop("config"), "config"),
+        (lambda header: header.pop("notes"), "notes"),
+        (lambda header: header.pop("model"), "model"),
+        (lambda header: header.update(model="vae"), "vae"),
+    ],
+)
 def test_a_model_of_another_version_is_refused(tmp_path, change, reason):
     path = tmp_path / "model"
     Hierarchy([Stage(RealNVP(8), 4), Stage(RealNVP(4), 2)]).save(path)

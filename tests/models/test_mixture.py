@@ -13,10 +13,12 @@ from submanifold.models import Hierarchy, Mixture, Stage
 def mixture(charts=3, dim=2, inner=1, scale=0.3, mixing=True):
     torch.manual_seed(0)
     flow = {"couplings": 4, "hidden": 8, "mixing": mixing}
-    made = Mixture([
-        Hierarchy([Stage(RealNVP(dim, **flow), dim), Stage(RealNVP(dim, **flow), inner)])
-        for _ in range(charts)
-    ]).double()  # fmt: skip
+    made = Mixture(
+        [
+            Hierarchy([Stage(RealNVP(dim, **flow), dim), Stage(RealNVP(dim, **flow), inner)])
+            for _ in range(charts)
+        ]
+    ).double()
     perturb(made, scale)
     return made
 

@@ -32,12 +32,15 @@ def test_few_events_limit_dimensions_to_half():
     assert [stage.dim for stage in limited.stages] == [None, 60, 9]
 
 
-@pytest.mark.parametrize(("changes", "names"), [
-    ({"flow": {"type": "spline"}}, r"stage_2\.flow\.type.*spline"),
-    ({"flow": {**GLOW, "widht": 8}}, r"stage_2\.flow\.widht.*width"),
-    ({"flow": [REALNVP, {"type": "affin"}]}, r"stage_2\.flow\.type.*affine"),
-    ({"off_manifold_scale": 0, "dim": 2.5}, r"dim.*stage_2\.off_manifold_scale.*0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"flow": {"type": "spline"}}, r"stage_2\.flow\.type.*spline"),
+        ({"flow": {**GLOW, "widht": 8}}, r"stage_2\.flow\.widht.*width"),
+        ({"flow": [REALNVP, {"type": "affin"}]}, r"stage_2\.flow\.type.*affine"),
+        ({"off_manifold_scale": 0, "dim": 2.5}, r"dim.*stage_2\.off_manifold_scale.*0"),
+    ],
+)
 def test_invalid_settings_are_named(changes, names):
     with pytest.raises(UserError, match=names):
         read(**{"flow": REALNVP, **changes})

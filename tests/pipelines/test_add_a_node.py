@@ -82,12 +82,17 @@ def test_a_node_without_files_runs_every_time_and_one_that_no_other_needs_does_n
     def compute(name):
         return lambda value: computed.append(name) or value
 
-    register("mine", Pipeline([
-        Node(compute("shown"), "metrics", "shown", name="show"),
-        Node(compute("needed"), "manifest", "needed", name="need"),
-        Node(compute("end"), "needed", "end", name="end"),
-        Node(lambda value: computed.append("nothing"), "metrics", None, name="nothing"),
-    ]))  # fmt: skip
+    register(
+        "mine",
+        Pipeline(
+            [
+                Node(compute("shown"), "metrics", "shown", name="show"),
+                Node(compute("needed"), "manifest", "needed", name="need"),
+                Node(compute("end"), "needed", "end", name="end"),
+                Node(lambda value: computed.append("nothing"), "metrics", None, name="nothing"),
+            ]
+        ),
+    )
     run(project, "mine", only_missing_outputs=True)
     lost = [line for line in caplog.messages if "not kept" in line]
     expected = "{}: computed, but not kept. Add it to conf/base/catalog.yml."

@@ -18,10 +18,21 @@ pytestmark = pytest.mark.pipeline
 
 def test_every_part_of_a_labelled_run_is_given_the_label(project):
     path = write_idx(project.path / "idx", train=[0, 1, 2] * 20, test=[0, 1, 2] * 20)
-    data = {"path": str(path), "size": 8, "margin": 0, "condition": "label",
-            "counts": {"valid": 24}}  # fmt: skip
-    run = project.run(dataset="mnist", method="H-MM", stage_1={"dim": 10}, stage_2={"dim": 5},
-                      data=data, evaluation={"samples": 40})  # fmt: skip
+    data = {
+        "path": str(path),
+        "size": 8,
+        "margin": 0,
+        "condition": "label",
+        "counts": {"valid": 24},
+    }
+    run = project.run(
+        dataset="mnist",
+        method="H-MM",
+        stage_1={"dim": 10},
+        stage_2={"dim": 5},
+        data=data,
+        evaluation={"samples": 40},
+    )
     train, u, samples = (run.load(name) for name in ("x_train", "stage_2.u_train", "samples"))
     assert train.context.tolist() == run.load("labels")["train"]
     assert np.array_equal(u.context, train.context)
@@ -51,9 +62,12 @@ def test_a_table_is_given_columns(project):
     frame, path = conditional_rows(300, 0), project.path / "given.csv"
     frame.to_csv(path, index=False)
     run = project.run(
-        dataset="table", method="noise-conditional", density={"training": {"steps": 60}},
-        stage_1={"dim": 1}, data={"path": str(path), "condition": "age,dose"},
-    )  # fmt: skip
+        dataset="table",
+        method="noise-conditional",
+        density={"training": {"steps": 60}},
+        stage_1={"dim": 1},
+        data={"path": str(path), "condition": "age,dose"},
+    )
     train, predictor = run.load("x_train"), Predictor.load(run.path("hierarchy"))
     assert (train.shape, train.context.shape) == ((240, 2), (240, 2))
     assert predictor.preprocessor.features == ("weight", "height")

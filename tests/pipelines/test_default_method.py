@@ -39,8 +39,13 @@ for cell in json.load(open(sys.argv[1]))["cells"]:
 def run(project):
     with checked_splits() as checked:
         finished = project.run(method=METHOD)
-    assert {"train_phase: train", "rotate_phase: train", "fit: valid", "score_splits: test",
-            "sample_quality: train"} <= checked  # fmt: skip
+    assert {
+        "train_phase: train",
+        "rotate_phase: train",
+        "fit: valid",
+        "score_splits: test",
+        "sample_quality: train",
+    } <= checked
     return finished
 
 
@@ -188,9 +193,13 @@ def test_every_cell_of_the_notebook_runs(run, project):
     parameters.write_text(before.replace("method: H-MM", f"method: {METHOD}"))
     done = subprocess.run(
         [sys.executable, "-c", CELLS, str(NOTEBOOK)],
-        cwd=project.path, env={**command_environment(), "KEDRO_ENV": "test", "MPLBACKEND": "agg"},
-        capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
+        cwd=project.path,
+        env={**command_environment(), "KEDRO_ENV": "test", "MPLBACKEND": "agg"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
     parameters.write_text(before)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     for text in ("bits per dimension, from", "nearest projection: mean squared", "AUROC"):

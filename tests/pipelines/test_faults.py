@@ -57,10 +57,14 @@ def interrupt(project, number):
     return project.last_step("stage_2")
 
 
-@pytest.mark.parametrize("signals", [
-    [signal.SIGTERM],
-    pytest.param([signal.SIGKILL, signal.SIGTERM, signal.SIGINT], marks=pytest.mark.slow),
-], ids=lambda signals: " ".join(each.name for each in signals))  # fmt: skip
+@pytest.mark.parametrize(
+    "signals",
+    [
+        [signal.SIGTERM],
+        pytest.param([signal.SIGKILL, signal.SIGTERM, signal.SIGINT], marks=pytest.mark.slow),
+    ],
+    ids=lambda signals: " ".join(each.name for each in signals),
+)
 def test_interrupted_run_resumes_with_the_same_result(new_project, project, signals):
     resumed, ended = new_project(), []
     for number in signals:
@@ -120,10 +124,13 @@ def test_only_runs_of_this_folder_whose_process_is_dead_are_marked(project, cont
         client.delete_run(run)
 
 
-@pytest.mark.parametrize(("error", "raised"), [
-    (RuntimeError("a defect"), RuntimeError),
-    (UserError("a mistake"), ClickException),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (RuntimeError("a defect"), RuntimeError),
+        (UserError("a mistake"), ClickException),
+    ],
+)
 def test_failed_run_is_marked_and_can_be_repeated(project, finished, monkeypatch, error, raised):
     def fail(*arguments):
         raise error

@@ -113,8 +113,13 @@ def test_report_is_self_contained_and_shows_all_results(run):
     assert "not measured" not in text
     for label in ("Fréchet distance", "KID", "precision", "recall"):
         assert text.count(f"{label} (EfficientNet-Lite0)") > 0
-    parts = ("What it has learned", "Is it right?", "How good is it?", "Use this model",
-             "All metrics on the test images")  # fmt: skip
+    parts = (
+        "What it has learned",
+        "Is it right?",
+        "How good is it?",
+        "Use this model",
+        "All metrics on the test images",
+    )
     places = [page.index(f">{part}</h2>") for part in parts]
     assert places == sorted(places)
     assert "MSE, encoder projection squared pixels in [0, 1]" in text
@@ -127,8 +132,14 @@ def test_mlflow_run_has_parameters_metrics_curves_and_artifacts(run, project):
     info, data = run.mlflow.info, run.mlflow.data
     assert re.fullmatch(r"\d{4}-\d\d-\d\d-H-MM", info.run_name)
     assert info.status == "FINISHED"
-    expected = {"dataset": "photos", "stage_1.flow.type": "glow", "stage_1.dim": "24",
-                "stage_2.training.steps": "12", "data.size": "8", "device": "cpu"}  # fmt: skip
+    expected = {
+        "dataset": "photos",
+        "stage_1.flow.type": "glow",
+        "stage_1.dim": "24",
+        "stage_2.training.steps": "12",
+        "data.size": "8",
+        "device": "cpu",
+    }
     assert {name: data.params.get(name) for name in expected} == expected
     assert len(data.params) <= 22
     metrics = run.load("metrics")
@@ -145,8 +156,10 @@ def test_mlflow_run_has_parameters_metrics_curves_and_artifacts(run, project):
     assert data.metrics["detail/mse"] == metrics["mse"]["value"]
     assert data.tags["baselines.pca.mse"] == str(metrics["baselines"]["pca"]["mse"]["value"])
     assert {name: data.tags[name] for name in ("dataset", "method", "seed")} == {
-        "dataset": "photos", "method": "H-MM", "seed": "0"
-    }  # fmt: skip
+        "dataset": "photos",
+        "method": "H-MM",
+        "seed": "0",
+    }
     for name in ("bits_per_dim", "mse"):  # phases continue one another
         for number, (stage, prefix) in enumerate(zip(BOTH, ("", "code_"), strict=True)):
             history = run.load(f"{stage}.history")["valid"]
@@ -182,10 +195,13 @@ def test_a_run_with_existing_phases_logs_their_curves(run, project):
     assert again.mlflow.outputs.model_outputs == [], "the model is in the first run"
 
 
-@pytest.mark.parametrize(("arguments", "only_missing"), [
-    (["--pipeline=hierarchical", "--to-outputs=metrics"], True),
-    (["--nodes=evaluation.evaluate"], False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "only_missing"),
+    [
+        (["--pipeline=hierarchical", "--to-outputs=metrics"], True),
+        (["--nodes=evaluation.evaluate"], False),
+    ],
+)
 def test_kedro_run_computes_missing_outputs_and_named_nodes(
     project, monkeypatch, arguments, only_missing
 ):

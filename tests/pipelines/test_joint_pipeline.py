@@ -35,12 +35,15 @@ def test_pipelines_have_a_namespace_for_each_phase_and_catalog_entries(project):
             assert dataset.startswith("param") or dataset in catalog, f"{dataset} of {name}"
 
 
-@pytest.mark.parametrize("params", [
-    {"method": "density-first", "ood": "mnist", "training": {"minutes": 1}},
-    {"dataset": "mnist", "data": {"condition": "label"}, "method": "H-MM"},
-    {"dataset": "wine", "ood": __file__},
-    {"dataset": "circle"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"method": "density-first", "ood": "mnist", "training": {"minutes": 1}},
+        {"dataset": "mnist", "data": {"condition": "label"}, "method": "H-MM"},
+        {"dataset": "wine", "ood": __file__},
+        {"dataset": "circle"},
+    ],
+)
 def test_arguments_receive_the_split_that_they_are_named_after(project, params):
     """And outputs are written to the dataset of their split."""
     split, checked = re.compile(r"(?:.*[._])?(train|valid|test)"), set()

@@ -36,8 +36,12 @@ def test_static_site_has_layers_namespaces_and_previews(project):
         "calibrate",
         "report.write_report",
     } <= tasks
-    kinds = {"x_train": "ImagePreview", "stage_2.u_train": "ImagePreview",
-             "hierarchy": "JSONPreview", "metrics_table": "TablePreview"}  # fmt: skip
+    kinds = {
+        "x_train": "ImagePreview",
+        "stage_2.u_train": "ImagePreview",
+        "hierarchy": "JSONPreview",
+        "metrics_table": "TablePreview",
+    }
     shown_kinds = {}
     for node in (node for node in shown["nodes"] if node["name"] in kinds):
         details = json.loads((site / "nodes" / node["id"]).read_text())

@@ -27,19 +27,22 @@ def check(run):
     return run
 
 
-@pytest.mark.parametrize(("method", "changes", "stage"), [
-    pytest.param("PIE", DIM, {"off_manifold_scale": 0.01}, marks=slow),
-    pytest.param("NIF", INNER, {"noise": 0.1}, marks=slow),
-    pytest.param("M-flow", INNER, {}, marks=slow),
-    pytest.param("trumpet", INNER, {}, marks=slow),
-    pytest.param("autoencoder", INNER, {}, marks=slow),
-    pytest.param("conformal", INNER, {}, marks=slow),
-    ("conformal", {"dataset": "circle"}, {}),
-    pytest.param("SoftFlow", {}, {}, marks=slow),
-    pytest.param("SoftFlow", {"dataset": "circle"}, {}, marks=slow),
-    ("multi-chart", {"dataset": "circle", "charts": 3}, {}),
-    pytest.param("multi-chart", DIM | {"charts": 3}, {}, marks=slow),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("method", "changes", "stage"),
+    [
+        pytest.param("PIE", DIM, {"off_manifold_scale": 0.01}, marks=slow),
+        pytest.param("NIF", INNER, {"noise": 0.1}, marks=slow),
+        pytest.param("M-flow", INNER, {}, marks=slow),
+        pytest.param("trumpet", INNER, {}, marks=slow),
+        pytest.param("autoencoder", INNER, {}, marks=slow),
+        pytest.param("conformal", INNER, {}, marks=slow),
+        ("conformal", {"dataset": "circle"}, {}),
+        pytest.param("SoftFlow", {}, {}, marks=slow),
+        pytest.param("SoftFlow", {"dataset": "circle"}, {}, marks=slow),
+        ("multi-chart", {"dataset": "circle", "charts": 3}, {}),
+        pytest.param("multi-chart", DIM | {"charts": 3}, {}, marks=slow),
+    ],
+)
 def test_related_systems_are_trained_and_reported(project, method, changes, stage):
     run = check(project.run(method=method, **changes))
     config = run.load("hierarchy").describe()

@@ -10,11 +10,16 @@ pytestmark = pytest.mark.pipeline
 AROUND = {"data", "plan_steps", "collect_histories", "calibrate", "evaluation", "report"}
 
 
-@pytest.mark.parametrize(("params", "phases"), [
-    ({"method": "density-first"},
-     ["density", "rotation", "reconstruction", "rotation_2", "code_flow"]),
-    ({"dataset": "circle"}, ["stage_1", "stage_2"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("params", "phases"),
+    [
+        (
+            {"method": "density-first"},
+            ["density", "rotation", "reconstruction", "rotation_2", "code_flow"],
+        ),
+        ({"dataset": "circle"}, ["stage_1", "stage_2"]),
+    ],
+)
 def test_each_phase_is_a_task_and_all_intermediate_outputs_are_files(project, params, phases):
     from kedro.framework.project import pipelines
 

@@ -37,19 +37,27 @@ CALIBRATION = Calibration.fit(SCORES, ("density",))
 
 def scored(shift=0.0, count=400, p_values=None):
     tables = [
-        pd.DataFrame({"split": split, "group": range(count), "bits_per_dim": 3 + offset
-                      + 0.2 * RNG.standard_normal(count)})
+        pd.DataFrame(
+            {
+                "split": split,
+                "group": range(count),
+                "bits_per_dim": 3 + offset + 0.2 * RNG.standard_normal(count),
+            }
+        )
         for split, offset in (("train", 0.0), ("valid", shift), ("test", shift))
-    ]  # fmt: skip
+    ]
     tables[2]["p_value"] = np.linspace(0, 1, count) if p_values is None else p_values
     return pd.concat(tables)
 
 
-@pytest.mark.parametrize(("shift", "count", "conclusion"), [
-    (0.3, 400, "it overfits"),
-    (-0.3, 400, "the splits differ"),
-    (0.3, 1, "too few images"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("shift", "count", "conclusion"),
+    [
+        (0.3, 400, "it overfits"),
+        (-0.3, 400, "the splits differ"),
+        (0.3, 1, "too few images"),
+    ],
+)
 def test_overfitting_is_concluded_from_the_interval(shift, count, conclusion):
     about = {"likelihood": likelihood(scored(shift, count)), "metrics": {"counts": {}}}
     assert conclusion in render("gap.html", **about)
@@ -69,12 +77,14 @@ def test_extreme_images_are_the_most_and_the_least_likely_ones():
 
 def test_anomalous_rows_are_listed_with_their_columns():
     about = {"row": 1234, "p_value": 0.0051, "nll": 12.3456}
-    explained = pd.DataFrame([
-        {**about, "column": "age", "value": "93", "contribution": 12.34, "usual": "41"},
-        {**about, "column": "city", "value": "Rome", "contribution": 0.5, "usual": "Bern"},
-        {**about, "column": "x", "value": "1", "contribution": 0.0, "usual": "1"},
-        {**about, "row": 7, "column": "age", "value": "30", "contribution": 0.0, "usual": "30"},
-    ])  # fmt: skip
+    explained = pd.DataFrame(
+        [
+            {**about, "column": "age", "value": "93", "contribution": 12.34, "usual": "41"},
+            {**about, "column": "city", "value": "Rome", "contribution": 0.5, "usual": "Bern"},
+            {**about, "column": "x", "value": "1", "contribution": 0.0, "usual": "1"},
+            {**about, "row": 7, "column": "age", "value": "30", "contribution": 0.0, "usual": "30"},
+        ]
+    )
     assert cells(render("anomalies.html", anomalies=explained, number=format_value)) == [
         ["row", "p-value", "log-density", "columns"],
         ["1234", "0.0051", "-12.35", "age = 93 (+12.3 with 41); city = Rome (+0.5 with Bern)"],
@@ -85,11 +95,14 @@ def test_anomalous_rows_are_listed_with_their_columns():
     assert without[0] == ["row", "log-density", "columns"]
 
 
-@pytest.mark.parametrize(("power", "sentence"), [
-    (1.0, "All rates of false alarms are in the ranges of normal images."),
-    (0.3, "Fewer test images are flagged than promised at 10%, 5%"),
-    (4.0, "More test images are flagged than promised at 10%, 5%, 1%"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("power", "sentence"),
+    [
+        (1.0, "All rates of false alarms are in the ranges of normal images."),
+        (0.3, "Fewer test images are flagged than promised at 10%, 5%"),
+        (4.0, "More test images are flagged than promised at 10%, 5%, 1%"),
+    ],
+)
 def test_false_alarms_are_compared_with_those_of_normal_images(power, sentence):
     about = {
         "calibration": {},
@@ -114,11 +127,14 @@ def test_false_alarms_are_compared_with_those_of_normal_images(power, sentence):
     assert alarms(scored().drop(columns="p_value"), CALIBRATION) is None
 
 
-@pytest.mark.parametrize(("kind", "make"), [
-    ("images", calibrated_model),
-    ("table", conditional_table_model),
-    ("synthetic", lambda: Hierarchy([Stage(RealNVP(2), dim=1)]).eval()),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "make"),
+    [
+        ("images", calibrated_model),
+        ("table", conditional_table_model),
+        ("synthetic", lambda: Hierarchy([Stage(RealNVP(2), dim=1)]).eval()),
+    ],
+)
 def test_the_code_of_the_report_runs(tmp_path, monkeypatch, kind, make):
     monkeypatch.chdir(tmp_path)
     model, scope = make(), {}
@@ -133,9 +149,15 @@ def test_the_code_of_the_report_runs(tmp_path, monkeypatch, kind, make):
     assert len(scope["samples"]) == (20 if kind == "table" else 64)
 
 
-@pytest.mark.parametrize(("encoder", "nearest", "warns"), [
-    (0.8, 0.5, False), (2.5, 0.9, False), (1.9, 1.5, False), (2.1, 1.01, True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("encoder", "nearest", "warns"),
+    [
+        (0.8, 0.5, False),
+        (2.5, 0.9, False),
+        (1.9, 1.5, False),
+        (2.1, 1.01, True),
+    ],
+)
 def test_errors_above_those_of_pca_are_a_warning(encoder, nearest, warns):
     metrics = {"encoder_mse": {"value": encoder}, "nearest_mse": {"value": nearest}}
     pca = {"mse": {"value": 1.0}}
@@ -145,15 +167,25 @@ def test_errors_above_those_of_pca_are_a_warning(encoder, nearest, warns):
 
 
 def test_the_table_of_quality_compares_with_references():
-    curve = {"dims": [2, 5, 8], "pca_mse": [0.4, 0.3, 0.2], "n": 32, "variance": None,
-             "nearest_dims": [2, 5, 8], "nearest_mse": [0.2, None, 0.01]}  # fmt: skip
+    curve = {
+        "dims": [2, 5, 8],
+        "pca_mse": [0.4, 0.3, 0.2],
+        "n": 32,
+        "variance": None,
+        "nearest_dims": [2, 5, 8],
+        "nearest_mse": [0.2, None, 0.01],
+    }
     metrics = {
-        "bits_per_dim": plus_minus(1.3, 0.01), "nearest_psnr": plus_minus(20.0, 0.1),
-        "kid": plus_minus(0.5, 0.1), "training_images": {"kid": plus_minus(0.1, 0.01)},
-        "recall": plus_minus(0.6, 0.1), "dims": [64, 8], "curve": curve,
+        "bits_per_dim": plus_minus(1.3, 0.01),
+        "nearest_psnr": plus_minus(20.0, 0.1),
+        "kid": plus_minus(0.5, 0.1),
+        "training_images": {"kid": plus_minus(0.1, 0.01)},
+        "recall": plus_minus(0.6, 0.1),
+        "dims": [64, 8],
+        "curve": curve,
         "baselines": {"gaussian": {"bits_per_dim": plus_minus(5.4, 0.01)}},
         "seconds": {"training": 61.0, "evaluation": 12.0},
-    }  # fmt: skip
+    }
     rows = {row["name"]: (row["value"], row["reference"]) for row in quality(metrics)}
     assert rows == {
         "BPD": ("1.300 [1.290, 1.310]", "Gaussian: 5.400"),
@@ -178,14 +210,20 @@ def measured(auroc, linear=0.5, false_alarms=0.05, detected=0.9, expected=0.02):
     return {"scores": scores, "alarms": [{"rate": rate, **rates} for rate in (0.1, 0.05)]}
 
 
-@pytest.mark.parametrize(("given", "expected"), [
-    (measured(0.52), ["includes 0.5"]),
-    (measured(0.3, linear=0.6), ["have lower anomaly scores", "A linear score is better"]),
-    (measured(0.8, linear=0.95), ["A linear score is better: pca_distance has an AUROC of 0.95"]),
-    (measured(0.9, detected=0.3), ["70% of the “noise” images are missed at --alpha=5%."]),
-    (measured(0.9, false_alarms=0.08), ["more false alarms than promised at 10%, 5%"]),
-    (measured(0.9, false_alarms=0.08, expected=0.04), []),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (measured(0.52), ["includes 0.5"]),
+        (measured(0.3, linear=0.6), ["have lower anomaly scores", "A linear score is better"]),
+        (
+            measured(0.8, linear=0.95),
+            ["A linear score is better: pca_distance has an AUROC of 0.95"],
+        ),
+        (measured(0.9, detected=0.3), ["70% of the “noise” images are missed at --alpha=5%."]),
+        (measured(0.9, false_alarms=0.08), ["more false alarms than promised at 10%, 5%"]),
+        (measured(0.9, false_alarms=0.08, expected=0.04), []),
+    ],
+)
 def test_warnings_follow_from_the_intervals(given, expected):
     about = {"alarms": given["alarms"], "dataset": "mnist", "ood": "noise"}
     page = render("ood_warnings.html", rows=score_rows(given), events="images", **about)
@@ -202,8 +240,9 @@ def test_the_ood_page_has_numbers_and_images_under_their_names(tmp_path):
     about["alarms"][1]["detected"] = plus_minus(0.6, 0.03)
     about["scores"]["encoder_distance"] = {}
     for number, values in enumerate(about["scores"].values()):
-        values |= {key: plus_minus(0.1 * (n + 1) + 0.01 * number, 0.005)
-                   for n, key in enumerate(MEASURES)}  # fmt: skip
+        values |= {
+            key: plus_minus(0.1 * (n + 1) + 0.01 * number, 0.005) for n, key in enumerate(MEASURES)
+        }
     order = {part: RNG.permutation(20) for part in pictures}  # the most anomalous first
     tables = []
     for part, shift in ((NORMAL, 0), (OOD, 5)):
@@ -213,14 +252,24 @@ def test_the_ood_page_has_numbers_and_images_under_their_names(tmp_path):
         tables.append(table.assign(part=part, **{f"p_{ANOMALY}": (21 + shift - anomaly) / 100}))
     scored = pd.concat(tables, ignore_index=True)
     assert thresholds(scored, about) == {"10%": 11.0, "5%": 16.0}
-    page = write_page(scored, about, pictures[NORMAL], pictures[OOD], {}, "in", "out",
-                      calibrated_model(), tmp_path / "model")["page"]  # fmt: skip
+    page = write_page(
+        scored,
+        about,
+        pictures[NORMAL],
+        pictures[OOD],
+        {},
+        "in",
+        "out",
+        calibrated_model(),
+        tmp_path / "model",
+    )["page"]
     assert "31 in-distribution (in, test) and 32 out-of-distribution (out) images" in page
     rates = [row for row in cells(page) if len(row) == 3]
     assert rates == [
-        ["promised rate", "false alarms", "detected"], ["10%", "8.0%", "70.0%"],
+        ["promised rate", "false alarms", "detected"],
+        ["10%", "8.0%", "70.0%"],
         ["5%", "8.0%", "60.0%"],
-    ]  # fmt: skip
+    ]
     head, *table = [row for row in cells(page) if len(row) == 4]
     assert head == ["score", *MEASURES.values()]
     assert [name.split()[0] for name, *_ in table] == [*about["scores"]][::-1]
@@ -249,10 +298,14 @@ def nested(values):
 
 def test_pca_is_compared_on_the_images_of_the_projections():
     """The table has PCA's error of all test images only below that of all encoder projections."""
-    metrics = nested({name: plus_minus(1 + 0.01 * n, 0.001) | {"n": 18}
-                      for n, name in enumerate(METRICS)})  # fmt: skip
-    metrics["baselines"] |= {"gaussian": {}, "pca": {"mse": {"value": 0.25}},
-                             "pca_subset": {"mse": {"value": 0.5}}}  # fmt: skip
+    metrics = nested(
+        {name: plus_minus(1 + 0.01 * n, 0.001) | {"n": 18} for n, name in enumerate(METRICS)}
+    )
+    metrics["baselines"] |= {
+        "gaussian": {},
+        "pca": {"mse": {"value": 0.25}},
+        "pca_subset": {"mse": {"value": 0.5}},
+    }
     metrics |= {"dims": [192, 16], "counts": {"test": 20}, "features": "pixels"}
     table = nodes.make_table(metrics, calibrated_model(), "Glow").set_index("model")
     of_pca = table.loc["PCA, d = 16"]
@@ -267,45 +320,105 @@ def test_the_report_has_numbers_and_images_under_their_names(tmp_path):
     noise = partial(RNG.integers, 128, dtype=np.uint8)
     originals, *pairs = (noise(size=(n, *shape)) for n in (8, 20, 20, 20, 16))
     test, samples, cool, encoded = pairs
-    kinds = {name: originals + 8 * n for n, name in
-             enumerate(("originals", "default", "encoder", "nearest", "pca"))}  # fmt: skip
+    kinds = {
+        name: originals + 8 * n
+        for n, name in enumerate(("originals", "default", "encoder", "nearest", "pca"))
+    }
     illustrations = kinds | {
-        "sample_neighbors": samples[:16] + 16, "test_neighbors": test[:16] + 64,
-        "by_dim_dims": np.array([2]), "by_dim_nearest": originals[None] + 2,
+        "sample_neighbors": samples[:16] + 16,
+        "test_neighbors": test[:16] + 64,
+        "by_dim_dims": np.array([2]),
+        "by_dim_nearest": originals[None] + 2,
         "by_dim_pca": originals[None] + 4,
-        "interpolation": noise(size=(9, *shape)), "traversal": noise(size=(2, 7, *shape)),
+        "interpolation": noise(size=(9, *shape)),
+        "traversal": noise(size=(2, 7, *shape)),
         "by_class": noise(size=(2, 8, *shape)),
-    }  # fmt: skip
+    }
     numbers = {split: RNG.permutation(n) for split, n in count.items()}
-    scored = pd.concat([
-        pd.DataFrame({"split": split, "number": number, "group": number,
-                      "bits_per_dim": start + number / 100, "encoder_mse": 1.0, "p_value": 0.5})
-        for start, (split, number) in enumerate(numbers.items(), 1)
-    ], ignore_index=True)  # fmt: skip
+    scored = pd.concat(
+        [
+            pd.DataFrame(
+                {
+                    "split": split,
+                    "number": number,
+                    "group": number,
+                    "bits_per_dim": start + number / 100,
+                    "encoder_mse": 1.0,
+                    "p_value": 0.5,
+                }
+            )
+            for start, (split, number) in enumerate(numbers.items(), 1)
+        ],
+        ignore_index=True,
+    )
     extra = {"n": 18, "n_real": 18, "draws": 19}
-    metrics = nested({name: plus_minus(1 + 0.01 * n, 0.001) | extra
-                      for n, name in enumerate(METRICS)})  # fmt: skip
+    metrics = nested(
+        {name: plus_minus(1 + 0.01 * n, 0.001) | extra for n, name in enumerate(METRICS)}
+    )
     metrics["baselines"]["gaussian"] = {"bits_per_dim": plus_minus(7.0, 0.01), "shrinkage": 0.1}
-    curve = {"dims": [2, 16], "mse": [0.2, 0.1], "pca_mse": [0.3, 0.2], "nearest_dims": [2, 16],
-             "nearest_mse": [0.15, 0.05], "variance": None, "n": 5,
-             "smallest": {"20 dB": 2}}  # fmt: skip
-    metrics |= {"dims": [192, 16], "parameters": 77, "warnings": [], "curve": curve,
-                "counts": count, "features": "inception",
-                "seconds": {"training": 61.0, "evaluation": 62.0}}  # fmt: skip
+    curve = {
+        "dims": [2, 16],
+        "mse": [0.2, 0.1],
+        "pca_mse": [0.3, 0.2],
+        "nearest_dims": [2, 16],
+        "nearest_mse": [0.15, 0.05],
+        "variance": None,
+        "n": 5,
+        "smallest": {"20 dB": 2},
+    }
+    metrics |= {
+        "dims": [192, 16],
+        "parameters": 77,
+        "warnings": [],
+        "curve": curve,
+        "counts": count,
+        "features": "inception",
+        "seconds": {"training": 61.0, "evaluation": 62.0},
+    }
     losses = [{"step": step, "loss": 1.0} for step in (1, 2)]
-    history = {"name": "density", "stages": [1], "terms": ["likelihood"], "steps": 51,
-               "best_step": 52, "seconds": 53, "rollbacks": 54, "train": losses,
-               "valid": losses}  # fmt: skip
-    manifest = {"source": "photos", "counts": {"train": 31, "valid": 32, "test": 33}, "size": 8,
-                "groups": {"train": 11, "valid": 12, "test": 13}, "channels": 3, "split": "random",
-                "skipped_count": 14, "hash": "", "split_note": "", "skipped": []}  # fmt: skip
+    history = {
+        "name": "density",
+        "stages": [1],
+        "terms": ["likelihood"],
+        "steps": 51,
+        "best_step": 52,
+        "seconds": 53,
+        "rollbacks": 54,
+        "train": losses,
+        "valid": losses,
+    }
+    manifest = {
+        "source": "photos",
+        "counts": {"train": 31, "valid": 32, "test": 33},
+        "size": 8,
+        "groups": {"train": 11, "valid": 12, "test": 13},
+        "channels": 3,
+        "split": "random",
+        "skipped_count": 14,
+        "hash": "",
+        "split_note": "",
+        "skipped": [],
+    }
     model = calibrated_model()
     table = nodes.make_table(metrics, model, "Glow")
     page = nodes.report_images(
-        metrics, model, {"density": history}, test, samples, cool, encoded, illustrations, scored,
-        table=table, model_file=str(tmp_path / "model"), manifest=manifest, dataset="photos",
-        method="Glow", seed=0, device="cpu",
-    )["report"]  # fmt: skip
+        metrics,
+        model,
+        {"density": history},
+        test,
+        samples,
+        cool,
+        encoded,
+        illustrations,
+        scored,
+        table=table,
+        model_file=str(tmp_path / "model"),
+        manifest=manifest,
+        dataset="photos",
+        method="Glow",
+        seed=0,
+        device="cpu",
+    )["report"]
     text = " ".join(re.sub(r"<[^>]*>", " ", page).split())
     for sentence in (
         "evaluated on 20 test images",
@@ -330,11 +443,15 @@ def test_the_report_has_numbers_and_images_under_their_names(tmp_path):
     names = ("original", "default projection", "encoder projection", "nearest projection", "PCA")
     changed = illustrations["traversal"][:, ::2].reshape(-1, *shape)
     expected = {name: (images, 8) for name, images in zip(names, kinds.values(), strict=True)} | {
-        "Temperature 0.7": (cool, 16), "Temperature 1": (samples, 16),
-        "Label 0": (illustrations["by_class"][0], 8), "Label 1": (illustrations["by_class"][1], 8),
-        "Interpolation": (illustrations["interpolation"], 9), "Traversal": (changed, 4),
-        "Most likely test images": (test[:10], 8), "Least likely test images": (test[:9:-1], 8),
-    }  # fmt: skip
+        "Temperature 0.7": (cool, 16),
+        "Temperature 1": (samples, 16),
+        "Label 0": (illustrations["by_class"][0], 8),
+        "Label 1": (illustrations["by_class"][1], 8),
+        "Interpolation": (illustrations["interpolation"], 9),
+        "Traversal": (changed, 4),
+        "Most likely test images": (test[:10], 8),
+        "Least likely test images": (test[:9:-1], 8),
+    }
     shown = {label: (text, pictures) for label, text, pictures in rows_of_images(page)}
     assert [shown[name][0] for name in names] == ["", *errors]
     for label, (images, columns) in expected.items():

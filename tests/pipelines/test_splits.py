@@ -34,8 +34,10 @@ from submanifold.plots.strips import strips
 RNG = np.random.default_rng(0)
 LEVELS = {"train": (0, 60), "valid": (60, 110), "test": (110, 160)}
 COUNTS = {"train": 90, "valid": 60, "test": 48}
-SPLITS = {name: RNG.integers(*levels, (COUNTS[name], 1, 8, 8), np.uint8)
-          for name, levels in LEVELS.items()}  # fmt: skip
+SPLITS = {
+    name: RNG.integers(*levels, (COUNTS[name], 1, 8, 8), np.uint8)
+    for name, levels in LEVELS.items()
+}
 TRAIN, VALID, TEST = SPLITS.values()
 SAMPLES = RNG.integers(0, 256, (20, 1, 8, 8), np.uint8)
 
@@ -134,11 +136,19 @@ def test_split_scores_are_those_of_each_split_with_its_groups(model, monkeypatch
 
 def test_reports_read_the_scores_and_groups_of_each_split():
     numbers = RNG.permutation(48)  # of a random subset of each split
-    scored = pd.concat([
-        pd.DataFrame({"split": split, "number": numbers, "bits_per_dim": bits,
-                      "group": np.array(GROUPS[split])[numbers]})
-        for split, bits in zip(SPLITS, (-100 - numbers, 200 - numbers, numbers), strict=True)
-    ])  # fmt: skip
+    scored = pd.concat(
+        [
+            pd.DataFrame(
+                {
+                    "split": split,
+                    "number": numbers,
+                    "bits_per_dim": bits,
+                    "group": np.array(GROUPS[split])[numbers],
+                }
+            )
+            for split, bits in zip(SPLITS, (-100 - numbers, 200 - numbers, numbers), strict=True)
+        ]
+    )
     scored["p_value"] = np.where(scored["split"] == "test", scored["number"] / 48, np.nan)
     with recorded(mean_interval, proportion_interval) as calls:
         assert sections.likelihood(scored)["means"].keys() == SPLITS.keys()

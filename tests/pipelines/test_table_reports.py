@@ -78,12 +78,18 @@ def test_the_report_is_in_the_units_of_the_table(run):
     # the noise of the quantized column differs
     assert metrics["nll"]["value"] == pytest.approx(nll.mean(), abs=0.5)
     assert metrics["curve"]["dims"] == [1, 2, 3, 4]
-    for part in ("nats (negative log-density) on average; a Gaussian with full covariance has",
-                 "NLL (nats)", "Smallest d whose nearest projections explain",
-                 "Training rows have", "320 training, 40 validation and 40 test rows",
-                 "Most anomalous rows", "with noise over the step",
-                 "2 categories: Rome, Bern as categories data.columns.city=ignore",
-                 "submanifold score", "new.csv --alpha=5%"):  # fmt: skip
+    for part in (
+        "nats (negative log-density) on average; a Gaussian with full covariance has",
+        "NLL (nats)",
+        "Smallest d whose nearest projections explain",
+        "Training rows have",
+        "320 training, 40 validation and 40 test rows",
+        "Most anomalous rows",
+        "with noise over the step",
+        "2 categories: Rome, Bern as categories data.columns.city=ignore",
+        "submanifold score",
+        "new.csv --alpha=5%",
+    ):
         assert part in text, part
     assert not re.search(r"\b(images?|pictures?)\b", text.lower())
     assert run.artifacts >= {"marginals.png", "pairs.png", "anomalies.csv", "split_scores.csv"}
@@ -104,8 +110,9 @@ def test_the_most_anomalous_rows_have_contributions_of_columns(run, table):
 
 def test_rows_of_another_table_are_out_of_distribution(project, params, run):
     with checked_splits() as checked:
-        found = project.run("ood", only_missing_outputs=True,
-                            ood=str(project.path / "other.parquet"), **params)  # fmt: skip
+        found = project.run(
+            "ood", only_missing_outputs=True, ood=str(project.path / "other.parquet"), **params
+        )
     assert {"score_parts: train", "score_parts: valid", "score_parts: test"} <= checked
     assert not any(found.steps.values())
     measured = found.load("ood_metrics")

@@ -40,10 +40,16 @@ def test_the_minimal_training_has_the_figures_of_the_command(project, tmp_path, 
     figures = example.main(str(tmp_path / "pictures"), tmp_path, size=8, dim=50)
     steps = {name: {"training": {"steps": count}} for name, count in STEPS.items()}
     run = project.run(
-        env="base", until="metrics", threads=1, dataset="folder",
-        data={"path": str(tmp_path / "pictures"), "size": 8}, stage_1={"dim": 50},
-        rotation={"probes": PROBES}, evaluation={"samples": 2}, **steps,
-    )  # fmt: skip
+        env="base",
+        until="metrics",
+        threads=1,
+        dataset="folder",
+        data={"path": str(tmp_path / "pictures"), "size": 8},
+        stage_1={"dim": 50},
+        rotation={"probes": PROBES},
+        evaluation={"samples": 2},
+        **steps,
+    )
     metrics = run.load("metrics")
     assert figures == {name: pytest.approx(metrics[name]["value"], rel=1e-6) for name in figures}
     saved, expected = Model.load(tmp_path / "model.safetensors"), run.load("hierarchy")

@@ -9,26 +9,41 @@ from click import ClickException
 pytestmark = pytest.mark.pipeline
 
 
-@pytest.mark.parametrize(("pipeline", "params", "message"), [
-    ("hierarchical", {"stage_1": {"dims": 3}}, "stage_1.dims is not a setting"),
-    ("hierarchical", {"device": "tpu7"}, "device: expected auto, cpu, cuda"),
-    ("hierarchical", {"charts": 2}, "charts"),
-    ("hierarchical", {"method": "SoftFlow", "density": {"input_noise_min": 0.5}},
-     "input_noise_min: expected less than"),
-    ("hierarchical", {"method": "NIF", "stage_1": {"dim": 24, "noise": 0.1},
-                      "stage_2": {"dim": 24}}, "stage_1.noise"),
-    ("ood", {"ood": "circle"}, "ood: expected images, got the points circle"),
-    ("data", {"dataset": "table"}, "data.path: expected the path of a table"),
-    ("data", {"dataset": "wine", "stage_1": {"dim": 14}}, "dim"),
-    ("data", {"dataset": "wine", "data": {"size": 32}}, "data.size is not a setting"),
-    ("data", {"dataset": "wine", "ood": "mnist"}, "ood: expected the path of a table"),
-    ("data", {"dataset": "folder", "data": {"path": "new.csv"}}, "a table needs dataset=table"),
-    ("data", {"data": {"condition": "label"}}, "condition: expected none with source=photos"),
-    ("data", {"dataset": "mnist", "data": {"condition": "label"}, "charts": 2},
-     "charts: expected 1 with data.condition, got 2"),
-    ("data", {"dataset": "mnist", "data": {"condition": "label"}, "ood": "fashion_mnist"},
-     "ood: expected null with data.condition"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("pipeline", "params", "message"),
+    [
+        ("hierarchical", {"stage_1": {"dims": 3}}, "stage_1.dims is not a setting"),
+        ("hierarchical", {"device": "tpu7"}, "device: expected auto, cpu, cuda"),
+        ("hierarchical", {"charts": 2}, "charts"),
+        (
+            "hierarchical",
+            {"method": "SoftFlow", "density": {"input_noise_min": 0.5}},
+            "input_noise_min: expected less than",
+        ),
+        (
+            "hierarchical",
+            {"method": "NIF", "stage_1": {"dim": 24, "noise": 0.1}, "stage_2": {"dim": 24}},
+            "stage_1.noise",
+        ),
+        ("ood", {"ood": "circle"}, "ood: expected images, got the points circle"),
+        ("data", {"dataset": "table"}, "data.path: expected the path of a table"),
+        ("data", {"dataset": "wine", "stage_1": {"dim": 14}}, "dim"),
+        ("data", {"dataset": "wine", "data": {"size": 32}}, "data.size is not a setting"),
+        ("data", {"dataset": "wine", "ood": "mnist"}, "ood: expected the path of a table"),
+        ("data", {"dataset": "folder", "data": {"path": "new.csv"}}, "a table needs dataset=table"),
+        ("data", {"data": {"condition": "label"}}, "condition: expected none with source=photos"),
+        (
+            "data",
+            {"dataset": "mnist", "data": {"condition": "label"}, "charts": 2},
+            "charts: expected 1 with data.condition, got 2",
+        ),
+        (
+            "data",
+            {"dataset": "mnist", "data": {"condition": "label"}, "ood": "fashion_mnist"},
+            "ood: expected null with data.condition",
+        ),
+    ],
+)
 def test_invalid_parameter_ends_a_run_before_it_starts(project, pipeline, params, message):
     with pytest.raises(ClickException, match=re.escape(message)):
         project.run(pipeline, **params)
@@ -44,11 +59,14 @@ def test_command_line_prints_only_the_message(project):
     assert "Traceback" not in output
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--env=test", "--params=method=H-XX"], "got H-XX. Change it with --params=method=<name>"),
-    (["--env=tset"], "got tset. Change it with --env=<name>"),
-    (["--env=test", "--pipeline=hierarchicl"], "The pipelines are data, hierarchical, "),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--env=test", "--params=method=H-XX"], "got H-XX. Change it with --params=method=<name>"),
+        (["--env=tset"], "got tset. Change it with --env=<name>"),
+        (["--env=test", "--pipeline=hierarchicl"], "The pipelines are data, hierarchical, "),
+    ],
+)
 def test_unknown_name_is_reported(project, arguments, message):
     code, output = project.invoke("run", *arguments)
     assert code == 1

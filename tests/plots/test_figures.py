@@ -115,14 +115,19 @@ def test_panels_of_one_point_are_hidden():
 
 
 def test_training_curves_are_pale_for_training_and_dots_for_validation_data():
-    titles = {"loss": "loss", "bits_per_dim": "bits per dimension",
-              "mse": "squared error of the projection"}  # fmt: skip
+    titles = {
+        "loss": "loss",
+        "bits_per_dim": "bits per dimension",
+        "mse": "squared error of the projection",
+    }
     terms = ["likelihood", "volume"]
     curves = {
-        kind: [{"step": step} | {key: start + n + step for n, key in enumerate([*titles, *terms])}
-               for step in steps]
+        kind: [
+            {"step": step} | {key: start + n + step for n, key in enumerate([*titles, *terms])}
+            for step in steps
+        ]
         for kind, start, steps in (("train", 0.0, [10, 20, 30]), ("valid", 0.5, [15, 30]))
-    }  # fmt: skip
+    }
     history = curves | {"terms": terms, "best_step": 15, "seconds": 60, "steps": 30}
     figure = training_curves({"stage_1": history})
     rendered(figure)
@@ -131,8 +136,10 @@ def test_training_curves_are_pale_for_training_and_dots_for_validation_data():
         expected = {kind: (rows, key) for kind, rows in curves.items()}
         if key == "loss":
             expected |= {term: (curves["valid"], term) for term in terms}
-        assert series(axes) == {name: [[row["step"], row[key]] for row in rows]
-                                for name, (rows, key) in expected.items()}  # fmt: skip
+        assert series(axes) == {
+            name: [[row["step"], row[key]] for row in rows]
+            for name, (rows, key) in expected.items()
+        }
         pale, dots, *_, best = axes.lines
         assert (pale.get_label(), pale.get_marker(), dots.get_marker()) == ("train", "None", ".")
         assert pale.get_alpha() < (dots.get_alpha() or 1)
@@ -144,8 +151,13 @@ def test_training_curves_are_pale_for_training_and_dots_for_validation_data():
 
 
 def test_errors_by_dimension_are_under_their_names():
-    curve = {"dims": [1, 2, 4], "mse": [0.9, 0.5, 0.2], "pca_mse": [0.8, 0.6, 0.3],
-             "nearest_dims": [2, 3], "nearest_mse": [0.4, 0.25]}  # fmt: skip
+    curve = {
+        "dims": [1, 2, 4],
+        "mse": [0.9, 0.5, 0.2],
+        "pca_mse": [0.8, 0.6, 0.3],
+        "nearest_dims": [2, 3],
+        "nearest_mse": [0.4, 0.25],
+    }
     first_order = {"dims": [1, 3, 5], "mse": [0.7, 0.35, 1e-9]}
     (axes,) = dimension_curves(curve, 2, first_order, unit="inches").axes
     assert series(axes) == {
@@ -166,8 +178,9 @@ def test_a_frontier_has_filled_encoder_and_open_nearest_projections():
     points = {"ours": (3.0, 0.2, 0.1), "theirs": (4.0, 0.5, 0.3), "PCA": (math.nan, 0.4, 0.4)}
     (axes,) = frontier(points).axes
     assert labels(axes) == (
-        "mean squared error (filled: encoder; open: nearest projection)", "bits per dimension",
-    )  # fmt: skip
+        "mean squared error (filled: encoder; open: nearest projection)",
+        "bits per dimension",
+    )
     expected = {"ours": [[0.2, 3.0]], "theirs": [[0.5, 4.0]], "PCA": [[0.4, 0], [0.4, 1]]}
     assert series(axes) == expected
     joined, filled, opened = axes.lines[3:6]
@@ -205,11 +218,15 @@ def test_aurocs_are_in_the_rows_of_their_scores():
 
 
 def test_roc_curves_have_true_over_false_positive_rates():
-    curves = {"density": (np.array([0, 0.1, 0.5, 1]), np.array([0, 0.6, 0.9, 1])),
-              "combination": (np.array([0, 0.2, 1]), np.array([0.3, 0.8, 1]))}  # fmt: skip
+    curves = {
+        "density": (np.array([0, 0.1, 0.5, 1]), np.array([0, 0.6, 0.9, 1])),
+        "combination": (np.array([0, 0.2, 1]), np.array([0.3, 0.8, 1])),
+    }
     (axes,) = roc_curves(curves).axes
-    expected = {name: np.stack([false.clip(1e-4), true], 1).tolist()
-                for name, (false, true) in curves.items()}  # fmt: skip
+    expected = {
+        name: np.stack([false.clip(1e-4), true], 1).tolist()
+        for name, (false, true) in curves.items()
+    }
     assert series(axes) == expected
     assert labels(axes) == ("false-positive rate", "true-positive rate")
 
@@ -253,8 +270,10 @@ def test_scores_that_are_not_finite_or_not_positive_are_drawn(value):
 
 
 def test_densities_are_horizontal_and_distances_vertical():
-    points = {"normal": (np.array([1.0, 2.0]), np.array([0.1, 0.2])),
-              "ood": (np.array([5.0, 6.0]), np.array([0.7, 0.8]))}  # fmt: skip
+    points = {
+        "normal": (np.array([1.0, 2.0]), np.array([0.1, 0.2])),
+        "ood": (np.array([5.0, 6.0]), np.array([0.7, 0.8])),
+    }
     (axes,) = density_and_distance(points).axes
     assert labels(axes) == ("bits per dimension", "mean squared error of the projection")
     expected = {"in-distribution": "normal", "out-of-distribution": "ood"}
@@ -273,11 +292,15 @@ def manifolds(columns, has_grid):
     x, y = np.linspace(-2, 2, 31), np.linspace(-2, 1, 26)
     density = -20 * (np.hypot(*np.meshgrid(x, y)) - 1) ** 2
     return {
-        "true_points": true, "true_density": true[:, 0], "learned_points": 1.02 * true,
-        "learned_density": true[:, 1].copy(), "samples": 1.02 * np.roll(true, 1, axis=0),
-        "points": true + 0.1, "projections": 1.02 * true,
+        "true_points": true,
+        "true_density": true[:, 0],
+        "learned_points": 1.02 * true,
+        "learned_density": true[:, 1].copy(),
+        "samples": 1.02 * np.roll(true, 1, axis=0),
+        "points": true + 0.1,
+        "projections": 1.02 * true,
         "grid": (x, y, density, density - 1) if has_grid else None,
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("has_grid", [True, False])

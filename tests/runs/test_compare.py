@@ -22,8 +22,12 @@ def folder(tmp_path, monkeypatch):
         write_record(tmp_path, record, name)
         (tmp_path / name).mkdir()
         (tmp_path / name / "report").touch()
-        metrics = {"bits_per_dim": BPD[name], "projection_psnr": {"value": 20.0 + number},
-                   "dims": [192, 20 + number], "manifold_nll": 1.5}  # fmt: skip
+        metrics = {
+            "bits_per_dim": BPD[name],
+            "projection_psnr": {"value": 20.0 + number},
+            "dims": [192, 20 + number],
+            "manifold_nll": 1.5,
+        }
         histories = {"density": {"steps": 1200}, "rotation": {}, "code_flow": {"steps": 3}}
         (tmp_path / name / "histories.json").write_text(json.dumps(histories))
         (tmp_path / name / "metrics").write_text(json.dumps(metrics))

@@ -24,11 +24,14 @@ WRITTEN = {
     "array": ("ArrayDataset", ROWS, "ImagePreview"),
     "arrays": ("ArraysDataset", {"a": ROWS}, None),
     "json": ("json.JSONDataset", {"a": [1, 2]}, "JSONPreview"),
-    "csv": ({"type": "pandas.CSVDataset", "save_args": {"index": False}},
-            pd.DataFrame({"a": [1, 2]}), "TablePreview"),
+    "csv": (
+        {"type": "pandas.CSVDataset", "save_args": {"index": False}},
+        pd.DataFrame({"a": [1, 2]}),
+        "TablePreview",
+    ),
     "text": ("text.TextDataset", "a page", None),
     "figure": ("matplotlib.MatplotlibDataset", Figure(), "ImagePreview"),
-}  # fmt: skip
+}
 
 
 def test_names_such_as_null_are_no_missing_values(tmp_path):

@@ -203,10 +203,14 @@ def test_a_failure_of_mlflow_in_or_after_a_run_is_one_message_without_credential
     mlflow.end_run()
 
 
-@pytest.mark.parametrize("error", [
-    FileNotFoundError(errno.ENOENT, "no such file", "weights.npy"), TimeoutError("30 s"),
-    OSError("not an image"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(errno.ENOENT, "no such file", "weights.npy"),
+        TimeoutError("30 s"),
+        OSError("not an image"),
+    ],
+)
 def test_an_error_that_may_be_a_defect_keeps_its_traceback(error):
     hooks = RunHooks()
     hooks._is_mlflow_enabled = False
@@ -232,16 +236,19 @@ def test_only_the_first_rank_writes(tmp_path, monkeypatch, rank):
     monkeypatch.setattr(distributed, "barrier", lambda: None)
     computed, nodes = [], []
     for name, needs, tags in (
-        ("train", "params:threads", "distributed"), ("report", "train", None)
-    ):  # fmt: skip
+        ("train", "params:threads", "distributed"),
+        ("report", "train", None),
+    ):
 
         def compute(needed, name=name):
             computed.append(name)
             return [name]
 
         nodes.append(Node(compute, needs, name, name=name, tags=tags))
-    config = {name: {"type": "json.JSONDataset", "filepath": str(tmp_path / name)}
-              for name in ("train", "report")}  # fmt: skip
+    config = {
+        name: {"type": "json.JSONDataset", "filepath": str(tmp_path / name)}
+        for name in ("train", "report")
+    }
     catalog = DataCatalog.from_config(config)
     catalog["params:threads"] = MemoryDataset(None)
     RankRunner().run(Pipeline(nodes), catalog)

@@ -154,18 +154,30 @@ def test_points_are_served_over_http(loaded, tmp_path):
         assert [row["p_value"] for row in response["predictions"]] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("params", "message"), [
-    ({"task": "a\nb"}, r"task=a\nb cannot be used: Input should be 'score', 'encode', "),
-    ({"count": 0}, "count=0 cannot be used: Input should be greater than or equal to 1. Change "),
-    ({"count": None}, "count=None cannot be used: Input should be a valid integer. Change it in "),
-    ({"count": 10**6}, "count=1000000 cannot be used: Input should be less than or equal to 10000"),
-    ({"seed": None}, "seed=None cannot be used: "),
-    ({"seed": -1}, "seed=-1 cannot be used: "),
-    ({"seed": 10**30}, "seed=1000000000000000000000000000000 cannot be used: "),
-    ({"temperature": None}, "temperature=None cannot be used: "),
-    ({"temperature": 1e308}, "temperature=1e+308 cannot be used: "),
-    ({"temperature": math.nan}, "temperature=nan cannot be used: "),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"task": "a\nb"}, r"task=a\nb cannot be used: Input should be 'score', 'encode', "),
+        (
+            {"count": 0},
+            "count=0 cannot be used: Input should be greater than or equal to 1. Change ",
+        ),
+        (
+            {"count": None},
+            "count=None cannot be used: Input should be a valid integer. Change it in ",
+        ),
+        (
+            {"count": 10**6},
+            "count=1000000 cannot be used: Input should be less than or equal to 10000",
+        ),
+        ({"seed": None}, "seed=None cannot be used: "),
+        ({"seed": -1}, "seed=-1 cannot be used: "),
+        ({"seed": 10**30}, "seed=1000000000000000000000000000000 cannot be used: "),
+        ({"temperature": None}, "temperature=None cannot be used: "),
+        ({"temperature": 1e308}, "temperature=1e+308 cannot be used: "),
+        ({"temperature": math.nan}, "temperature=nan cannot be used: "),
+    ],
+)
 def test_a_mistake_is_answered_with_one_line(loaded, params, message):
     status, body = request(loaded, **{"task": "sample", **params})
     assert (status, body["error_code"]) == (400, "INVALID_PARAMETER_VALUE")
@@ -173,10 +185,17 @@ def test_a_mistake_is_answered_with_one_line(loaded, params, message):
     assert "\n" not in body["message"]
 
 
-@pytest.mark.parametrize(("inputs", "params"), [
-    (np.zeros((2, 3, 8, 8), int).tolist(), {}), ([[1], [2, 3]], {}), ("text", {}), ([], {}),
-    (np.full((1, 1, 8, 8), 256).tolist(), {}), (None, {"count": "many"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("inputs", "params"),
+    [
+        (np.zeros((2, 3, 8, 8), int).tolist(), {}),
+        ([[1], [2, 3]], {}),
+        ("text", {}),
+        ([], {}),
+        (np.full((1, 1, 8, 8), 256).tolist(), {}),
+        (None, {"count": "many"}),
+    ],
+)
 def test_inputs_that_mlflow_rejects_have_status_400(loaded, inputs, params):
     status, found = request(loaded, inputs, **params)
     assert status == 400
@@ -199,8 +218,13 @@ def test_a_defect_is_logged_and_not_sent(loaded, monkeypatch, caplog):
 @pytest.fixture(scope="module")
 def rows():
     rng = np.random.default_rng(0)
-    return pd.DataFrame({"age": rng.integers(18, 80, 300), "weight": rng.normal(70, 10, 300),
-                         "city": rng.choice(["Bern", "Rome"], 300)})  # fmt: skip
+    return pd.DataFrame(
+        {
+            "age": rng.integers(18, 80, 300),
+            "weight": rng.normal(70, 10, 300),
+            "city": rng.choice(["Bern", "Rome"], 300),
+        }
+    )
 
 
 @pytest.fixture(scope="module")

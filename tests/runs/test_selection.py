@@ -25,12 +25,15 @@ def dims(record):
     return [stage.dim for stage in stages]
 
 
-@pytest.mark.parametrize(("options", "params", "method", "expected"), [
-    ({}, {}, "density-first", [7, None]),
-    ({"method": "auto"}, {}, "density-first", [7, None]),
-    ({"method": "PR-D"}, {}, "PR-D", [7]),
-    ({}, {"method": "H-MM"}, "H-MM", [1000, 7]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "params", "method", "expected"),
+    [
+        ({}, {}, "density-first", [7, None]),
+        ({"method": "auto"}, {}, "density-first", [7, None]),
+        ({"method": "PR-D"}, {}, "PR-D", [7]),
+        ({}, {"method": "H-MM"}, "H-MM", [1000, 7]),
+    ],
+)
 def test_the_dimension_is_that_of_the_stages_of_the_method(
     folder, options, params, method, expected
 ):

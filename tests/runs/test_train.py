@@ -92,10 +92,13 @@ def test_own_images_are_ranked_by_models_that_have_not_seen_them(trained, folder
     with recorded(train_phases, Predictor.score) as calls:
         first = run(folder, *command)
     assert first.exit_code == 0, first.output
-    seen, scored = ([{image.tobytes() for image in images} for images in halves] for halves in (
-        [[*call["train"], *call["valid"]] for call in calls["train_phases"]],
-        [call["x"] for call in calls["score"]],
-    ))  # fmt: skip
+    seen, scored = (
+        [{image.tobytes() for image in images} for images in halves]
+        for halves in (
+            [[*call["train"], *call["valid"]] for call in calls["train_phases"]],
+            [call["x"] for call in calls["score"]],
+        )
+    )
     assert [len(half) for half in seen] == [101, 101]
     assert scored == seen[::-1]
     assert not seen[0] & seen[1]
@@ -133,11 +136,14 @@ def test_own_images_of_a_group_train_or_validate_or_are_scored(folder):
     (folder / "data/runs/people.json").unlink()
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    (["--fdr=10%"], "--own and --fdr: expected one of them. Omit the other."),
-    (["--alpha=10%"], "--own and --alpha: expected one of them"),
-    ([], "INPUTS: expected at least 200 with --own, got 1."),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--fdr=10%"], "--own and --fdr: expected one of them. Omit the other."),
+        (["--alpha=10%"], "--own and --alpha: expected one of them"),
+        ([], "INPUTS: expected at least 200 with --own, got 1."),
+    ],
+)
 def test_own_images_need_many_and_no_rate(trained, folder, options, message):
     result = run(folder, "score", "first", "pictures/0.png", "--own", *options)
     assert result.exit_code == 1
@@ -254,9 +260,16 @@ def test_a_mistake_ends_in_one_line_before_anything_is_computed(trained, folder,
 def test_a_raw_table_trains_by_one_command(folder, caplog):
     caplog.set_level("INFO")
     rng, count = np.random.default_rng(0), 200
-    table = pd.DataFrame({"user id": range(count), "age": rng.normal(40, 9, count), "note": "x",
-                          "city": rng.choice(["Bern", "Rome"], count), "b": rng.normal(size=count),
-                          "day": pd.date_range("2020", periods=count)})  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "user id": range(count),
+            "age": rng.normal(40, 9, count),
+            "note": "x",
+            "city": rng.choice(["Bern", "Rome"], count),
+            "b": rng.normal(size=count),
+            "day": pd.date_range("2020", periods=count),
+        }
+    )
     table["no"], table["1"] = table["user id"], [f"{number}, or so" for number in range(count)]
     table["income"] = [f"{value:,}" for value in rng.integers(10_000, 99_000, count)]
     table["months"] = table["age"] * 12

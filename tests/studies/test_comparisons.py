@@ -27,10 +27,12 @@ from submanifold.studies.results import summarize
 def run(model, arrays, truth=None):
     """The attributes of a run that measurements use."""
     found = SimpleNamespace(
-        load=({"hierarchy": model} | arrays).__getitem__, groups={}, seconds=lambda: 5.0,
+        load=({"hierarchy": model} | arrays).__getitem__,
+        groups={},
+        seconds=lambda: 5.0,
         settings=SimpleNamespace(device="cpu", data=SimpleNamespace(manifold=truth)),
         catalog=SimpleNamespace(exists=lambda name: name in arrays),
-    )  # fmt: skip
+    )
     found.with_params = lambda params: found
     return found
 
@@ -57,8 +59,10 @@ def test_points_are_compared_with_the_truth(dim):
 
 def test_images_are_measured_and_scored_against_ood_images(tmp_path):
     rng, counts = np.random.default_rng(0), {"x_train": 300, "x_valid": 40, "x_test": 60}
-    images = {name: rng.integers(100, 150, (count, 1, 8, 8), dtype=np.uint8)
-              for name, count in counts.items()}  # fmt: skip
+    images = {
+        name: rng.integers(100, 150, (count, 1, 8, 8), dtype=np.uint8)
+        for name, count in counts.items()
+    }
     images["x_ood"] = rng.integers(0, 256, (50, 1, 8, 8), dtype=np.uint8)
     model = initialized_glow(images["x_train"], 6, steps=2)
     about = run(model, as_maps(tmp_path, **images))
@@ -128,17 +132,24 @@ def test_test_images_and_their_groups_are_measured(monkeypatch):
     monkeypatch.setattr(measures, "PROJECTED", 30)
     monkeypatch.setattr(measures, "IMAGE_SAMPLES", measures.SAMPLED_AT_ONCE)
     rng, parts = np.random.default_rng(0), ("x_train", "x_valid", "x_test", "x_ood")
-    images = {name: rng.integers(50 * n, 50 * n + 60, (90, 1, 8, 8), dtype=np.uint8)
-              for n, name in enumerate(parts)}  # fmt: skip
+    images = {
+        name: rng.integers(50 * n, 50 * n + 60, (90, 1, 8, 8), dtype=np.uint8)
+        for n, name in enumerate(parts)
+    }
     train, _, test, _ = images.values()
-    groups = {split: (np.arange(90) // size).tolist()
-              for size, split in enumerate(("train", "valid", "test"), start=1)}  # fmt: skip
+    groups = {
+        split: (np.arange(90) // size).tolist()
+        for size, split in enumerate(("train", "valid", "test"), start=1)
+    }
     model, ood_groups = perturb(initialized_glow(train, 12, steps=1)), {"ood": [4] * 90}
     about = run(model, images | {"ood_groups": ood_groups})
     about.groups = groups
     (measured,) = measures.measure_images(about, [model])
-    projections = {"encoder": model.encoder_projection, "default": model.project,
-                   "nearest": partial(model.project, nearest=True)}  # fmt: skip
+    projections = {
+        "encoder": model.encoder_projection,
+        "default": model.project,
+        "nearest": partial(model.project, nearest=True),
+    }
     means = []
     for name, project in projections.items():
         errors = squared_errors(project, Batches(test[:30], 64))
@@ -171,8 +182,10 @@ def test_seconds_are_the_smallest_and_other_measures_means_over_seeds():
 
 def test_a_tradeoff_has_bits_then_encoder_then_nearest_errors():
     names = ("bits_per_dim", "encoder", "nearest", "pca")
-    rows = {system: {name: {"value": 10 * number + n} for n, name in enumerate(names)}
-            for number, system in enumerate(("nested", "Glow"))}  # fmt: skip
+    rows = {
+        system: {name: {"value": 10 * number + n} for n, name in enumerate(names)}
+        for number, system in enumerate(("nested", "Glow"))
+    }
     del rows["Glow"]["nearest"]
     found = results.tradeoff(rows)
     assert [*found] == ["nested", "PCA"]

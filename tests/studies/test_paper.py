@@ -85,16 +85,19 @@ def test_every_cell_of_the_papers_tables_is_valid_and_has_its_dimensions(table):
             assert dims == "-".join(map(str, [3072, *stages]))
 
 
-@pytest.mark.parametrize(("one", "other", "less", "equal"), [
-    ([1.0], [2.0], HOLDS, FAILS),
-    ([2.0], [1.0], FAILS, FAILS),
-    ([1.0], [1.1], OPEN, OPEN),  # intervals of 0.1 each
-    ([1.0, 2.0, 3.0], [1.1, 2.1, 3.11], HOLDS, FAILS),  # paired by seed
-    ([1.0, 2.0, 3.0], [1.01, 2.01, 3.02], OPEN, HOLDS),  # within the paper's spread
-    ([1.0, 2.0, 3.0], [1.1, 1.9, 3.1], OPEN, OPEN),
-    ([None], [2.0], NOT_REPORTED, NOT_REPORTED),
-    ([1.0, 1.1, None], [2.0, 3.0, 4.0], NOT_REPORTED, NOT_REPORTED),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("one", "other", "less", "equal"),
+    [
+        ([1.0], [2.0], HOLDS, FAILS),
+        ([2.0], [1.0], FAILS, FAILS),
+        ([1.0], [1.1], OPEN, OPEN),  # intervals of 0.1 each
+        ([1.0, 2.0, 3.0], [1.1, 2.1, 3.11], HOLDS, FAILS),  # paired by seed
+        ([1.0, 2.0, 3.0], [1.01, 2.01, 3.02], OPEN, HOLDS),  # within the paper's spread
+        ([1.0, 2.0, 3.0], [1.1, 1.9, 3.1], OPEN, OPEN),
+        ([None], [2.0], NOT_REPORTED, NOT_REPORTED),
+        ([1.0, 1.1, None], [2.0, 3.0, 4.0], NOT_REPORTED, NOT_REPORTED),
+    ],
+)
 def test_a_claim_is_judged_by_the_interval_of_the_difference(one, other, less, equal):
     runs = {"A": [*map(run, one)], "B": [*map(run, other)]}
     for expected, verdict in (("less", less), ("equal", equal)):

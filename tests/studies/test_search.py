@@ -84,11 +84,17 @@ def test_a_grid_finds_the_better_of_two_settings(project):
 
 
 def test_two_objectives_have_a_pareto_front(project, untrained):
-    study = run(project, "front", trials=3, objectives=["bits_per_dim", "mse"], search={
-        "stage_1.dim": {"low": 4, "high": 48},
-        "stage_1.reconstruction.weight": {"low": 1.0, "high": 1000.0, "log": True},
-        "stage_1.flow.steps": [[2, 1], [1, 1]],
-    })  # fmt: skip
+    study = run(
+        project,
+        "front",
+        trials=3,
+        objectives=["bits_per_dim", "mse"],
+        search={
+            "stage_1.dim": {"low": 4, "high": 48},
+            "stage_1.reconstruction.weight": {"low": 1.0, "high": 1000.0, "log": True},
+            "stage_1.flow.steps": [[2, 1], [1, 1]],
+        },
+    )
     for trial in study.trials:
         dim = trial.params["stage_1.dim"]
         assert trial.values == [dim, 1 / dim]
@@ -137,17 +143,29 @@ def test_a_bad_training_is_pruned_by_its_steps_and_those_of_earlier_phases(proje
     assert study.trials[0].intermediate_values == {1010: 3.0}
     first = study.trials[0]
     for _ in range(4):
-        study.add_trial(create_trial(params=first.params, distributions=first.distributions,
-                                     value=-9.0, intermediate_values={1010: -9.0}))  # fmt: skip
+        study.add_trial(
+            create_trial(
+                params=first.params,
+                distributions=first.distributions,
+                value=-9.0,
+                intermediate_values={1010: -9.0},
+            )
+        )
     assert run(project, "pruned", trials=6, **settings).trials[-1].state == TrialState.PRUNED
 
 
-@pytest.mark.parametrize(("settings", "message"), [
-    ({"search": {"stage_1.delt": [1, 2]}}, "stage_1.delt is not a setting; known: flow"),
-    ({"search": {"stage_1.dim": {"low": 9, "high": 3}}}, "search.stage_1.dim: expected a list of"),
-    ({"search": {"seed": {"low": 1, "high": 3}}, "sampler": "grid"}, "a grid needs choices"),
-    ({"search": {"seed": [1]}, "trails": 3}, "trails is not a setting; known: search, params"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"search": {"stage_1.delt": [1, 2]}}, "stage_1.delt is not a setting; known: flow"),
+        (
+            {"search": {"stage_1.dim": {"low": 9, "high": 3}}},
+            "search.stage_1.dim: expected a list of",
+        ),
+        ({"search": {"seed": {"low": 1, "high": 3}}, "sampler": "grid"}, "a grid needs choices"),
+        ({"search": {"seed": [1]}, "trails": 3}, "trails is not a setting; known: search, params"),
+    ],
+)
 def test_mistakes_in_a_file_end_in_one_message(project, settings, message):
     output = refused(project, write(project, "mistake", **settings))
     assert output.count("\n") == 1
@@ -208,8 +226,11 @@ def test_two_processes_share_a_study_and_repeat_the_trial_of_a_killed_one(new_pr
     assert states(project) == {"COMPLETE": 2, "FAIL": 1}
     (repeated,) = [t for t in study.trials if "failed_trial" in t.system_attrs]
     assert repeated.params == study.trials[0].params
-    steps = {trial.params["stage_1.training.steps"] for trial in study.trials
-             if trial.state == TrialState.COMPLETE}  # fmt: skip
+    steps = {
+        trial.params["stage_1.training.steps"]
+        for trial in study.trials
+        if trial.state == TrialState.COMPLETE
+    }
     assert steps == {400, 401}
 
 

@@ -25,9 +25,17 @@ EVERY = {"images": 6, "vectors": 15}
 
 
 SETTINGS = {
-    "steps": 24, "batch_size": 16, "learning_rate": 3e-3, "muon_lr": 0.01, "warmup": 5,
-    "cooldown_fraction": 0.5, "clip": 1.0, "ema": 0.9, "validate_every": 6, "precision": "auto",
-}  # fmt: skip
+    "steps": 24,
+    "batch_size": 16,
+    "learning_rate": 3e-3,
+    "muon_lr": 0.01,
+    "warmup": 5,
+    "cooldown_fraction": 0.5,
+    "clip": 1.0,
+    "ema": 0.9,
+    "validate_every": 6,
+    "precision": "auto",
+}
 
 
 def settings(**changes):

@@ -13,8 +13,12 @@ from submanifold.training import Phase, RotationSettings, Trainer, TrainingSetti
 from submanifold.training.phases import PhaseSettings, train_phases
 
 TRAINING = {
-    "steps": 30, "batch_size": 100, "warmup": 5, "validate_every": 30, "precision": "float32",
-}  # fmt: skip
+    "steps": 30,
+    "batch_size": 100,
+    "warmup": 5,
+    "validate_every": 30,
+    "precision": "float32",
+}
 
 
 def clusters(count):

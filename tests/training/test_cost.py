@@ -67,11 +67,14 @@ def test_measured_costs_leave_the_random_state():
     assert [cost.fixed > 0 for cost in costs.values()] == [False, True, False, True]
 
 
-@pytest.mark.parametrize(("minutes", "density"), [
-    (None, 400),
-    (10, 400 * 0.85 * (600 - 45 - 6) / 53),  # 45 s for start, evaluation and report
-    (1, 400 * 0.85 * (30 - 6) / 53),  # at least half of the budget
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("minutes", "density"),
+    [
+        (None, 400),
+        (10, 400 * 0.85 * (600 - 45 - 6) / 53),  # 45 s for start, evaluation and report
+        (1, 400 * 0.85 * (30 - 6) / 53),  # at least half of the budget
+    ],
+)
 def test_steps_are_scaled_to_a_time(costs, caplog, minutes, density):
     caplog.set_level("INFO")
     data = SyntheticSettings(source="circle")

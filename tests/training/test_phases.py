@@ -137,8 +137,11 @@ def test_only_the_stages_of_a_phase_are_trained(tmp_path, first):
 
 def test_all_phases_train_on_training_data_and_validate_on_validation_data(tmp_path):
     sizes = []
-    phases = {"density": phase(1, **FROZEN), "rotation": RotationSettings(rotate=1, probes=64),
-              "code": phase(2, **FROZEN)}  # fmt: skip
+    phases = {
+        "density": phase(1, **FROZEN),
+        "rotation": RotationSettings(rotate=1, probes=64),
+        "code": phase(2, **FROZEN),
+    }
     data = as_maps(tmp_path, train=IMAGES[20:], valid=IMAGES[:20])
     with checked_splits() as checked, pytest.MonkeyPatch.context() as patch:
         train = module.train_phase
@@ -161,8 +164,9 @@ def test_a_phase_is_not_resumed_after_another_first_phase(tmp_path):
     def train(learning_rate):
         phases = {"first": phase(1, learning_rate=learning_rate), "second": phase(1, **FROZEN)}
         data = IMAGES[20:], IMAGES[:20]
-        return train_phases(phases, MODEL, *data, seed=7, device=torch.device("cpu"),
-                            folder=tmp_path)  # fmt: skip
+        return train_phases(
+            phases, MODEL, *data, seed=7, device=torch.device("cpu"), folder=tmp_path
+        )
 
     train(3e-3)
     shutil.rmtree(tmp_path / "first")
@@ -174,8 +178,11 @@ def test_a_phase_is_not_resumed_after_another_first_phase(tmp_path):
 
 
 def test_phases_after_a_rotation_resume_with_its_result(tmp_path, monkeypatch):
-    phases = {"density": phase(1, **FROZEN), "rotation": RotationSettings(rotate=1, probes=64),
-              "penalty": phase(1, **FROZEN)}  # fmt: skip
+    phases = {
+        "density": phase(1, **FROZEN),
+        "rotation": RotationSettings(rotate=1, probes=64),
+        "penalty": phase(1, **FROZEN),
+    }
     arguments = MODEL, IMAGES[20:], IMAGES[:20], 7, torch.device("cpu"), tmp_path
     train_phases(phases, *arguments)
     monkeypatch.setattr("submanifold.training.rotation.draw_probes", None)

@@ -207,12 +207,16 @@ def test_a_killed_fit_resumes_bit_for_bit(largest_matrix, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("is_finished", [False, True], ids=["killed", "finished"])
-@pytest.mark.parametrize(("arguments", "name"), [
-    ({"model": glow(seed=1)}, "architecture or initial weights"),
-    ({"images": IMAGES[::-1].copy()}, "data"),
-    ({"seed": 1}, "seed"),
-    ({"probes": 1000}, "probes"),
-], ids=["model", "data", "seed", "probes"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"model": glow(seed=1)}, "architecture or initial weights"),
+        ({"images": IMAGES[::-1].copy()}, "data"),
+        ({"seed": 1}, "seed"),
+        ({"probes": 1000}, "probes"),
+    ],
+    ids=["model", "data", "seed", "probes"],
+)
 def test_a_checkpoint_of_another_rotation_is_refused(
     arguments, name, is_finished, tmp_path, monkeypatch
 ):

@@ -21,9 +21,16 @@ from submanifold.training.trainer import validate
 
 MSE = Loss(reconstruction={"penalty": "mse", "weight": 1.0})
 SETTINGS = {
-    "steps": 30, "learning_rate": 0.01, "muon_lr": None, "warmup": 0, "cooldown_fraction": 0.0,
-    "clip": 10.0, "ema": 0.0, "validate_every": 10, "precision": "float32",
-}  # fmt: skip
+    "steps": 30,
+    "learning_rate": 0.01,
+    "muon_lr": None,
+    "warmup": 0,
+    "cooldown_fraction": 0.0,
+    "clip": 10.0,
+    "ema": 0.0,
+    "validate_every": 10,
+    "precision": "float32",
+}
 
 
 def settings(**changes):
@@ -78,13 +85,26 @@ def test_training_lowers_the_loss_and_keeps_its_history(tmp_path):
     assert [row["step"] for row in history["valid"]] == [10, 20, 30, 35]
     assert history["valid"][-1]["loss"] < before["loss"] - 0.1
     assert set(history["train"][0]) == {
-        "step", "loss", "likelihood", "reconstruction", "bits_per_dim", "mse",
-        "gradient_norm", "rows_per_second",
-    }  # fmt: skip
+        "step",
+        "loss",
+        "likelihood",
+        "reconstruction",
+        "bits_per_dim",
+        "mse",
+        "gradient_norm",
+        "rows_per_second",
+    }
     assert set(history["valid"][0]) == {
-        "step", "loss", "likelihood", "reconstruction", "bits_per_dim", "mse",
-        "inverse_error", "thickness", "neighbour_correlation",
-    }  # fmt: skip
+        "step",
+        "loss",
+        "likelihood",
+        "reconstruction",
+        "bits_per_dim",
+        "mse",
+        "inverse_error",
+        "thickness",
+        "neighbour_correlation",
+    }
     assert (history["name"], history["steps"], history["steps_trained"]) == ("stage_1", 35, 35)
     assert (history["rollbacks"], hierarchy.training) == (0, False)
     assert history["seconds"] > 0
@@ -334,12 +354,16 @@ def test_the_training_fails_after_three_rollbacks_and_can_be_continued(tmp_path)
     assert (history["rollbacks"], loss.calls) == (3, 20), "rollbacks survive a restart"
 
 
-@pytest.mark.parametrize(("changes", "expected"), [
-    ({"warmup": 10, "cooldown_fraction": 0.4}, {0: 0.1, 9: 1.0, 60: 1.0, 80: 0.5, 99: 0.025}),
-    ({"warmup": 10, "lr_scale": 0.5}, {0: 0.05, 9: 0.5, 99: 0.5}),
-    ({"warmup": 80, "cooldown_fraction": 1.0}, {39: 0.5, 43: 0.55, 44: 0.56, 99: 0.01}),
-    ({"cooldown_fraction": 0.5, "span": (0.25, 0.75)}, {0: 1.0, 50: 1.0, 75: 0.75, 100: 0.5}),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"warmup": 10, "cooldown_fraction": 0.4}, {0: 0.1, 9: 1.0, 60: 1.0, 80: 0.5, 99: 0.025}),
+        ({"warmup": 10, "lr_scale": 0.5}, {0: 0.05, 9: 0.5, 99: 0.5}),
+        ({"warmup": 80, "cooldown_fraction": 1.0}, {39: 0.5, 43: 0.55, 44: 0.56, 99: 0.01}),
+        ({"cooldown_fraction": 0.5, "span": (0.25, 0.75)}, {0: 1.0, 50: 1.0, 75: 0.75, 100: 0.5}),
+    ],
+    ids=str,
+)
 def test_the_learning_rate_warms_up_stays_and_cools_down(changes, expected):
     factors = {step: settings(steps=100, **changes).lr_factor(step) for step in expected}
     assert factors == pytest.approx(expected)
@@ -391,11 +415,13 @@ OTHERS = [
     ("rows, data", {"rows": data(80)}),
     ("seed", {"seed": 2}),
     ("dim", {"hierarchy": small(d=3)}),
-    *((WEIGHTS, {"hierarchy": small(**other)}) for other in (
-        {"seed": 1}, {"couplings": 4}, {"width": 9})),
+    *(
+        (WEIGHTS, {"hierarchy": small(**other)})
+        for other in ({"seed": 1}, {"couplings": 4}, {"width": 9})
+    ),
     ("loss", {"loss": Loss(reconstruction={"penalty": "mse", "weight": 2.0})}),
     ("learning_rate, clip", {"learning_rate": 0.02, "clip": None}),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("name", "changes"), OTHERS)

@@ -43,11 +43,19 @@ class ProgressBar(tqdm):
         wait, layout = (0.1, "{desc} {bar} ") if self.on_terminal else (SECONDS, "{desc}: ")
         layout += STATE + (", {remaining} left" if total else "")
         super().__init__(
-            desc=description, unit=f" {unit}", unit_scale=unit == "bytes", total=total or None,
-            initial=done, leave=self.on_terminal, smoothing=0, mininterval=wait, miniters=1,
-            delay=0 if self.on_terminal else wait, bar_format=layout,
+            desc=description,
+            unit=f" {unit}",
+            unit_scale=unit == "bytes",
+            total=total or None,
+            initial=done,
+            leave=self.on_terminal,
+            smoothing=0,
+            mininterval=wait,
+            miniters=1,
+            delay=0 if self.on_terminal else wait,
+            bar_format=layout,
             disable=_hidden.get() or os.environ.get("RANK", "0") != "0",  # of torchrun
-        )  # fmt: skip
+        )
 
     def __bool__(self) -> bool:  # tqdm's raises for an unknown total, and pooch calls it
         return True

@@ -16,8 +16,9 @@ def format_table(rows: Sequence[Mapping[Any, Any]], markdown: bool = False) -> s
         a             finished
     """
     names = list(dict.fromkeys(name for row in rows for name in row))
-    texts = [["" if (value := row.get(name)) is None else str(value) for name in names]
-             for row in rows]  # fmt: skip
+    texts = [
+        ["" if (value := row.get(name)) is None else str(value) for name in names] for row in rows
+    ]
     cells = [[text.split("\n") for text in row] for row in texts]
     lines = [line for row in cells for line in zip_longest(*row, fillvalue="")]
     widths = [max(map(len, column)) for column in zip(names, *lines, strict=True)]

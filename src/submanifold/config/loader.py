@@ -81,8 +81,12 @@ class ExperimentConfigLoader(OmegaConfigLoader):
             settings["model_file"] = str(self.path("hierarchy"))
             for name, source in experiment.sources.items():
                 folder, stages = str(self.path(f"{name}.model").parent), source and source.through
-                settings[name] = {"name": name, "settings": experiment.phases[name],
-                                  "folder": folder, "encoding_stages": stages}  # fmt: skip
+                settings[name] = {
+                    "name": name,
+                    "settings": experiment.phases[name],
+                    "folder": folder,
+                    "encoding_stages": stages,
+                }
             return settings
         config = self._read(key)
         if key != "catalog":
@@ -133,11 +137,14 @@ class ExperimentConfigLoader(OmegaConfigLoader):
         experiment, catalog = self.experiment, self["catalog"]
         entries = {"model": "hierarchy", "metrics": "metrics", "report": "report"}
         return RunRecord(
-            name=self.run_name, key=self.artifact_keys["model"], dataset=experiment.data_name,
-            method=experiment.method, started=datetime.now().isoformat(timespec="seconds"),
+            name=self.run_name,
+            key=self.artifact_keys["model"],
+            dataset=experiment.data_name,
+            method=experiment.method,
+            started=datetime.now().isoformat(timespec="seconds"),
             params=dict(self.runtime_params or {}),
             **{kind: file_entry(catalog[name])["filepath"] for kind, name in entries.items()},
-        )  # fmt: skip
+        )
 
     @property
     def project(self) -> Path:

@@ -91,8 +91,11 @@ def entry(table: Mapping[str, Any], name: Any, what: str, option: str = "") -> T
         raise unexpected(option or what, expected, name, fix, hint)
     where = f"{what}={name}"
     selected = {"phases": None, **group(where, table[name])}
-    groups = {key: group(f"{where}: {key}", value) for key, value in selected.items()
-              if key == "phases" or key.startswith("stage_")}  # fmt: skip
+    groups = {
+        key: group(f"{where}: {key}", value)
+        for key, value in selected.items()
+        if key == "phases" or key.startswith("stage_")
+    }
     for key, phase in groups["phases"].items():
         groups["phases"][key] = group(f"{where}: phases.{key}", phase)
     return selected | groups

@@ -27,8 +27,11 @@ IMAGES_ONLY = ("dequantizations", "inception_weights")
 VECTOR_FLOWS = {"soft_glow": "soft_realnvp"}  # for the flow of images with the same property
 GROUPS = ("data", "training", "evaluation")
 PHASE_FIELDS = {*PhaseSettings.model_fields, *RotationSettings.model_fields}
-TRAINING = {name: field.default for name, field in TrainingSettings.model_fields.items()
-            if not field.is_required() and name != "span"}  # fmt: skip
+TRAINING = {
+    name: field.default
+    for name, field in TrainingSettings.model_fields.items()
+    if not field.is_required() and name != "span"
+}
 Method = tuple[ModelSettings, dict[str, AnyPhaseSettings]]
 
 
@@ -43,8 +46,10 @@ def resolve(parameters: Mapping[str, Any], raw_folder: Path | None = None) -> Ex
     # names with an underscore hold YAML anchors; Kedro drops them from all other configuration
     user = {name: value for name, value in parameters.items() if not name.startswith("_")}
     tables = {name: group(name, user.pop(name)) for name in ("datasets", "methods")}
-    defaults = {name: group(f"{name}_defaults", user.pop(f"{name}_defaults", None))
-                for name in ("stage", "training")}  # fmt: skip
+    defaults = {
+        name: group(f"{name}_defaults", user.pop(f"{name}_defaults", None))
+        for name in ("stage", "training")
+    }
     dataset = entry(tables["datasets"], user.get("dataset"), "dataset")
     if user.get("method") == AUTO:
         user["method"] = dataset.get("method")
@@ -61,8 +66,10 @@ def resolve(parameters: Mapping[str, Any], raw_folder: Path | None = None) -> Ex
         with error_prefix("data"):
             data.read(raw_folder)
         half = max(1, data.event_shape[0] // 2)
-        stages = {name: stage | {"dim": half} if stage.get("dim") == "half" else stage
-                  for name, stage in stages.items()}  # fmt: skip
+        stages = {
+            name: stage | {"dim": half} if stage.get("dim") == "half" else stage
+            for name, stage in stages.items()
+        }
     if isinstance(data, ImageSettings) and data.size < SMALLEST_IMAGE:
         fix = "Change it with --params=data.size=32"
         raise unexpected("data.size", f"at least {SMALLEST_IMAGE}", data.size, fix)
@@ -117,8 +124,11 @@ def packaged_tables() -> Tree:
 
 
 def _data_entry(dataset: Tree) -> Tree:
-    return {name: value for name, value in dataset.items()
-            if name not in ("method", "phases") and not name.startswith("stage_")}  # fmt: skip
+    return {
+        name: value
+        for name, value in dataset.items()
+        if name not in ("method", "phases") and not name.startswith("stage_")
+    }
 
 
 def _minutes(minutes: Any, user: Tree) -> float | None:
@@ -168,10 +178,12 @@ def _stages(
             stage.pop("flow", None)  # the tables' settings are of another flow
         stage = merge(stage, changes, name)
         flows = stage.get("flow", {}) if is_list else [stage.get("flow", {})]
-        by_flow = [_flow_defaults(defaults["stage"], group(f"{name}.flow", flow), name)
-                   for flow in flows]  # fmt: skip
-        stage["flow"] = [merge(default["flow"], flow)
-                         for default, flow in zip(by_flow, flows, strict=True)]  # fmt: skip
+        by_flow = [
+            _flow_defaults(defaults["stage"], group(f"{name}.flow", flow), name) for flow in flows
+        ]
+        stage["flow"] = [
+            merge(default["flow"], flow) for default, flow in zip(by_flow, flows, strict=True)
+        ]
         stages[name] = stage
         usual = {"training": TRAINING | defaults["training"]}
         usual = merge(usual, by_flow[0]["phase"] if by_flow else {})
@@ -261,8 +273,10 @@ def _stage_numbers(stages: Any, count: int, name: str) -> list[int]:
     numbers = everything if stages == "all" else [stages] if type(stages) is int else stages
     is_list = isinstance(numbers, list) and all(type(n) is int for n in numbers)
     if not is_list or not numbers or numbers != everything[numbers[0] - 1 : numbers[-1]]:
-        expected = ("the number of a stage, a list of consecutive numbers such as [1, 2], or all, "
-                    f"among stages 1 to {count}")  # fmt: skip
+        expected = (
+            "the number of a stage, a list of consecutive numbers such as [1, 2], or all, "
+            f"among stages 1 to {count}"
+        )
         fix = f"Change it with --params={name}.stages=<number>"
         raise unexpected(f"{name}.stages", expected, stages, fix)
     return numbers
@@ -282,8 +296,10 @@ def _ood(datasets: Tree, user: Tree, data: DataSettings) -> ImageSettings | Tabl
         raise unexpected("ood", "null for points", chosen, fix)
     if chosen == user["dataset"]:
         if data.labels is None:
-            fix = ("Choose another one, or select the in-distribution labels with data.labels: "
-                   "images with other labels are then out of distribution")  # fmt: skip
+            fix = (
+                "Choose another one, or select the in-distribution labels with data.labels: "
+                "images with other labels are then out of distribution"
+            )
             raise unexpected("ood", "another dataset than the model's", chosen, fix)
         return data.model_copy(update={"labels": None, "other_labels": data.labels})
     path = find_data("ood", str(chosen), datasets)

@@ -109,8 +109,9 @@ class Experiment(Choices):
     @property
     def trainings(self) -> dict[str, PhaseSettings]:
         """The phases that minimize a loss, by name."""
-        return {name: phase for name, phase in self.phases.items()
-                if isinstance(phase, PhaseSettings)}  # fmt: skip
+        return {
+            name: phase for name, phase in self.phases.items() if isinstance(phase, PhaseSettings)
+        }
 
     @property
     def sources(self) -> dict[str, Source | None]:

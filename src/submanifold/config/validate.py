@@ -23,24 +23,49 @@ def validate(experiment: Experiment) -> None:
     noise, charts, ood = experiment.model.stages[0].noise, experiment.model.charts, experiment.ood
     is_conditional = experiment.is_conditional
     stages = _build(experiment.model.model_dump_json(), experiment.data.event_shape, is_conditional)
-    _refuse("", (
-        ("charts", is_conditional and charts > 1, "1 with data.condition", charts,
-         "Change either"),
-        ("ood", is_conditional and ood is not None, "null with data.condition", ood,
-         "Change either"),
-        ("stage_1.noise", noise > 0, "0", f"{noise:g}: it acts on the coordinates of earlier "
-         "stages", "Set it on a later stage, or set the input_noise of a phase"),
-    ))  # fmt: skip
+    _refuse(
+        "",
+        (
+            (
+                "charts",
+                is_conditional and charts > 1,
+                "1 with data.condition",
+                charts,
+                "Change either",
+            ),
+            (
+                "ood",
+                is_conditional and ood is not None,
+                "null with data.condition",
+                ood,
+                "Change either",
+            ),
+            (
+                "stage_1.noise",
+                noise > 0,
+                "0",
+                f"{noise:g}: it acts on the coordinates of earlier stages",
+                "Set it on a later stage, or set the input_noise of a phase",
+            ),
+        ),
+    )
     if charts > 1:
         _check_charts(experiment)
     trained, rotated = 0, set[int]()
     for name, phase in experiment.phases.items():
         if isinstance(phase, RotationSettings):
-            _refuse(f"{name}.", [
-                ("rotate", phase.rotate != trained, trained or "a phase that trains before it",
-                 f"{phase.rotate}: only the last trained stage can be rotated",
-                 f"Change {name}.rotate, or the order of the phases"),
-            ])  # fmt: skip
+            _refuse(
+                f"{name}.",
+                [
+                    (
+                        "rotate",
+                        phase.rotate != trained,
+                        trained or "a phase that trains before it",
+                        f"{phase.rotate}: only the last trained stage can be rotated",
+                        f"Change {name}.rotate, or the order of the phases",
+                    ),
+                ],
+            )
             rotated.add(phase.rotate)
         else:
             _check_training(name, phase, stages, trained, rotated)
@@ -72,8 +97,10 @@ def _check_charts(experiment: Experiment) -> None:
             or phase.reconstruction.last_stage
             or any(isinstance(term, VolumeTerm) for term in phase.terms.values())
         ):
-            got = (f"{experiment.model.charts}: {name} is no training of all stages of every "
-                   "chart at once")  # fmt: skip
+            got = (
+                f"{experiment.model.charts}: {name} is no training of all stages of every "
+                "chart at once"
+            )
             fix = "Choose a method with one, such as multi-chart, PR-D or EE-M, or leave charts out"
             raise unexpected("charts", f"1 with method={experiment.method}", got, fix)
 
@@ -86,24 +113,58 @@ def _check_training(
     last_stage, space = phase.reconstruction.last_stage, phase.reconstruction.space
     without_volume = [number for number in phase.stages if not stages[number - 1].has_volume]
     noisy = [number for number in phase.stages if is_noise_conditional(stages[number - 1])]
-    _refuse(f"{name}.", (
-        ("stages", first > trained + 1, f"stage {trained + 1}, which no phase before trains",
-         first, f"Change {name}.stages"),
-        ("likelihood.weight", not phase.terms,
-         "a term with a weight", f"{weight:g}", "Set this weight or another"),
-        ("reconstruction.last_stage", (last_stage or 0) > last - first + 1,
-         f"1 to {last - first + 1}, the stages of the phase", last_stage, "Change it"),
-        ("reconstruction.space", space == "metric" and first > 1 and first - 1 not in rotated,
-         "image or latent", f"metric: no phase before rotates stage {first - 1}",
-         f"Choose one, or add a phase with rotate: {first - 1}"),
-        ("likelihood.weight", weight > 0 and without_volume, "0",
-         f"{weight:g}: the volume of the flow of stages {without_volume} has no closed form",
-         f"Set it to 0, and set a reconstruction or {name}.manifold_likelihood.weight"),
-        ("input_noise", noisy and (high == 0 or noisy != [first]),
-         "the largest noise scale of a noise-conditional flow, which must be the phase's first "
-         "stage", f"{high:g} with stages {noisy}",
-         "Set it, or choose another flow such as glow or realnvp"),
-        ("input_noise_min", low is not None and not (noisy and low < high),
-         f"less than input_noise={high:g}" if noisy else "null",
-         f"{low}: it is the smallest noise scale of a noise-conditional flow", "Change it"),
-    ))  # fmt: skip
+    _refuse(
+        f"{name}.",
+        (
+            (
+                "stages",
+                first > trained + 1,
+                f"stage {trained + 1}, which no phase before trains",
+                first,
+                f"Change {name}.stages",
+            ),
+            (
+                "likelihood.weight",
+                not phase.terms,
+                "a term with a weight",
+                f"{weight:g}",
+                "Set this weight or another",
+            ),
+            (
+                "reconstruction.last_stage",
+                (last_stage or 0) > last - first + 1,
+                f"1 to {last - first + 1}, the stages of the phase",
+                last_stage,
+                "Change it",
+            ),
+            (
+                "reconstruction.space",
+                space == "metric" and first > 1 and first - 1 not in rotated,
+                "image or latent",
+                f"metric: no phase before rotates stage {first - 1}",
+                f"Choose one, or add a phase with rotate: {first - 1}",
+            ),
+            (
+                "likelihood.weight",
+                weight > 0 and without_volume,
+                "0",
+                f"{weight:g}: the volume of the flow of stages {without_volume} has no closed form",
+                f"Set it to 0, and set a reconstruction or {name}.manifold_likelihood.weight",
+            ),
+            (
+                "input_noise",
+                noisy and (high == 0 or noisy != [first]),
+                "the largest noise scale of a noise-conditional flow, which must be the phase's "
+                "first stage",
+                f"{high:g} with stages {noisy}",
+                "Set it, or choose another flow such as glow or realnvp",
+            ),
+            (
+                "input_noise_min",
+                low is not None and not (noisy and low < high),
+                f"less than input_noise={high:g}" if noisy else "null",
+                f"{low}: it is the smallest noise scale of a noise-conditional flow",
+                "Change it",
+            ),
+        ),
+    )

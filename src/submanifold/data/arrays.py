@@ -121,8 +121,10 @@ def prepare_once(
         manifest: dict[str, Any] = read_json(folder / MANIFEST) or {}
         if manifest | key != manifest or not _is_complete(folder, manifest):
             if manifest:
-                log.warning("the arrays in %s are of other data, or some are missing; preparing "
-                            "them again", folder)  # fmt: skip
+                log.warning(
+                    "the arrays in %s are of other data, or some are missing; preparing them again",
+                    folder,
+                )
             old = [folder / f"{name}.json" for name in ("manifest", *SIDECARS)]
             for file in [*old, *map(context_path, files)]:  # the arrays are replaced
                 file.unlink(missing_ok=True)

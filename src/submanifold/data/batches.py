@@ -43,9 +43,13 @@ class Batches:
     """
 
     def __init__(
-        self, array: np.ndarray, batch_size: int, seed: int = 0,
-        device: str | torch.device = "cpu", redraw: Redraw | None = None,
-    ):  # fmt: skip
+        self,
+        array: np.ndarray,
+        batch_size: int,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+        redraw: Redraw | None = None,
+    ):
         if not len(array):
             raise unexpected("array", "at least one row", "none")
         self.device = torch.device(device)

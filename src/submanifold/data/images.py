@@ -81,8 +81,14 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
     return image.convert(mode)
 
 
-def load_pictures(paths: Iterable[str | Path], size: int, channels: int, crop: str = "square",
-                  margin: int = 0, **_: Any) -> np.ndarray:  # fmt: skip
+def load_pictures(
+    paths: Iterable[str | Path],
+    size: int,
+    channels: int,
+    crop: str = "square",
+    margin: int = 0,
+    **_: Any,
+) -> np.ndarray:
     """Read image files as a model's training images: ``load_pictures(paths, **model.data)``.
 
     The result is uint8 (N, channels, size, size). A UserError names the first file that cannot be

@@ -60,11 +60,19 @@ def prepare(settings: ImageSettings, folder: Path, raw_folder: Path) -> Prepared
     prepared = prepare_once(folder, f"the arrays of {settings.source}", key, write)
     if count := prepared[3]["skipped_count"]:
         entries = prepared[3]["skipped"][:MAX_NAMED]
-        names = (f"{entry['reason'].split()[0]} {entry['name']}" if entry["name"][:2] == "*."
-                 else entry["name"] for entry in entries)  # fmt: skip
-        log.warning("skipped %d files (%s%s); see %s", count, ", ".join(names),
-                    ", ..." if len(prepared[3]["skipped"]) > MAX_NAMED else "",
-                    folder / "manifest.json")  # fmt: skip
+        names = (
+            f"{entry['reason'].split()[0]} {entry['name']}"
+            if entry["name"][:2] == "*."
+            else entry["name"]
+            for entry in entries
+        )
+        log.warning(
+            "skipped %d files (%s%s); see %s",
+            count,
+            ", ".join(names),
+            ", ..." if len(prepared[3]["skipped"]) > MAX_NAMED else "",
+            folder / "manifest.json",
+        )
     return prepared
 
 
@@ -124,8 +132,10 @@ def _notes(train: np.ndarray, duplicates: Mapping[str, int]) -> Iterator[str]:
         if count:
             yield f"{count:,} {split} images equal a training image"
     if first.shape[1] > 1 and (first == first[:, :1]).all():
-        yield ("the images are grey, so that their three channels are equal and each image is "
-               "described three times; set data.channels=1")  # fmt: skip
+        yield (
+            "the images are grey, so that their three channels are equal and each image is "
+            "described three times; set data.channels=1"
+        )
 
 
 def _count_duplicates(folder: Path) -> dict[str, int]:
@@ -149,12 +159,15 @@ def _write(source: Source, settings: ImageSettings, folder: Path) -> Written:
             _write_classes(folder, sidecars["labels"])
     if (groups := source.groups) is not None:
         numbers = {group: number for number, group in enumerate(sorted({*groups.values()}))}
-        sidecars["groups"] = {split: [numbers[groups[name]] for name in names[split]]
-                            for split in SPLITS}  # fmt: skip
+        sidecars["groups"] = {
+            split: [numbers[groups[name]] for name in names[split]] for split in SPLITS
+        }
     duplicates = _count_duplicates(folder)
     notes = _notes(np.load(folder / "train.npy", mmap_mode="r"), duplicates)
-    others = {f"*{suffix}": f"{count} files that are not {', '.join(SUFFIXES)}"
-              for suffix, count in source.other_files.most_common()}  # fmt: skip
+    others = {
+        f"*{suffix}": f"{count} files that are not {', '.join(SUFFIXES)}"
+        for suffix, count in source.other_files.most_common()
+    }
     listed = islice({**others, **source.skipped, **broken}.items(), MAX_LISTED)
     manifest = {
         **settings.form,

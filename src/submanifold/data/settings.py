@@ -39,10 +39,18 @@ class ImageSettings(ImageFields):
     @model_validator(mode="after")
     def _check_rules(self) -> "ImageSettings":
         kind, source = SOURCES[self.source], f"with source={self.source}"
-        supported = {"path": kind.path, "groups": kind.image_files, "labels": kind.labels,
-                     "other_labels": kind.labels, "condition": kind.labels}  # fmt: skip
-        expected = {name: f"none {source}" for name, is_supported in supported.items()
-                    if getattr(self, name) is not None and not is_supported}  # fmt: skip
+        supported = {
+            "path": kind.path,
+            "groups": kind.image_files,
+            "labels": kind.labels,
+            "other_labels": kind.labels,
+            "condition": kind.labels,
+        }
+        expected = {
+            name: f"none {source}"
+            for name, is_supported in supported.items()
+            if getattr(self, name) is not None and not is_supported
+        }
         if self.path is None and kind.path_required:
             expected["path"] = f"{kind.path} {source}"
         if self.labels and self.other_labels:
@@ -51,8 +59,10 @@ class ImageSettings(ImageFields):
             expected["margin"] = f"less than half of size={self.size}"
         if self.split == "official" and not kind.official_split:
             expected["split"] = f"random {source}"
-        problems = [f"{name}: expected {text}, got {getattr(self, name) or 'none'}"
-                    for name, text in expected.items()]  # fmt: skip
+        problems = [
+            f"{name}: expected {text}, got {getattr(self, name) or 'none'}"
+            for name, text in expected.items()
+        ]
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -26,9 +26,11 @@ DIGITS = 6  # of values
 
 
 def column_contributions(
-    score: Callable[[np.ndarray], np.ndarray], row: np.ndarray, quantiles: np.ndarray,
+    score: Callable[[np.ndarray], np.ndarray],
+    row: np.ndarray,
+    quantiles: np.ndarray,
     shown: Callable[[np.ndarray], np.ndarray],
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+) -> tuple[np.ndarray, np.ndarray]:
     r"""Compute how much the score of a row decreases if a single column changes.
 
     The contribution of column j to the score s(x) is
@@ -55,9 +57,13 @@ def column_contributions(
 
 
 def explain_rows(
-    hierarchy: Model, train: np.ndarray, test: np.ndarray, split_scores: pd.DataFrame,
-    rows: Mapping[str, Sequence[int]], device: str,
-) -> pd.DataFrame:  # fmt: skip
+    hierarchy: Model,
+    train: np.ndarray,
+    test: np.ndarray,
+    split_scores: pd.DataFrame,
+    rows: Mapping[str, Sequence[int]],
+    device: str,
+) -> pd.DataFrame:
     """Explain the 16 most anomalous test rows (:func:`explain`), with their p-values and densities.
 
     The ``rows`` are numbers of the rows in the table.

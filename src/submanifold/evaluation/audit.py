@@ -62,12 +62,18 @@ class Audit:
 
     def __str__(self) -> str:
         rows = self.table.rename(columns=lambda name: name.replace("_", " ")).to_dict("index")
-        return format_table([
-            {"check": name}
-            | {column: f"{value:.3g}" if isinstance(value, float) else "\n".join(wrap(value, WIDTH))
-               for column, value in row.items()}
-            for name, row in rows.items()
-        ])  # fmt: skip
+        return format_table(
+            [
+                {"check": name}
+                | {
+                    column: f"{value:.3g}"
+                    if isinstance(value, float)
+                    else "\n".join(wrap(value, WIDTH))
+                    for column, value in row.items()
+                }
+                for name, row in rows.items()
+            ]
+        )
 
 
 class _Functions(NamedTuple):
@@ -186,11 +192,22 @@ def audit(flow: Any, x: Any, held_out: Any = None, context: Tensor | None = None
         return (parts[0].mean() - parts[1].mean()).item(), error
 
     far = x.mean(0) + FAR * (x - x.mean(0))
-    measures = (lambda: inverse(x), lambda: inverse(sample(EVENTS)), lambda: inverse(far),
-                log_determinant, integral, rounding, gradient, gap)  # fmt: skip
+    measures = (
+        lambda: inverse(x),
+        lambda: inverse(sample(EVENTS)),
+        lambda: inverse(far),
+        log_determinant,
+        integral,
+        rounding,
+        gradient,
+        gap,
+    )
     checks = {}
-    with (torch.random.fork_rng([like.device] if like.is_cuda else []), torch.enable_grad(),
-          ProgressBar("auditing", "checks", len(CHECKS)) as progress):  # fmt: skip
+    with (
+        torch.random.fork_rng([like.device] if like.is_cuda else []),
+        torch.enable_grad(),
+        ProgressBar("auditing", "checks", len(CHECKS)) as progress,
+    ):
         for name, measure in zip(CHECKS, measures, strict=True):
             torch.manual_seed(0)
             checks[name] = _check(name, measure)
@@ -293,8 +310,12 @@ def _functions(flow: Any, context: Tensor | None) -> _Functions:
         raise unexpected("context", "none for a flow of another package", "one", fix)
     if hasattr(flow, "base") and hasattr(flow, "transform"):  # zuko
         law = flow()
-        return _Functions(law.transform.call_and_ladj, law.transform.inv, law.log_prob,
-                          lambda n: law.base.sample((n,)))  # fmt: skip
+        return _Functions(
+            law.transform.call_and_ladj,
+            law.transform.inv,
+            law.log_prob,
+            lambda n: law.base.sample((n,)),
+        )
     if hasattr(flow, "q0") and hasattr(flow, "flows"):  # normflows: its forward samples
 
         def invert(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -303,8 +324,12 @@ def _functions(flow: Any, context: Tensor | None) -> _Functions:
 
         return _Functions(invert, flow, flow.log_prob, lambda n: flow.q0(n)[0])
     if hasattr(flow, "_transform") and hasattr(flow, "_distribution"):  # nflows
-        return _Functions(flow._transform, lambda z: flow._transform.inverse(z)[0],
-                          flow.log_prob, flow._distribution.sample)  # fmt: skip
+        return _Functions(
+            flow._transform,
+            lambda z: flow._transform.inverse(z)[0],
+            flow.log_prob,
+            flow._distribution.sample,
+        )
     is_reversible = "rev" in inspect.signature(getattr(flow, "forward", len)).parameters  # FrEIA
     if not is_reversible and not hasattr(flow, "inverse"):
         expected = "a flow, or a module with forward(x), which returns (z, log_det), and inverse(z)"

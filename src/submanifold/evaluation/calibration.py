@@ -48,9 +48,12 @@ Scores = Mapping[str, np.ndarray]  # scores (N,) by name
 
 
 def calibrate(
-    model: Model, events: np.ndarray, device: torch.device, groups: np.ndarray | None = None,
+    model: Model,
+    events: np.ndarray,
+    device: torch.device,
+    groups: np.ndarray | None = None,
     train: np.ndarray | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Fit a :class:`Calibration` to the quick scores of validation data, (N, ...).
 
     Events without finite scores count as the most anomalous. The result is a JSON-able dict, or the
@@ -106,8 +109,14 @@ def false_alarms(
             alarms = p_values <= rate
             observed = proportion_interval(alarms, groups)
             low, high = false_alarm_range(rate, observed.get("groups", len(alarms)), calibrated)
-            rows.append({"rate": rate, "flagged": int(alarms.sum()), "observed": observed,
-                         "expected": {"low": low, "high": high}})  # fmt: skip
+            rows.append(
+                {
+                    "rate": rate,
+                    "flagged": int(alarms.sum()),
+                    "observed": observed,
+                    "expected": {"low": low, "high": high},
+                }
+            )
     return rows
 
 
@@ -150,9 +159,12 @@ class Calibration:
 
     @classmethod
     def fit(
-        cls, scores: Scores, combined: Sequence[str], groups: np.ndarray | None = None,
+        cls,
+        scores: Scores,
+        combined: Sequence[str],
+        groups: np.ndarray | None = None,
         events: str = "images",
-    ) -> "Calibration":  # fmt: skip
+    ) -> "Calibration":
         """Fit to scores (N,) by name of normal images that the model was not trained on.
 
         Those of the `combined` names are combined. Fewer than 20 events with finite scores, or

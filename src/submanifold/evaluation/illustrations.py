@@ -71,9 +71,10 @@ def project_by_dim(model: Hierarchy, images: np.ndarray, pca: np.ndarray) -> Arr
     return {
         "dims": np.array(dims),
         "nearest": _stack(view.project(x, nearest=True, context=context) for view in views),
-        "pca": _stack(projected for dim in dims
-                      if (projected := pca_projection(pca, x, dim)) is not None),
-    }  # fmt: skip
+        "pca": _stack(
+            projected for dim in dims if (projected := pca_projection(pca, x, dim)) is not None
+        ),
+    }
 
 
 @torch.no_grad()

@@ -35,15 +35,20 @@ def mean_interval(values: np.ndarray, groups: np.ndarray | None = None) -> Inter
         return sums.sum(axis) / counts.sum(axis)
 
     if groups is not None:
-        sample = {"data": _sums_of_groups(values, groups), "statistic": ratio, "paired": True,
-                  "random_state": np.random.default_rng(0)}  # fmt: skip
+        sample = {
+            "data": _sums_of_groups(values, groups),
+            "statistic": ratio,
+            "paired": True,
+            "random_state": np.random.default_rng(0),
+        }
         interval["groups"] = len(sample["data"][0])
         level = interval_level(interval["groups"])
     if n < 2 or level is None:
         return interval
     batch = max(1, MAX_RESAMPLED_VALUES // len(sample["data"][0]))
-    resampled = scipy.stats.bootstrap(**sample, n_resamples=RESAMPLES, batch=batch,
-                                      method="percentile")  # fmt: skip
+    resampled = scipy.stats.bootstrap(
+        **sample, n_resamples=RESAMPLES, batch=batch, method="percentile"
+    )
     ends = np.quantile(resampled.bootstrap_distribution, [level, 1 - level])
     interval["low"], interval["high"] = map(float, ends)
     return interval
@@ -138,8 +143,10 @@ def jackknife_subsets(
         return []
     rng = np.random.default_rng(0)
     parts = (np.array_split(rng.permutation(count), JACKKNIFE_SUBSETS) for count in counts)
-    kept = ([np.flatnonzero(~np.isin(of, part)) for part in split]
-            for of, split in zip(members, parts, strict=True))  # fmt: skip
+    kept = (
+        [np.flatnonzero(~np.isin(of, part)) for part in split]
+        for of, split in zip(members, parts, strict=True)
+    )
     return list(zip(*kept, strict=True))
 
 

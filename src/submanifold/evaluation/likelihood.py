@@ -107,9 +107,13 @@ def redraw(table: Preprocessor, x: Tensor) -> Draws | None:
 
 
 def log_prob(
-    model: Model, x: Tensor, context: Context = None, table: Preprocessor | None = None,
-    noise_scale: float | None = None, draws: Draws | None = None,
-) -> Tensor:  # fmt: skip
+    model: Model,
+    x: Tensor,
+    context: Context = None,
+    table: Preprocessor | None = None,
+    noise_scale: float | None = None,
+    draws: Draws | None = None,
+) -> Tensor:
     r"""Compute log-densities in nats, (batch,); -inf where they are not a number.
 
     Quantized columns and missing values of a ``table`` are drawn again: the log-density of a row is

@@ -50,10 +50,16 @@ Metrics = dict[str, Any]
 
 
 def measure(
-    model: Model, test: np.ndarray, baselines: Mapping[str, Any], input_noise: float,
-    dequantizations: int, device: torch.device, groups: np.ndarray | None = None,
-    extent: Extent = FULL, volumes: int = 0,
-) -> Metrics:  # fmt: skip
+    model: Model,
+    test: np.ndarray,
+    baselines: Mapping[str, Any],
+    input_noise: float,
+    dequantizations: int,
+    device: torch.device,
+    groups: np.ndarray | None = None,
+    extent: Extent = FULL,
+    volumes: int = 0,
+) -> Metrics:
     """Evaluate density and reconstruction on test data; the model is moved to the device.
 
     ``input_noise`` is the standard deviation of the noise that the density was trained with, and
@@ -78,8 +84,7 @@ def measure(
         rows = as_input(test).numpy()
         noise = table.missing_numbers(rows).sum(1).mean() * (1 + math.log(2 * math.pi)) / 2
         constant = float(table.log_dets(rows).mean() + noise)
-        nats = {end: x and x * model.event_dim * math.log(2) - constant
-                for end, x in bits.items()}  # fmt: skip
+        nats = {end: x and x * model.event_dim * math.log(2) - constant for end, x in bits.items()}
         gaussian = {**gaussian, "nll": nats}
     return metrics | {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -94,9 +99,14 @@ def measure(
 
 
 def density(
-    model: Model, test: np.ndarray, batches: Batches, input_noise: float, dequantizations: int,
-    groups: np.ndarray | None, table: Preprocessor | None,
-) -> Metrics:  # fmt: skip
+    model: Model,
+    test: np.ndarray,
+    batches: Batches,
+    input_noise: float,
+    dequantizations: int,
+    groups: np.ndarray | None,
+    table: Preprocessor | None,
+) -> Metrics:
     """Compute bits per dimension, and for vectors the signs of manifold overfitting."""
     metrics: Metrics = {}
     names = ("bits_per_dim",) if table is None else ("bits_per_dim", "nll")
@@ -221,8 +231,11 @@ def objective(name: str, model: Model, events: np.ndarray, device: torch.device)
 
 def warnings(metrics: Metrics, histories: Mapping[str, Any]) -> list[str]:
     """Collect the warnings of trainings and of the evaluation."""
-    texts = [f"{name}: {text}" for name in sorted(histories, key=lambda name: (len(name), name))
-             for text in histories[name]["warnings"].values()]  # fmt: skip
+    texts = [
+        f"{name}: {text}"
+        for name in sorted(histories, key=lambda name: (len(name), name))
+        for text in histories[name]["warnings"].values()
+    ]
     if not metrics["inverse_error"] <= diagnostics.LARGEST_INVERSE_ERROR:
         texts.append(
             "The inverse is inaccurate: on test data, decode(encode(x)) differs from x by up to "

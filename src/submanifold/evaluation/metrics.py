@@ -13,8 +13,11 @@ from submanifold.common.settings import parse_yaml
 from submanifold.evaluation.intervals import ENDS
 
 NONE = "–"
-PROJECTION_ERRORS = {"default": "projection_mse", "encoder": "encoder_mse",
-                     "nearest": "nearest_mse"}  # fmt: skip
+PROJECTION_ERRORS = {
+    "default": "projection_mse",
+    "encoder": "encoder_mse",
+    "nearest": "nearest_mse",
+}
 """Names of the mean squared errors of the projections, all of the same test data."""
 SUBSET = " (subset)"  # in labels of metrics of at most 512 evenly spaced test events
 MAX_DECIMALS = 6

@@ -47,10 +47,16 @@ MAX_IMAGES, MAX_ROWS = 500, 2000  # of each part: a nearest projection costs twe
 
 
 def score_parts(
-    model: Model, train: np.ndarray, valid: np.ndarray, test: np.ndarray, ood: np.ndarray,
-    names: Sequence[str] = COMBINED, groups: Groups | None = None, ood_groups: Groups | None = None,
+    model: Model,
+    train: np.ndarray,
+    valid: np.ndarray,
+    test: np.ndarray,
+    ood: np.ndarray,
+    names: Sequence[str] = COMBINED,
+    groups: Groups | None = None,
+    ood_groups: Groups | None = None,
     device: str | None = None,
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """Score normal and out-of-distribution events; only normal events calibrate the scores.
 
     Linear scores are fitted to the training data. The first 500 images or 2,000 rows of each part
@@ -122,8 +128,9 @@ def measure_ood(scored: pd.DataFrame, model: Model | None = None) -> dict[str, A
         level = interval_level(min(measured["groups"].values()))
     measured["scores"] = {
         str(name): _measure_score(scored[name].to_numpy(), rows, groups, level)
-        for name in scored if f"p_{name}" in scored
-    }  # fmt: skip
+        for name in scored
+        if f"p_{name}" in scored
+    }
     if ANOMALY in measured["scores"] and model is not None and "groups" in model.calibration:
         by_part, calibration = [], Calibration.from_dict(model.calibration)
         for of_part in rows.values():
@@ -131,16 +138,24 @@ def measure_ood(scored: pd.DataFrame, model: Model | None = None) -> dict[str, A
             of_groups = numbers[of_part] if "group" in scored else None
             smallest = calibration.smallest_p_value
             by_part.append(false_alarms(p_values, calibration.groups, of_groups, smallest))
-        measured["alarms"] = [{"rate": normal["rate"], "false_alarms": normal["observed"],
-                               "expected": normal["expected"], "detected": ood["observed"]}
-                              for normal, ood in zip(*by_part, strict=True)]  # fmt: skip
+        measured["alarms"] = [
+            {
+                "rate": normal["rate"],
+                "false_alarms": normal["observed"],
+                "expected": normal["expected"],
+                "detected": ood["observed"],
+            }
+            for normal, ood in zip(*by_part, strict=True)
+        ]
     return measured
 
 
 def _measure_score(
-    values: np.ndarray, rows: Mapping[str, np.ndarray], groups: Mapping[str, np.ndarray],
+    values: np.ndarray,
+    rows: Mapping[str, np.ndarray],
+    groups: Mapping[str, np.ndarray],
     level: float | None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Compute :data:`MEASURES` with intervals by resampling the groups of the rows of each part."""
     ranks, rng = _ranks(values), np.random.default_rng(0)
     parts = [(ranks[rows[part]], groups[part]) for part in (OOD, NORMAL)]
@@ -165,8 +180,10 @@ def _measure_score(
         resampled = [measures(resample) for _ in range(RESAMPLES)]
         ends = np.quantile(resampled, [level, 1 - level], axis=0)
     columns = zip(MEASURES, measures(np.ones), *ends.tolist(), strict=True)
-    return {name: {"value": value, "low": low, "high": high, "n": len(values)}
-            for name, value, low, high in columns}  # fmt: skip
+    return {
+        name: {"value": value, "low": low, "high": high, "n": len(values)}
+        for name, value, low, high in columns
+    }
 
 
 def roc(normal: np.ndarray, ood: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -26,9 +26,13 @@ TOO_FEW = {
 
 
 def sample_quality(
-    train: np.ndarray, test: np.ndarray, samples: np.ndarray, weights: str | None,
-    device: torch.device, groups: Groups | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    train: np.ndarray,
+    test: np.ndarray,
+    samples: np.ndarray,
+    weights: str | None,
+    device: torch.device,
+    groups: Groups | None = None,
+) -> dict[str, Any]:
     """Compare samples, and as a reference training images, with test images.
 
     Features are EfficientNet's or, if `weights` is ``download`` or a path, Inception's. FID uses
@@ -67,12 +71,13 @@ def sample_quality(
             fid = {"value": None, "why": str(error)}
             return {"fid": fid} | sample_quality(train, test, samples, None, device, groups)
         measured = [
-            {frechet: frechet_distance(compared[0], compared[number], (of_real, of_fake))} | {
+            {frechet: frechet_distance(compared[0], compared[number], (of_real, of_fake))}
+            | {
                 name: distance(scaled[0], scaled[number], (of_subset, of_fake))
                 for name, distance in ON_FEATURES.items()
             }
             for number, (_, of_fake) in enumerate(fakes, 1)
-        ]  # fmt: skip
+        ]
     training = measured[1] if len(measured) > 1 else None
     return measured[0] | {"features": network, "training_images": training}
 

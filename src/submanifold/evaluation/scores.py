@@ -35,8 +35,13 @@ SCORES = {
 }
 """Descriptions by name; ``typicality`` is added by a calibration."""
 QUICK: tuple[str, ...] = (
-    "density", "on_manifold", "off_manifold", "encoder_distance", "complexity", "smoothed_density"
-)  # fmt: skip
+    "density",
+    "on_manifold",
+    "off_manifold",
+    "encoder_distance",
+    "complexity",
+    "smoothed_density",
+)
 SMOOTHED_DENSITY = "smoothed_density"
 NOISE_SCALES = 9  # noise scales among which best_noise_scale chooses, evenly spaced from 0 to 1
 GREY_LEVEL, SMALL_CHANGE = 1 / 256, 0.1  # changes of an image and of a row that count as one half
@@ -72,9 +77,14 @@ def score(
 
 
 def score_batch(
-    model: Model, x: Tensor, events: np.ndarray, names: Collection[str], context: Context = None,
-    table: Preprocessor | None = None, draws: Draws | None = None,
-) -> dict[str, Tensor]:  # fmt: skip
+    model: Model,
+    x: Tensor,
+    events: np.ndarray,
+    names: Collection[str],
+    context: Context = None,
+    table: Preprocessor | None = None,
+    draws: Draws | None = None,
+) -> dict[str, Tensor]:
     """Score a batch x (batch, ...), which is also given before its dequantization, by name.
 
     ``density`` and ``complexity`` are missing for models without a density on all of space,

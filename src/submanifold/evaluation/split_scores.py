@@ -30,9 +30,13 @@ NLL = "nll"  # column in the units of a table; images have bits per dimension
 
 
 def score_splits(
-    hierarchy: Model, train: np.ndarray, valid: np.ndarray, test: np.ndarray, groups: Groups | None,
+    hierarchy: Model,
+    train: np.ndarray,
+    valid: np.ndarray,
+    test: np.ndarray,
+    groups: Groups | None,
     device: str,
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """Score a fixed random subset of each split.
 
     The columns are ``split``, ``number`` in the array, ``group`` (the number, if events are

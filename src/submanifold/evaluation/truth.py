@@ -42,8 +42,13 @@ def manifold_picture(
 ) -> tuple[dict[str, Any], tuple[np.ndarray, ...] | None]:
     """Compute the arguments of :func:`submanifold.plots.manifolds.manifold_figure` and its grid."""
     x, projected, log_prob = _on_manifold(model, truth, test)
-    arrays = {"true_points": truth.project(test), "learned_points": projected, "samples": samples,
-              "points": test, "projections": projected}  # fmt: skip
+    arrays = {
+        "true_points": truth.project(test),
+        "learned_points": projected,
+        "samples": samples,
+        "points": test,
+        "projections": projected,
+    }
     picture: dict[str, Any] = {name: points @ truth.view for name, points in arrays.items()}
     picture |= {"true_density": truth.manifold_log_prob(test), "learned_density": log_prob}
     if test.shape[1] != 2 or not (truth.has_density and model.has_density):

@@ -65,8 +65,10 @@ class Flow(Bijection):
                 bound = signature.bind(self, *args, **settings)
                 bound.apply_defaults()
                 _, *pairs = bound.arguments.items()
-                self.arguments = {name: list(value) if isinstance(value, tuple) else value
-                                  for name, value in pairs}  # fmt: skip
+                self.arguments = {
+                    name: list(value) if isinstance(value, tuple) else value
+                    for name, value in pairs
+                }
             constructor(self, *args, **settings)
 
         cls.__init__ = record  # type: ignore[method-assign, assignment]
@@ -102,8 +104,11 @@ class Flow(Bijection):
 
     def add_context(self, size: int) -> None:
         """Add inputs for an embedding of ``size`` numbers (:func:`.make_conditional`)."""
-        parts: list[Any] = [module for module in self.modules()
-                            if module is not self and hasattr(module, "add_context")]  # fmt: skip
+        parts: list[Any] = [
+            module
+            for module in self.modules()
+            if module is not self and hasattr(module, "add_context")
+        ]
         if not parts:
             raise UserError(
                 f"flow: expected a flow that can depend on a context, got "

@@ -56,8 +56,9 @@ class MixtureOfLogistics(DataInitialized, Bijection):
         std = x.double().std(0, correction=0).clamp_min(1e-6)[:, None]
         gaps = means.diff(dim=1)
         # the smaller of two gaps: the larger one may be a region of low density
-        gaps = torch.minimum(F.pad(gaps, (1, 0), value=torch.inf),
-                             F.pad(gaps, (0, 1), value=torch.inf)).minimum(std)  # fmt: skip
+        gaps = torch.minimum(
+            F.pad(gaps, (1, 0), value=torch.inf), F.pad(gaps, (0, 1), value=torch.inf)
+        ).minimum(std)
         self.means.copy_(means)
         self.log_scales.copy_(torch.maximum(0.7 * gaps, 0.2 * std / count).log())
         self.logits.zero_()
@@ -113,9 +114,10 @@ class Gaussianization(Compose, Flow):
         """Scale and shift the coordinates before each mixture (:meth:`.Flow.add_context`)."""
         (dim,) = self.event_shape
         self.bijections = nn.ModuleList(  # type: ignore[assignment]
-            layer for pair in zip(self.bijections[::2], self.bijections[1::2], strict=True)
+            layer
+            for pair in zip(self.bijections[::2], self.bijections[1::2], strict=True)
             for layer in (pair[0], ContextAffine(dim, size), pair[1])
-        )  # fmt: skip
+        )
 
     def __init__(
         self,
@@ -125,7 +127,8 @@ class Gaussianization(Compose, Flow):
         reflections: PositiveInt | None = None,
     ):
         super().__init__(
-            layer for _ in range(layers)
+            layer
+            for _ in range(layers)
             for layer in (Reflections(dim, reflections or dim), MixtureOfLogistics(dim, components))
-        )  # fmt: skip
+        )
         self.event_shape = (dim,)

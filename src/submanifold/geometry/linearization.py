@@ -70,9 +70,12 @@ def jvp(decode: Callable[[Tensor], Tensor], u: Tensor, directions: Tensor) -> Te
 
 
 def jacobian(
-    decode: Callable[..., Tensor], u: Tensor, directions: Tensor | None = None,
-    batch_size: int | None = None, context: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+    decode: Callable[..., Tensor],
+    u: Tensor,
+    directions: Tensor | None = None,
+    batch_size: int | None = None,
+    context: Tensor | None = None,
+) -> Tensor:
     r"""Compute the Jacobian of a decoder, or its products with k directions, by forward mode.
 
     At points u (batch, d) and directions (batch, k, d), by default the coordinate axes, it is

@@ -29,10 +29,14 @@ class Nearest(NamedTuple):
 
 @torch.no_grad()
 def nearest_point(
-    decode: Callable[..., Tensor], x: Tensor, u: Tensor, gradients: int,
-    eigenvalues: Tensor | None = None, precision: torch.dtype | None = None,
+    decode: Callable[..., Tensor],
+    x: Tensor,
+    u: Tensor,
+    gradients: int,
+    eigenvalues: Tensor | None = None,
+    precision: torch.dtype | None = None,
     context: Context = None,
-) -> Nearest:  # fmt: skip
+) -> Nearest:
     r"""Reduce :math:`|x - g(u)|^2` over u by nonlinear conjugate gradients (:ref:`theory-6-2`).
 
     Each iteration decodes a point and computes one gradient :math:`J^T r` there. The decoded images

@@ -10,9 +10,12 @@ HALVINGS = 4  # at most, of a step
 
 @torch.no_grad()
 def conjugate_gradients(
-    multiply: Callable[[Tensor], Tensor], b: Tensor, scale: Tensor | float = 1.0,
-    iterations: int = 100, tolerance: float = 0.0,
-) -> Tensor:  # fmt: skip
+    multiply: Callable[[Tensor], Tensor],
+    b: Tensor,
+    scale: Tensor | float = 1.0,
+    iterations: int = 100,
+    tolerance: float = 0.0,
+) -> Tensor:
     """Solve A x = b approximately for symmetric positive A, x and b (batch, n).
 
     ``multiply`` computes A p, and ``scale`` is an approximate inverse of A's diagonal, the
@@ -35,9 +38,12 @@ def conjugate_gradients(
 
 @torch.no_grad()
 def damped_steps(
-    energy: Callable[[Tensor], Tensor], step: Callable[[Tensor], Tensor], z: Tensor, steps: int,
+    energy: Callable[[Tensor], Tensor],
+    step: Callable[[Tensor], Tensor],
+    z: Tensor,
+    steps: int,
     least_decrease: float = 0.0,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Reduce energies (batch,) over z (batch, n) by steps, such as those of Gauss and Newton.
 
     Each event's step is halved, at most :data:`HALVINGS` times, until its energy decreases. Its

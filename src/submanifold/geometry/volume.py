@@ -47,9 +47,12 @@ def log_volume(decode: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
 
 @torch.no_grad()
 def estimate_log_volume(
-    decode: Callable[[Tensor], Tensor], u: Tensor, probes: int = 5, iterations: int = 100,
+    decode: Callable[[Tensor], Tensor],
+    u: Tensor,
+    probes: int = 5,
+    iterations: int = 100,
     generator: torch.Generator | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     r"""Estimate :func:`log_volume` by stochastic Lanczos quadrature.
 
     .. math:: \tfrac12 \log\det A = \tfrac12 \operatorname{E}_z z^T (\log A)\, z, \qquad A = J^T J

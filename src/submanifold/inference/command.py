@@ -49,20 +49,31 @@ class ExpandedPath(click.Path):
 
 
 model_argument = click.argument("model")
-device_option = click.option("--device", default="auto", show_default=True,
-                             help="auto, cpu, cuda or cuda:<n>.")  # fmt: skip
-label_option = click.option("--label", type=int, metavar="LABEL", help="Label of all inputs or "
-                            "samples, for a model that is conditional on it.")  # fmt: skip
-id_option = click.option("--id", "identifier", metavar="COLUMN", help="Column of a table that "
-                         "identifies its rows: no input of the model, but the first column of the "
-                         "scores.")  # fmt: skip
+device_option = click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<n>."
+)
+label_option = click.option(
+    "--label",
+    type=int,
+    metavar="LABEL",
+    help="Label of all inputs or samples, for a model that is conditional on it.",
+)
+id_option = click.option(
+    "--id",
+    "identifier",
+    metavar="COLUMN",
+    help="Column of a table that "
+    "identifies its rows: no input of the model, but the first column of the "
+    "scores.",
+)
 dim_option = click.option("--dim", type=int, metavar="N", help="Use only the first N coordinates.")
 
 
 def out_option(text: str, default: str | None = None) -> Callable[[Any], Any]:
     """Add the option of the path of an output."""
-    return click.option("--out", type=ExpandedPath(path_type=Path), default=default, help=text,
-                        show_default=True)  # fmt: skip
+    return click.option(
+        "--out", type=ExpandedPath(path_type=Path), default=default, help=text, show_default=True
+    )
 
 
 def input_options(command: Any) -> Any:
@@ -73,7 +84,7 @@ def input_options(command: Any) -> Any:
         click.option("--nearest", is_flag=True, help="Search the nearest projection (slower)."),
         click.argument("inputs", nargs=-1, required=True, type=ExpandedPath()),
         model_argument,
-    ):  # fmt: skip
+    ):
         command = decorator(command)
     return command
 
@@ -121,9 +132,13 @@ def calibrate(
     "[default: codes.npz; for rows codes.csv]"
 )
 def encode(
-    model: str, inputs: tuple[str, ...], out: Path | None, nearest: bool, label: int | None,
+    model: str,
+    inputs: tuple[str, ...],
+    out: Path | None,
+    nearest: bool,
+    label: int | None,
     device: str,
-) -> None:  # fmt: skip
+) -> None:
     """Write the coordinates of INPUTS on the manifold (u) and off the manifold (v)."""
     predictor = load_predictor(model, device)
     import numpy as np
@@ -148,9 +163,14 @@ def encode(
     "of projections.  [default: projections; for rows projections.csv]"
 )
 def project(
-    model: str, inputs: tuple[str, ...], out: Path | None, nearest: bool, dim: int | None,
-    label: int | None, device: str,
-) -> None:  # fmt: skip
+    model: str,
+    inputs: tuple[str, ...],
+    out: Path | None,
+    nearest: bool,
+    dim: int | None,
+    label: int | None,
+    device: str,
+) -> None:
     """Project INPUTS onto the manifold.
 
     Writes originals, projections and differences of images, or projections of rows in the units of
@@ -186,8 +206,9 @@ def project(
 @click.command()
 @model_argument
 @click.argument("table", nargs=-1, type=ExpandedPath())
-@click.option("-n", "count", type=int, help="Number of samples.  [default: 64; for each row of "
-              "TABLE 1]")  # fmt: skip
+@click.option(
+    "-n", "count", type=int, help="Number of samples.  [default: 64; for each row of TABLE 1]"
+)
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="0 to 10.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 @dim_option
@@ -198,9 +219,16 @@ def project(
 )
 @device_option
 def sample(
-    model: str, table: tuple[str, ...], count: int | None, temperature: float, dim: int | None,
-    label: int | None, seed: int, out: Path | None, device: str,
-) -> None:  # fmt: skip
+    model: str,
+    table: tuple[str, ...],
+    count: int | None,
+    temperature: float,
+    dim: int | None,
+    label: int | None,
+    seed: int,
+    out: Path | None,
+    device: str,
+) -> None:
     """Draw samples from the manifold.
 
     A model that is conditional on columns needs a TABLE with them, and draws samples for each of
@@ -239,24 +267,44 @@ def sample(
 @click.command()
 @model_argument
 @click.argument("pictures", nargs=-1, required=True, type=ExpandedPath())
-@click.option("--task", required=True, help="denoise:0.1 (standard deviation of the noise), "
-              "inpaint:mask.png (black pixels are missing) or inpaint:12 (a square hole), "
-              "superresolve:4 (factor), deblur:1.5 (standard deviation of the kernel, pixels), or "
-              "sense:600 (number of random measurements).")  # fmt: skip
-@click.option("--noise", type=float, help="Standard deviation of the noise of the observations, "
-              "pixels in [0, 1].  [default: 0.01, or that of denoise]")  # fmt: skip
-@click.option("--simulate", is_flag=True, help="PICTURES are clean: make the observations from "
-              "them, and measure the errors.")  # fmt: skip
-@click.option("--iterations", type=click.IntRange(3), help="Iterations of the sampler.  "
-              "[default: 30]")  # fmt: skip
+@click.option(
+    "--task",
+    required=True,
+    help="denoise:0.1 (standard deviation of the noise), "
+    "inpaint:mask.png (black pixels are missing) or inpaint:12 (a square hole), "
+    "superresolve:4 (factor), deblur:1.5 (standard deviation of the kernel, pixels), or "
+    "sense:600 (number of random measurements).",
+)
+@click.option(
+    "--noise",
+    type=float,
+    help="Standard deviation of the noise of the observations, "
+    "pixels in [0, 1].  [default: 0.01, or that of denoise]",
+)
+@click.option(
+    "--simulate",
+    is_flag=True,
+    help="PICTURES are clean: make the observations from them, and measure the errors.",
+)
+@click.option(
+    "--iterations", type=click.IntRange(3), help="Iterations of the sampler.  [default: 30]"
+)
 @dim_option
 @label_option
 @out_option("Folder of PNG files and restorations.csv.", "restorations")
 @device_option
 def restore(
-    model: str, pictures: tuple[str, ...], task: str, noise: float | None, simulate: bool,
-    iterations: int | None, dim: int | None, label: int | None, out: Path, device: str,
-) -> None:  # fmt: skip
+    model: str,
+    pictures: tuple[str, ...],
+    task: str,
+    noise: float | None,
+    simulate: bool,
+    iterations: int | None,
+    dim: int | None,
+    label: int | None,
+    out: Path,
+    device: str,
+) -> None:
     """Restore PICTURES: denoise, inpaint, superresolve or deblur them, with the model as the prior.
 
     PICTURES are the observations, in the size of the model's images, or smaller by the factor of
@@ -294,9 +342,11 @@ def restore(
         channels, side, _ = predictor.model.event_shape
         size = side // getattr(problem.operator, "factor", 1)
         form = {"size": size, "channels": channels, "crop": "square"}
-        hint = (f"The model knows only images of {side} x {side} pixels. Restore crops of {size} x "
-                f"{size} pixels, or add --simulate: it makes observations from clean pictures of "
-                "any size.")  # fmt: skip
+        hint = (
+            f"The model knows only images of {side} x {side} pixels. Restore crops of {size} x "
+            f"{size} pixels, or add --simulate: it makes observations from clean pictures of "
+            "any size."
+        )
     read = read_images(pictures, form, hint)
     size = 4 * (CHAINS * iterations + 4) * predictor.model.event_dim
     check_memory("PICTURES", len(read.names), size)
@@ -309,14 +359,16 @@ def restore(
         y, problem.operator, problem.noise, dim=dim, iterations=iterations, label=label
     )
     residual = (problem.operator(restored.image) - y).flatten(1).square().mean(1).sqrt()
-    table = pd.DataFrame({
-        "picture": read.names,
-        "std": restored.std.flatten(1).square().mean(1).sqrt(),
-        "residual": residual / problem.noise,
-        "acceptance": restored.acceptance,
-        "r_hat": restored.r_hat,
-        "converged": restored.r_hat <= CONVERGED,
-    })  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "picture": read.names,
+            "std": restored.std.flatten(1).square().mean(1).sqrt(),
+            "residual": residual / problem.noise,
+            "acceptance": restored.acceptance,
+            "r_hat": restored.r_hat,
+            "converged": restored.r_hat <= CONVERGED,
+        }
+    )
     if simulate:
         errors = (restored.image - x).square().flatten(1).mean(1).double().numpy()
         table = table.assign(psnr=psnr(errors), coverage=coverage(restored, x))
@@ -332,8 +384,10 @@ def restore(
         (folder / "sheet.png").write_bytes(content)
         table.to_csv(folder / "restorations.csv", index=False)
     if simulate:
-        click.echo(f"PSNR {table['psnr'].mean():.2f} dB; {table['coverage'].mean():.1%} of the "
-                   f"pixels are inside the posterior's intervals of {LEVEL:.0%}")  # fmt: skip
+        click.echo(
+            f"PSNR {table['psnr'].mean():.2f} dB; {table['coverage'].mean():.1%} of the "
+            f"pixels are inside the posterior's intervals of {LEVEL:.0%}"
+        )
     _echo(out)
 
 
@@ -355,8 +409,10 @@ def export(model: str, file: Path) -> None:
     logging.getLogger("onnx_ir").setLevel(logging.WARNING)
     write(predictor, file)
     size = file.stat().st_size / 2**20
-    click.echo(f"{size:.1f} MB, outputs {', '.join(OUTPUTS)}, with a calibration on "
-               f"{predictor.calibrated().basis}")  # fmt: skip
+    click.echo(
+        f"{size:.1f} MB, outputs {', '.join(OUTPUTS)}, with a calibration on "
+        f"{predictor.calibrated().basis}"
+    )
     _echo(file)
 
 
@@ -378,9 +434,13 @@ def load_predictor(name: str, device: str, dim: int | None = None) -> "Predictor
 
 
 def check_path(
-    option: str, path: Path, suffixes: tuple[str, ...], predictor: "Predictor", model: str,
+    option: str,
+    path: Path,
+    suffixes: tuple[str, ...],
+    predictor: "Predictor",
+    model: str,
     inputs: Sequence[str] = (),
-) -> None:  # fmt: skip
+) -> None:
     """Check the path of an output, which must not replace the model or an input."""
     from submanifold.data.images import SUFFIXES
 

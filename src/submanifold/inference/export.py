@@ -64,10 +64,11 @@ def export(predictor: Predictor, path: str | Path) -> None:
     if is_onnx:
         import_extra("onnxscript", "export")
     unsupported = {
-        "a condition": bool(context_of(model)), "charts": isinstance(model, Mixture),
+        "a condition": bool(context_of(model)),
+        "charts": isinstance(model, Mixture),
         "no density on all of space": not model.has_density,
         "points": table is None and not predictor.is_image,
-    }  # fmt: skip
+    }
     if names := [name for name, applies in unsupported.items() if applies]:
         expected = "one hierarchy with a density of images or of a table, to export it"
         raise unexpected("MODEL", expected, f"one with {' and '.join(names)}", "Use another model")
@@ -89,9 +90,13 @@ def export(predictor: Predictor, path: str | Path) -> None:
             # onnxruntime optimizes, too, and torch's optimizer drops nodes that are used
             with warnings.catch_warnings(action="ignore"):  # about torch's own code
                 graph: Any = torch.onnx.export(
-                    program, dynamo=True, verbose=False, optimize=False, input_names=[*inputs],
+                    program,
+                    dynamo=True,
+                    verbose=False,
+                    optimize=False,
+                    input_names=[*inputs],
                     output_names=OUTPUTS,
-                )  # fmt: skip
+                )
             graph.model.metadata_props["submanifold"] = json.dumps(about)
     except Exception as error:  # torch raises nearly anything
         flows = {type(part).__name__ for part in model.modules() if isinstance(part, Flow)}
@@ -233,5 +238,6 @@ def _rows(preprocessor: Preprocessor) -> tuple[Callable[..., Any], ...]:
 
 def table_columns(preprocessor: Preprocessor) -> list[Column]:
     """Return the columns of the inputs, in their order: those of the table without ignored ones."""
-    return [column for column in preprocessor.columns
-            if column.kind != "ignored" and not column.is_flag]  # fmt: skip
+    return [
+        column for column in preprocessor.columns if column.kind != "ignored" and not column.is_flag
+    ]

@@ -105,9 +105,11 @@ def _find_images(
 
 
 def read_rows(
-    paths: Sequence[str | Path], predictor: Predictor, only_condition: bool = False,
+    paths: Sequence[str | Path],
+    predictor: Predictor,
+    only_condition: bool = False,
     identifier: str | None = None,
-) -> Inputs:  # fmt: skip
+) -> Inputs:
     """Read rows of tables in the columns that a model knows, or only those of its condition.
 
     The ``identifier`` is the column of the names, by default that of the training table, if files
@@ -135,9 +137,13 @@ def read_rows(
     beyond = columns.beyond(rows)
     for name in beyond.index[(beyond > MANY_BEYOND) & (len(rows) >= MANY_ROWS)]:
         found = columns.description.set_index("column")["found"][name]
-        log.warning("column %s: %.0f%% of the rows are beyond those of the training (%s), and "
-                    "count as anomalous; data.drop leaves a column out of the training",
-                    table_name(name), 100 * beyond[name], found)  # fmt: skip
+        log.warning(
+            "column %s: %.0f%% of the rows are beyond those of the training (%s), and "
+            "count as anomalous; data.drop leaves a column out of the training",
+            table_name(name),
+            100 * beyond[name],
+            found,
+        )
     return Inputs(rows, _row_names(index), label)
 
 

@@ -20,9 +20,12 @@ TABLES = (".csv", ".parquet")
 
 
 def check_output(
-    option: str, path: Path, suffixes: tuple[str, ...], inputs: Iterable[str | Path] = (),
+    option: str,
+    path: Path,
+    suffixes: tuple[str, ...],
+    inputs: Iterable[str | Path] = (),
     replaced: re.Pattern[str] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Raise a UserError unless the output of an option can be written, and replaces no input.
 
     The path is a file, or a folder (suffix :data:`FOLDER`), which must be new or contain only
@@ -53,9 +56,7 @@ def check_output(
 
 
 @contextmanager
-def output(
-    option: str, path: Path, replaced: re.Pattern[str] | None = None
-) -> Iterator[Path]:  # fmt: skip
+def output(option: str, path: Path, replaced: re.Pattern[str] | None = None) -> Iterator[Path]:
     """Yield a path for a file, or a folder for files; they appear at ``path`` on success only.
 
     Files in the folder whose names match ``replaced`` are those of an earlier command.

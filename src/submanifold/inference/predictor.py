@@ -339,9 +339,14 @@ class Predictor:
         return (frame.to_numpy() if self.is_table else frame), errors
 
     def sample(
-        self, count: int = 1, temperature: float = 1.0, seed: int = 0, *, label: Label = None,
+        self,
+        count: int = 1,
+        temperature: float = 1.0,
+        seed: int = 0,
+        *,
+        label: Label = None,
         condition: Any = None,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         """Draw samples on the manifold: images, a DataFrame of rows, or vectors.
 
         A conditional model draws ``count`` samples for each of the labels, or for each row of a
@@ -368,9 +373,16 @@ class Predictor:
         return self._in_units(np.concatenate(samples), rows)
 
     def restore(
-        self, y: Tensor, operator: Any, noise: float | None = None, *, dim: int | None = None,
-        iterations: int = ITERATIONS, seed: int = 0, label: Label = None,
-    ) -> Restoration:  # fmt: skip
+        self,
+        y: Tensor,
+        operator: Any,
+        noise: float | None = None,
+        *,
+        dim: int | None = None,
+        iterations: int = ITERATIONS,
+        seed: int = 0,
+        label: Label = None,
+    ) -> Restoration:
         """Restore images from observations y = A(x) + noise of pixels in [0, 1].
 
         The arguments are those of :func:`submanifold.inverse.restoration.restore`, whose result is
@@ -378,10 +390,15 @@ class Predictor:
         """
         context, _ = self._context(label, None)
         restored = restore(
-            self.model, y, operator, noise, dim=dim, iterations=iterations,
+            self.model,
+            y,
+            operator,
+            noise,
+            dim=dim,
+            iterations=iterations,
             generator=_generator(seed),
             context=None if context is None else torch.from_numpy(context),
-        )  # fmt: skip
+        )
         return Restoration._make(None if part is None else part.cpu() for part in restored)
 
     def events(self, x: Any, label: Label = None) -> np.ndarray:
@@ -445,8 +462,11 @@ class Predictor:
         fits = images.shape[1:] == self.model.event_shape
         if fits or not is_decoded or "size" not in self.model.data:
             return images
-        form = {name: self.model.data[name] for name in ("size", "channels", "crop", "margin")
-                if name in self.model.data}  # fmt: skip
+        form = {
+            name: self.model.data[name]
+            for name in ("size", "channels", "crop", "margin")
+            if name in self.model.data
+        }
         squeezed = images[..., 0] if images.shape[3:] == (1,) else images
         return np.stack([crop_and_resize(image, **form) for image in squeezed])
 

@@ -60,8 +60,11 @@ def read_records(project: Path) -> list[RunRecord]:
 
 @cache  # once in a command
 def _warn_of(path: Path) -> None:
-    log.warning("%s: expected the record of a run, got a damaged file. Delete it; the command that "
-                "started the run writes it again.", path)  # fmt: skip
+    log.warning(
+        "%s: expected the record of a run, got a damaged file. Delete it; the command that "
+        "started the run writes it again.",
+        path,
+    )
 
 
 def choose_name(project: Path, chosen: str | None, key: str, method: str) -> str:

@@ -88,9 +88,13 @@ class Ensemble(LinearEstimator):
     """
 
     def __init__(
-        self, latents: Latents, operator: Operator, noise: float, like: Tensor,
+        self,
+        latents: Latents,
+        operator: Operator,
+        noise: float,
+        like: Tensor,
         generator: torch.Generator | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         gaussian, pairs = latents.gaussian, []
         for _ in range(0, ENSEMBLE, ENSEMBLE_BATCH):
             z = draw_normal((ENSEMBLE_BATCH, latents.dim), generator, like)
@@ -131,9 +135,12 @@ class GaussianPosterior(LinearEstimator):
     """
 
     def __init__(
-        self, gaussian: Gaussian, operator: Operator, noise: float,
+        self,
+        gaussian: Gaussian,
+        operator: Operator,
+        noise: float,
         generator: torch.Generator | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.gaussian, self.noise, self.generator = gaussian, noise, generator
         self.mean = mean = gaussian.mean[None]
         # in double precision, because posterior variances are small differences of large ones

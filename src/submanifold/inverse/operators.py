@@ -136,17 +136,32 @@ def parse(text: str, shape: tuple[int, ...], noise: float | None = None) -> Task
     is_count, largest = number > 0 and number.is_integer(), (side - 1) / TRUNCATION
     is_factor = is_count and not any(length % number for length in sides)
     rules: dict[str, tuple[str, bool, Callable[[], Operator]]] = {
-        "denoise": (f"a number above 0 and up to {LARGEST_NOISE:g}", 0 < number <= LARGEST_NOISE,
-                    Denoise),
-        "inpaint": (f"a side from 1 to {side - 1} pixels", is_count and number < side,
-                    lambda: Inpaint(_square_hole(int(number), sides))),
-        "superresolve": (f"a divisor of the sides {' and '.join(map(str, sides))}", is_factor,
-                         lambda: Superresolve(int(number))),
-        "deblur": (f"a number above 0 and up to {largest:g}", 0 < number <= largest,
-                   lambda: Deblur(number)),
-        "sense": (f"an integer from 1 to {pixels}, the size of an image",
-                  is_count and number <= pixels, lambda: Sense(int(number))),
-    }  # fmt: skip
+        "denoise": (
+            f"a number above 0 and up to {LARGEST_NOISE:g}",
+            0 < number <= LARGEST_NOISE,
+            Denoise,
+        ),
+        "inpaint": (
+            f"a side from 1 to {side - 1} pixels",
+            is_count and number < side,
+            lambda: Inpaint(_square_hole(int(number), sides)),
+        ),
+        "superresolve": (
+            f"a divisor of the sides {' and '.join(map(str, sides))}",
+            is_factor,
+            lambda: Superresolve(int(number)),
+        ),
+        "deblur": (
+            f"a number above 0 and up to {largest:g}",
+            0 < number <= largest,
+            lambda: Deblur(number),
+        ),
+        "sense": (
+            f"an integer from 1 to {pixels}, the size of an image",
+            is_count and number <= pixels,
+            lambda: Sense(int(number)),
+        ),
+    }
     expected, fits, build = rules[kind]
     if not fits:
         got = printable(value) or "nothing"

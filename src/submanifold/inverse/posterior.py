@@ -57,8 +57,11 @@ def latents_of(model: Model, dim: int | None = None, context: Tensor | None = No
 
     if dim is not None:
         at = manifold.at_dim(dim)
-        return Latents(dim, lambda z: at.decode(z, context=rows(z)) + shift,
-                       lambda x: at.encode(x - shift, context=rows(x))[0])  # fmt: skip
+        return Latents(
+            dim,
+            lambda z: at.decode(z, context=rows(z)) + shift,
+            lambda x: at.encode(x - shift, context=rows(x))[0],
+        )
     if not model.has_density:
         expected = "the dimension of the manifold for a model without a density on all of space"
         raise unexpected("dim", expected, "None", f"Use dim={model.dim}")
@@ -74,11 +77,12 @@ def latents_of(model: Model, dim: int | None = None, context: Tensor | None = No
         return manifold.decode(u, v, rows(z)) + shift
 
     return Latents(
-        len(scale), decode,
+        len(scale),
+        decode,
         lambda x: torch.cat(manifold.encode(x - shift, context=rows(x)), 1) / scale,
         lambda x: manifold.log_prob(x - shift, rows(x)),
         gaussian,
-    )  # fmt: skip
+    )
 
 
 @dataclass(eq=False)

@@ -45,10 +45,16 @@ class Restoration(NamedTuple):
 
 @torch.no_grad()
 def restore(
-    model: Model, y: Tensor, operator: Operator | Any, noise: float | None = None, *,
-    dim: int | None = None, iterations: int = ITERATIONS,
-    generator: torch.Generator | None = None, context: Tensor | None = None,
-) -> Restoration:  # fmt: skip
+    model: Model,
+    y: Tensor,
+    operator: Operator | Any,
+    noise: float | None = None,
+    *,
+    dim: int | None = None,
+    iterations: int = ITERATIONS,
+    generator: torch.Generator | None = None,
+    context: Tensor | None = None,
+) -> Restoration:
     r"""Sample the posterior of images x, given observations :math:`y = A(x) + \sigma \epsilon`.
 
     The prior is the density of a trained model without a flow on its coordinates, and
@@ -122,13 +128,23 @@ def restore(
     image, std, rates, drawn, reductions, modes = zip(*parts, strict=True)
     r_hats = torch.cat(reductions)
     if count := int((r_hats > CONVERGED).sum()):
-        log.warning("the chains of %d of %d images have not converged (R-hat %.3g in the median, "
-                    "expected at most %g): their standard deviations can be too small. Increase "
-                    "iterations", count, len(r_hats), r_hats.median(), CONVERGED)  # fmt: skip
+        log.warning(
+            "the chains of %d of %d images have not converged (R-hat %.3g in the median, "
+            "expected at most %g): their standard deviations can be too small. Increase "
+            "iterations",
+            count,
+            len(r_hats),
+            r_hats.median(),
+            CONVERGED,
+        )
     return Restoration(
-        torch.cat(image), torch.cat(std), torch.cat(rates), torch.cat(drawn, 1), r_hats,
+        torch.cat(image),
+        torch.cat(std),
+        torch.cat(rates),
+        torch.cat(drawn, 1),
+        r_hats,
         torch.cat(modes) if has_mode else None,
-    )  # fmt: skip
+    )
 
 
 def coverage(restored: Restoration, x: Tensor, level: float = LEVEL) -> np.ndarray:

@@ -132,9 +132,14 @@ def draws(h: Tensor, generator: torch.Generator | None = None, shard: Shard = WH
 
 
 def encode(
-    model: Any, h: Tensor, draw: Draw | None = None, noise: InputNoise = InputNoise(),
-    outer: Hierarchy | None = None, context: Tensor | None = None, density_alone: bool = False,
-) -> Encoding:  # fmt: skip
+    model: Any,
+    h: Tensor,
+    draw: Draw | None = None,
+    noise: InputNoise = InputNoise(),
+    outer: Hierarchy | None = None,
+    context: Tensor | None = None,
+    density_alone: bool = False,
+) -> Encoding:
     """Encode events h by the model in training, behind frozen outer stages.
 
     Coordinates and log-density are those of h with noise, as in DNF, and targets of projections are

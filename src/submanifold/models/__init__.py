@@ -8,5 +8,13 @@ from submanifold.models.model import Model
 from submanifold.models.settings import ModelSettings, StageSettings
 from submanifold.models.stage import Stage
 
-__all__ = ["Hierarchy", "Mixture", "Model", "ModelSettings", "Stage", "StageSettings", "classify",
-           "manifold_density"]  # fmt: skip
+__all__ = [
+    "Hierarchy",
+    "Mixture",
+    "Model",
+    "ModelSettings",
+    "Stage",
+    "StageSettings",
+    "classify",
+    "manifold_density",
+]

@@ -28,9 +28,12 @@ class ManifoldDensity(NamedTuple):
 
 @torch.no_grad()
 def manifold_density(
-    model: Model, x: Tensor, exact_up_to: int = 600, generator: torch.Generator | None = None,
+    model: Model,
+    x: Tensor,
+    exact_up_to: int = 600,
+    generator: torch.Generator | None = None,
     context: Tensor | None = None,
-) -> ManifoldDensity:  # fmt: skip
+) -> ManifoldDensity:
     r"""Compute the log-density of the projection of x with respect to the manifold's volume.
 
     .. math:: \log p_M(g(u)) = \log p(u) - \tfrac12 \log\det J^T J, \qquad J = \partial g(u)

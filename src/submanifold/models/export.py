@@ -60,9 +60,18 @@ def export_function(function: Callable[..., Any], *examples: Tensor) -> Exported
 
 
 def _convolution_backward(
-    gradient: Tensor, x: Tensor, weight: Tensor, bias_sizes: Any, stride: Any, padding: Any,
-    dilation: Any, transposed: bool, output_padding: Any, groups: int, mask: Any,
-) -> tuple[Tensor | None, ...]:  # fmt: skip
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias_sizes: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+    mask: Any,
+) -> tuple[Tensor | None, ...]:
     options = stride, padding, dilation, not transposed, output_padding, groups
     return torch.convolution(gradient, weight, None, *options), None, None
 

@@ -207,10 +207,13 @@ class Hierarchy(Model):
         view = Hierarchy(self.stages, dim)
         view.notes, view.data, view.gaussian = self.notes, self.data, self.gaussian
         scale = self.calibration.get("noise_scale")  # the density at it is the same
-        view.calibration = {"noise_scale": scale, "why": (
-            f"The calibration is for dimension {self.dim}, not {dim}. Score with the model as it "
-            f"was trained, train one with stage_{self.manifold_stage}.dim={dim}, or set "
-            "model.calibration to submanifold.evaluation.calibration.calibrate(model, events, "
-            "device) on validation images."
-        )}  # fmt: skip
+        view.calibration = {
+            "noise_scale": scale,
+            "why": (
+                f"The calibration is for dimension {self.dim}, not {dim}. Score with the model as "
+                f"it was trained, train one with stage_{self.manifold_stage}.dim={dim}, or set "
+                "model.calibration to submanifold.evaluation.calibration.calibrate(model, events, "
+                "device) on validation images."
+            ),
+        }
         return view.train(self.training)

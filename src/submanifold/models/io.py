@@ -65,8 +65,9 @@ def describe(part: Any) -> Any:
     if isinstance(part, nn.ModuleList):
         return [describe(member) for member in part]
     if isinstance(part, nn.Module):
-        return {name: describe(getattr(part, name))
-                for name in inspect.signature(type(part)).parameters}  # fmt: skip
+        return {
+            name: describe(getattr(part, name)) for name in inspect.signature(type(part)).parameters
+        }
     return part
 
 
@@ -74,8 +75,9 @@ def build(kind: Any, arguments: dict[str, Any]) -> Any:
     """Build an untrained model, stage or flow from what :func:`describe` returned."""
     if kind is Flow:
         return build_flow(arguments)
-    parts = {name: [build(part, value) for value in arguments[name]]
-             for name, part in kind.parts.items()}  # fmt: skip
+    parts = {
+        name: [build(part, value) for value in arguments[name]] for name, part in kind.parts.items()
+    }
     return kind(**{**arguments, **parts})
 
 

@@ -185,9 +185,12 @@ class Model(nn.Module, ABC):
         return self._project(x, nearest, context).image
 
     def sample(
-        self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None,
+        self,
+        n: int,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
         context: Context = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """Draw n events on the manifold: u ~ N(0, temperature^2 I), v = 0 (Alg. 1 and 2).
 
         The generator is on the CPU, so that all devices draw the same.
@@ -205,8 +208,13 @@ class Model(nn.Module, ABC):
     def describe(self) -> dict[str, Any]:
         """Summarize kind, architecture, number of parameters, notes and data, JSON-serializable."""
         parameters = sum(p.numel() for p in self.parameters())
-        return {"model": self.kind, **describe(self), "parameters": parameters,
-                "notes": self.notes, "data": self.data}  # fmt: skip
+        return {
+            "model": self.kind,
+            **describe(self),
+            "parameters": parameters,
+            "notes": self.notes,
+            "data": self.data,
+        }
 
     def save(self, path: str | Path) -> None:
         """Write the model to a safetensors file, atomically."""

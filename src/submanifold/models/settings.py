@@ -75,9 +75,12 @@ class ModelSettings(Settings):
         return self.model_copy(update={"stages": tuple(stages)})
 
     def build(
-        self, event_shape: Sequence[int], first: int = 1, last: int | None = None,
+        self,
+        event_shape: Sequence[int],
+        first: int = 1,
+        last: int | None = None,
         context: ContextSizes = None,
-    ) -> list[Stage]:  # fmt: skip
+    ) -> list[Stage]:
         """Build the untrained stages ``first`` to ``last``, counted from 1; all by default."""
         stages = []
         for number, settings in enumerate(self.stages[:last], start=1):
@@ -88,9 +91,12 @@ class ModelSettings(Settings):
         return stages
 
     def extend(
-        self, model: Model | None, event_shape: Sequence[int], last: int | None = None,
+        self,
+        model: Model | None,
+        event_shape: Sequence[int],
+        last: int | None = None,
         context: ContextSizes = None,
-    ) -> tuple[Model, list[nn.Module]]:  # fmt: skip
+    ) -> tuple[Model, list[nn.Module]]:
         """Append untrained stages, up to number ``last``, to a model of the first stages, if any.
 
         A mixture is built at once, and is not conditional. Returns the extended model, and its

@@ -46,9 +46,12 @@ class Stage(nn.Module):
     """Classes of the members of arguments that are lists, for files."""
 
     def __init__(
-        self, flows: Flow | Sequence[Flow], dim: int, off_manifold_scale: float = 1.0,
+        self,
+        flows: Flow | Sequence[Flow],
+        dim: int,
+        off_manifold_scale: float = 1.0,
         noise: float = 0.0,
-    ):  # fmt: skip
+    ):
         super().__init__()
         flows = [flows] if isinstance(flows, nn.Module) else list(flows)
         for flow in flows:

@@ -23,8 +23,11 @@ def frontier(points: Mapping[str, tuple[float, float, float]]) -> Figure:
         axes.plot([encoder, nearest], [bits, bits], color=color, linewidth=0.8)
         axes.plot(encoder, bits, marker, color=color, label=name)
         axes.plot(nearest, bits, marker, color=color, markerfacecolor="white")
-    axes.set(xscale="log", xlabel="mean squared error (filled: encoder; open: nearest projection)",
-             ylabel="bits per dimension")  # fmt: skip
+    axes.set(
+        xscale="log",
+        xlabel="mean squared error (filled: encoder; open: nearest projection)",
+        ylabel="bits per dimension",
+    )
     axes.grid(alpha=0.25, which="both")
     axes.legend(fontsize=8)
     return figure
@@ -43,9 +46,15 @@ def number_grids(panels: Mapping[str, pd.DataFrame]) -> Figure:
         axes.imshow(values, cmap="viridis", norm=norm, aspect="auto")
         for (row, column), value in np.ndenumerate(values):
             if np.isfinite(value):
-                axes.text(column, row, f"{value:.2f}" if value < 10 else f"{value:.0f}",
-                          ha="center", va="center", fontsize=6,
-                          color="white" if norm(value) < 0.5 else "black")  # fmt: skip
+                axes.text(
+                    column,
+                    row,
+                    f"{value:.2f}" if value < 10 else f"{value:.0f}",
+                    ha="center",
+                    va="center",
+                    fontsize=6,
+                    color="white" if norm(value) < 0.5 else "black",
+                )
         names = [str(name).replace("_", "\n") for name in table.columns]
         axes.set_xticks(range(len(names)), names, fontsize=7)
         axes.set_title(title, fontsize=9)

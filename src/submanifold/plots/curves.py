@@ -12,8 +12,11 @@ from scipy.stats import norm
 
 from submanifold.plots.images import panel_grid
 
-PANELS = {"loss": "loss", "bits_per_dim": "bits per dimension",
-          "mse": "squared error of the projection"}  # fmt: skip
+PANELS = {
+    "loss": "loss",
+    "bits_per_dim": "bits per dimension",
+    "mse": "squared error of the projection",
+}
 COLUMNS = 3
 EXACT = 1e-9  # squared errors below this are rounding errors
 STYLES: dict[str, dict[str, Any]] = {"train": {"alpha": 0.4}, "valid": {"marker": "."}}

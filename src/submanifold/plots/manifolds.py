@@ -20,9 +20,15 @@ SURFACE_COLOR, SAMPLE_COLOR, PROJECTION_COLOR = "0.85", "#1f5fa8", "#d62728"
 
 
 def manifold_figure(
-    true_points: Array, true_density: Array, learned_points: Array, learned_density: Array | None,
-    samples: Array, points: Array, projections: Array, grid: tuple[Array, ...] | None = None,
-) -> Figure:  # fmt: skip
+    true_points: Array,
+    true_density: Array,
+    learned_points: Array,
+    learned_density: Array | None,
+    samples: Array,
+    points: Array,
+    projections: Array,
+    grid: tuple[Array, ...] | None = None,
+) -> Figure:
     """Draw the true density, the learned density, samples, and projections side by side.
 
     The first 4,000 points (n, 2) or (n, 3) of the manifolds are drawn, 1,000 samples, and 250 test
@@ -47,8 +53,9 @@ def manifold_figure(
     manifolds = (true_points, true, True), (learned_points, learned, is_comparable)
     for axes, (manifold, density, has_density) in zip(panels, manifolds, strict=False):
         if grid is not None:
-            axes.pcolormesh(*grid[:2], density, cmap=COLORMAP, norm=norm, shading="nearest",
-                            rasterized=True)  # fmt: skip
+            axes.pcolormesh(
+                *grid[:2], density, cmap=COLORMAP, norm=norm, shading="nearest", rasterized=True
+            )
             axes.set(xlim=grid[0][[0, -1]], ylim=grid[1][[0, -1]])
             if has_density:
                 axes.scatter(*manifold.T, s=0.5, c="white", linewidths=0)
@@ -57,8 +64,13 @@ def manifold_figure(
         else:
             _surface(axes, manifold, SURFACE_COLOR)
             axes.set_title(NO_DENSITY, fontsize=8)
-    bar = figure.colorbar(ScalarMappable(norm, COLORMAP), cax=figure.add_axes(COLORBAR),
-                          orientation="horizontal", extend="max", ticks=MaxNLocator(4))  # fmt: skip
+    bar = figure.colorbar(
+        ScalarMappable(norm, COLORMAP),
+        cax=figure.add_axes(COLORBAR),
+        orientation="horizontal",
+        extend="max",
+        ticks=MaxNLocator(4),
+    )
     bar.set_label("density" if grid else "density on the manifold", fontsize=8)
     bar.ax.tick_params(labelsize=7)
 
@@ -70,8 +82,14 @@ def manifold_figure(
     panels[3].scatter(*points.T, s=3, c="0.15", label="test point", linewidths=0)
     panels[3].scatter(*projections.T, s=6, c=PROJECTION_COLOR, label="projection", linewidths=0)
     for axes in panels[2:]:
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=2, fontsize=8,
-                    frameon=False, handlelength=0.8)  # fmt: skip
+        axes.legend(
+            loc="upper center",
+            bbox_to_anchor=(0.5, 0.0),
+            ncols=2,
+            fontsize=8,
+            frameon=False,
+            handlelength=0.8,
+        )
     return figure
 
 

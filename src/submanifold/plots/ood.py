@@ -25,8 +25,15 @@ def density_histogram(
         if not len(data):
             continue
         weights, color = np.full(len(data), 100 / len(data)), f"C{number}"
-        axes.hist(data.clip(low, edges[-1]), edges, weights=weights, histtype="step",
-                  color=color, linewidth=1.4, label=f"{name} ({len(data):,} {events})")  # fmt: skip
+        axes.hist(
+            data.clip(low, edges[-1]),
+            edges,
+            weights=weights,
+            histtype="step",
+            color=color,
+            linewidth=1.4,
+            label=f"{name} ({len(data):,} {events})",
+        )
         axes.axvline(data.mean(), color=color, linestyle=":", linewidth=1)
     axes.set_xlabel(f"{label} (outermost bins include values beyond)", fontsize=9)
     axes.set_ylabel(f"% of {events}", fontsize=9)
@@ -52,8 +59,14 @@ def threshold_histogram(
         axes.hist(values, bins, weights=weights, color=COLORS[kind], alpha=0.55, label=LABELS[kind])
     for number, (label, value) in enumerate(thresholds.items()):
         axes.axvline(value, color="0.25", linestyle="--", linewidth=1)
-        axes.text(value, 0.98 - 0.08 * number, f" {label}", transform=axes.get_xaxis_transform(),
-                  va="top", fontsize=8)  # fmt: skip
+        axes.text(
+            value,
+            0.98 - 0.08 * number,
+            f" {label}",
+            transform=axes.get_xaxis_transform(),
+            va="top",
+            fontsize=8,
+        )
     axes.set(xscale="log", xlabel="anomaly score", ylabel="fraction")
     axes.margins(x=0.01)
     axes.legend(fontsize=8)
@@ -65,8 +78,9 @@ def roc_curves(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     figure, (axes,) = panel_grid(1, 1, (6.5, 5))
     for number, (name, (false, true)) in enumerate(curves.items()):
         axes.plot(np.maximum(false, 1e-4), true, "-" if number < 10 else "--", label=name, lw=1.2)
-    axes.set(xscale="log", xlim=(1e-4, 1), xlabel="false-positive rate",
-             ylabel="true-positive rate")  # fmt: skip
+    axes.set(
+        xscale="log", xlim=(1e-4, 1), xlabel="false-positive rate", ylabel="true-positive rate"
+    )
     axes.grid(alpha=0.25)
     figure.legend(fontsize=7, loc="outside lower center", ncols=2)
     return figure
@@ -80,8 +94,9 @@ def score_histograms(scores: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
         low, high = _range(np.concatenate(list(finite.values())), 0.005)
         bins = np.linspace(low, high if high > low else low + 1, 50)
         for kind, values in finite.items():
-            axes.hist(values.clip(low, high), bins, color=COLORS[kind], alpha=0.55,
-                      label=LABELS[kind])  # fmt: skip
+            axes.hist(
+                values.clip(low, high), bins, color=COLORS[kind], alpha=0.55, label=LABELS[kind]
+            )
         axes.set_title(name, fontsize=9)
         axes.tick_params(labelsize=7)
         axes.set_yticks([])

@@ -53,8 +53,12 @@ def rejections(original: Array, projection: Array) -> dict[str, Array]:
     """
     difference = np.abs(original.astype(float) - projection).mean(1)
     edges = np.abs([*map(laplace, difference)])
-    maps = {"original": original, "projection": projection,
-            "difference": _scaled(difference), "edges": _scaled(edges)}  # fmt: skip
+    maps = {
+        "original": original,
+        "projection": projection,
+        "difference": _scaled(difference),
+        "edges": _scaled(edges),
+    }
     n, _, height, width = original.shape
     return {name: np.broadcast_to(x, (n, 3, height, width)) for name, x in maps.items()}
 

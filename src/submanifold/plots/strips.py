@@ -14,8 +14,12 @@ from submanifold.plots.images import tile
 PHONE = 4  # most images of a strip, which a phone shows in a row
 MAX_SIDE = 128  # largest side of an image on a page, in pixels; larger images are reduced
 EXACT = 1e-9  # squared errors below this count as zero
-KINDS = {"default": "default projection", "encoder": "encoder projection",
-         "nearest": "nearest projection", "pca": "PCA"}  # fmt: skip
+KINDS = {
+    "default": "default projection",
+    "encoder": "encoder projection",
+    "nearest": "nearest projection",
+    "pca": "PCA",
+}
 
 
 def strips(images: np.ndarray, columns: int) -> list[Image.Image]:

@@ -106,8 +106,15 @@ def _histogram(axes: Axes, columns: Mapping[str, pd.Series]) -> None:
         numbers = column.to_numpy(float)
         numbers = numbers[np.isfinite(numbers)].clip(low, high)
         weights = np.full(len(numbers), 1 / max(len(numbers), 1))
-        axes.hist(numbers, edges, weights=weights, histtype="step", label=label, lw=1.2,
-                  color=f"C{number}")  # fmt: skip
+        axes.hist(
+            numbers,
+            edges,
+            weights=weights,
+            histtype="step",
+            label=label,
+            lw=1.2,
+            color=f"C{number}",
+        )
 
 
 def _range(column: pd.Series) -> tuple[float, float]:

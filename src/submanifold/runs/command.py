@@ -27,8 +27,7 @@ from submanifold.runs.score import score
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-HELP = ("Any settings, such as stage_1.dim=300,density.training.steps=200; a list is "
-        "[8,4,2].")  # fmt: skip
+HELP = "Any settings, such as stage_1.dim=300,density.training.steps=200; a list is [8,4,2]."
 FIGURES = ("bits_per_dim", "nll", "projection_mse", "encoder_mse", "nearest_mse")  # of a run
 
 
@@ -51,12 +50,18 @@ class ParamsOption(click.Option):
 @click.command()
 @click.argument("data", metavar="DATA")
 @click.option("--method", help="Training method.  [default: the dataset's, density-first]")
-@click.option("--dim", type=click.IntRange(min=1), metavar="D",
-              help="Dimension of the manifold.")  # fmt: skip
-@click.option("--size", type=click.IntRange(min=1), metavar="PIXELS",
-              help="Side of the images after cropping and resizing.  [default: 32]")  # fmt: skip
-@click.option("--minutes", type=click.FloatRange(min=0, min_open=True),
-              help="Time of the run; the evaluation may take a quarter more.")  # fmt: skip
+@click.option("--dim", type=click.IntRange(min=1), metavar="D", help="Dimension of the manifold.")
+@click.option(
+    "--size",
+    type=click.IntRange(min=1),
+    metavar="PIXELS",
+    help="Side of the images after cropping and resizing.  [default: 32]",
+)
+@click.option(
+    "--minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Time of the run; the evaluation may take a quarter more.",
+)
 @id_option
 @click.option("--name", help="Name of the run.  [default: date and method]")
 @click.option("--seed", type=int, help="Seed of the training.  [default: 0]")
@@ -65,9 +70,16 @@ class ParamsOption(click.Option):
 @click.option("--again", is_flag=True, help="Give the name to this run, whatever run has it.")
 @click.option("--params", cls=ParamsOption)
 def train(
-    data: str, dim: int | None, size: int | None, minutes: float | None,
-    identifier: str | None, strict: bool, again: bool, params: dict[str, Any], **options: Any,
-) -> None:  # fmt: skip
+    data: str,
+    dim: int | None,
+    size: int | None,
+    minutes: float | None,
+    identifier: str | None,
+    strict: bool,
+    again: bool,
+    params: dict[str, Any],
+    **options: Any,
+) -> None:
     """Train a model on DATA: a folder or zip of images, a table, or a dataset such as mnist.
 
     Tables are CSV, Parquet, Feather, NPY or NPZ files, or a folder of them.
@@ -157,22 +169,31 @@ def compare(names: tuple[str, ...], out: Path | None) -> None:
     rows = list[dict[str, Any]]()
     for metric in METRICS.values():
         values = {name: metric.read(metrics) for name, metrics in measured.items()}
-        intervals = {name: value if isinstance(value, dict) else {"value": value}
-                     for name, value in values.items()}  # fmt: skip
+        intervals = {
+            name: value if isinstance(value, dict) else {"value": value}
+            for name, value in values.items()
+        }
         if all(is_missing(interval.get("value")) for interval in intervals.values()):
             continue
         better = metric.better or ""
         texts = {name: metric.write(value) for name, value in values.items()}
         shown.append({"metric": metric.label, "better": better, **texts})
         about = {"metric": metric.name, "unit": metric.unit, "better": better}
-        rows += [about | {"run": name} | {end: interval.get(end) for end in ENDS}
-                 for name, interval in intervals.items()]  # fmt: skip
+        rows += [
+            about | {"run": name} | {end: interval.get(end) for end in ENDS}
+            for name, interval in intervals.items()
+        ]
     own = {name: own_metrics(runs) for name, runs in logged.items()}
     for metric_name in sorted({metric for values in own.values() for metric in values}):
         about = {"metric": metric_name, "better": ""}
         numbers = {name: values.get(metric_name) for name, values in own.items()}
-        shown.append(about | {name: NONE if value is None else format_value(value)
-                              for name, value in numbers.items()})  # fmt: skip
+        shown.append(
+            about
+            | {
+                name: NONE if value is None else format_value(value)
+                for name, value in numbers.items()
+            }
+        )
         rows += [about | {"run": name, "value": value} for name, value in numbers.items()]
     click.echo(format_table(shown))
     with output("--out", out) as partial:
@@ -208,9 +229,13 @@ def _measured(record: RunRecord, project: Path) -> dict[str, Any]:
 
 @click.command()
 @model_argument
-@click.option("--audit", "is_audited", is_flag=True,
-              help="Print a check of the density instead: on the training and validation data of "
-              "a run; on samples if they are not there or the model is conditional.")  # fmt: skip
+@click.option(
+    "--audit",
+    "is_audited",
+    is_flag=True,
+    help="Print a check of the density instead: on the training and validation data of "
+    "a run; on samples if they are not there or the model is conditional.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON.")
 def info(model: str, is_audited: bool, as_json: bool) -> None:
     """Print the architecture, the data and the calibration of a model."""
@@ -219,8 +244,10 @@ def info(model: str, is_audited: bool, as_json: bool) -> None:
 
     loaded = Predictor.load(path, "cpu").model
     if not is_audited:
-        calibration = {"calibrated_on": loaded.calibration.get("count"),
-                       "calibration_groups": loaded.calibration.get("groups")}  # fmt: skip
+        calibration = {
+            "calibrated_on": loaded.calibration.get("count"),
+            "calibration_groups": loaded.calibration.get("groups"),
+        }
         if as_json:
             click.echo(json.dumps({**loaded.describe(), **calibration}, indent=2))
             return

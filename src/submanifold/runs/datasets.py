@@ -78,9 +78,12 @@ class AtomicDataset(LocalDataset):
     """
 
     def __init__(
-        self, *, filepath: str, dataset: str | dict[str, Any],
+        self,
+        *,
+        filepath: str,
+        dataset: str | dict[str, Any],
         metadata: dict[str, Any] | None = None,
-    ):  # fmt: skip
+    ):
         super().__init__(filepath=filepath, metadata=metadata)
         self._entry = {"type": dataset} if isinstance(dataset, str) else dataset
         if hasattr(final := self._at(self._filepath), "preview"):

@@ -75,10 +75,13 @@ class CachedRun:
         """The catalog of the run, built without a Kedro session, which takes longer."""
         catalog = self.configuration["catalog"]
         entries = {name: file_entry(entry) for name, entry in catalog.items()}
-        return DataCatalog.from_config({
-            name: {**entry, "filepath": str(self.project / entry["filepath"])}
-            for name, entry in entries.items() if "filepath" in entry
-        })  # fmt: skip
+        return DataCatalog.from_config(
+            {
+                name: {**entry, "filepath": str(self.project / entry["filepath"])}
+                for name, entry in entries.items()
+                if "filepath" in entry
+            }
+        )
 
     def load(self, name: str) -> Any:
         """Load an artifact of the run; a UserError names a damaged file."""

@@ -190,9 +190,12 @@ class RunHooks:
 
     @hook_impl(trylast=True)
     def on_pipeline_error(
-        self, error: Exception, run_params: dict[str, Any], pipeline: Pipeline,
+        self,
+        error: Exception,
+        run_params: dict[str, Any],
+        pipeline: Pipeline,
         catalog: CatalogProtocol,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """End the run as FAILED or pruned (KILLED); show a user's mistake without a traceback."""
         import mlflow
 

@@ -47,8 +47,11 @@ def facts(model: Model) -> tuple[dict[str, Any], pd.DataFrame | None]:
         dim = "" if stage["dim"] is None else f", d = {stage['dim']}"
         texts[f"stage {number}"] = f"{flows}{dim}"
     for number, phase in enumerate(model.notes.get("phases", ()), start=1):
-        figures = [f"{name} {value:.4g}" for name, value in phase.items()
-                   if isinstance(value, int | float) and not isinstance(value, bool)]  # fmt: skip
+        figures = [
+            f"{name} {value:.4g}"
+            for name, value in phase.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        ]
         stages = ", ".join(map(str, phase["stages"]))
         figures = ["rotated"] if phase.get("rotated") else figures
         texts[f"phase {number}"] = ", ".join([f"stage {stages}", *figures])

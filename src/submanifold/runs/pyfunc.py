@@ -95,8 +95,9 @@ class ServedModel:
             case "project":
                 return predictor.project(inputs, nearest, label=label)[0]
         condition = inputs if predictor.condition else None
-        return predictor.sample(params.count, params.temperature, params.seed, label=label,
-                                condition=condition)  # fmt: skip
+        return predictor.sample(
+            params.count, params.temperature, params.seed, label=label, condition=condition
+        )
 
 
 def _without_infinities(result: Any) -> Any:
@@ -169,8 +170,9 @@ def _signature(predictor: Predictor) -> ModelSignature:
     signature = infer_signature(example, params=_defaults(predictor) | label)
     if predictor.condition is not None:
         required = infer_signature(_row(predictor.condition)).inputs.inputs
-        optional = [ColSpec(column.type, column.name, required=False)
-                    for column in signature.inputs.inputs]  # fmt: skip
+        optional = [
+            ColSpec(column.type, column.name, required=False) for column in signature.inputs.inputs
+        ]
         signature.inputs = Schema([*required, *optional])
     return signature
 
@@ -179,8 +181,9 @@ def _row(preprocessor: Preprocessor) -> pd.DataFrame:
     row = preprocessor.inverse_transform(np.zeros((1, len(preprocessor.varying))))
     row = row[list(dict.fromkeys(column.name for column in preprocessor.varying))]
     wide = {"i": "int64", "u": "int64", "f": "float64"}  # MLflow converts to no narrower type
-    return row.astype({name: wide[dtype.kind] for name, dtype in row.dtypes.items()
-                       if dtype.kind in wide})  # fmt: skip
+    return row.astype(
+        {name: wide[dtype.kind] for name, dtype in row.dtypes.items() if dtype.kind in wide}
+    )
 
 
 def _load_pyfunc(path: str) -> ServedModel:

@@ -33,10 +33,13 @@ class RankRunner(AbstractRunner):
     """
 
     def run(
-        self, pipeline: Pipeline, catalog: CatalogProtocol,
-        hook_manager: Any = None, run_id: str | None = None,
+        self,
+        pipeline: Pipeline,
+        catalog: CatalogProtocol,
+        hook_manager: Any = None,
+        run_id: str | None = None,
         only_missing_outputs: bool = False,
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> dict[str, Any]:
         """Run a pipeline in a process group of all ranks, and choose the number of threads.
 
         A damaged file that is found meanwhile is computed again if outputs may be missing.
@@ -72,9 +75,12 @@ class RankRunner(AbstractRunner):
         return None
 
     def _run(
-        self, pipeline: Pipeline, catalog: CatalogProtocol,
-        hook_manager: Any = None, run_id: str | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        pipeline: Pipeline,
+        catalog: CatalogProtocol,
+        hook_manager: Any = None,
+        run_id: str | None = None,
+    ) -> None:
         if distributed.world_size() == 1:
             super()._run(pipeline, catalog, hook_manager, run_id)
             return
@@ -103,12 +109,17 @@ def process_group() -> Iterator[None]:
 
 
 def run_pipeline(
-    project: Path, pipeline: str, params: Mapping[str, Any], env: str | None = None,
+    project: Path,
+    pipeline: str,
+    params: Mapping[str, Any],
+    env: str | None = None,
     to_outputs: Sequence[str] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Compute the missing outputs of a pipeline in this process, at most up to some of them."""
     with session(project, env, params) as kedro:
         kedro.run(
-            pipeline_names=[pipeline], runner=RankRunner(), to_outputs=to_outputs,
+            pipeline_names=[pipeline],
+            runner=RankRunner(),
+            to_outputs=to_outputs,
             only_missing_outputs=True,
-        )  # fmt: skip
+        )

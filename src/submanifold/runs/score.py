@@ -58,23 +58,53 @@ def _rate(ctx: click.Context, param: click.Parameter, text: str | None) -> float
 @input_options
 @id_option
 @out_option("CSV or Parquet file of the scores.  [default: scores.csv]")
-@click.option("--sheet", type=ExpandedPath(path_type=Path),
-              help="PNG file of the most and the least anomalous images.")  # fmt: skip
-@click.option("--alpha", callback=_rate, metavar="RATE", help="False-positive rate: images or rows "
-              "with a p-value of at most RATE, such as 1%, are out-of-distribution.")  # fmt: skip
-@click.option("--fdr", callback=_rate, metavar="RATE", help="False discovery rate, instead of "
-              "--alpha: of the images or rows that are out-of-distribution, at most RATE, such as "
-              "10%, are normal on average.")  # fmt: skip
-@click.option("--explain", is_flag=True, help="Write the columns of a table that contribute most "
-              "to the anomaly of flagged rows, or else of the 16 most anomalous, to a file next to "
-              "the scores, such as scores_columns.csv.")  # fmt: skip
-@click.option("--own", is_flag=True, help="Rank INPUTS that the run MODEL was trained on: two "
-              "models of halves, trained as MODEL was, score the other half.")  # fmt: skip
+@click.option(
+    "--sheet",
+    type=ExpandedPath(path_type=Path),
+    help="PNG file of the most and the least anomalous images.",
+)
+@click.option(
+    "--alpha",
+    callback=_rate,
+    metavar="RATE",
+    help="False-positive rate: images or rows "
+    "with a p-value of at most RATE, such as 1%, are out-of-distribution.",
+)
+@click.option(
+    "--fdr",
+    callback=_rate,
+    metavar="RATE",
+    help="False discovery rate, instead of "
+    "--alpha: of the images or rows that are out-of-distribution, at most RATE, such as "
+    "10%, are normal on average.",
+)
+@click.option(
+    "--explain",
+    is_flag=True,
+    help="Write the columns of a table that contribute most "
+    "to the anomaly of flagged rows, or else of the 16 most anomalous, to a file next to "
+    "the scores, such as scores_columns.csv.",
+)
+@click.option(
+    "--own",
+    is_flag=True,
+    help="Rank INPUTS that the run MODEL was trained on: two "
+    "models of halves, trained as MODEL was, score the other half.",
+)
 def score(
-    model: str, inputs: tuple[str, ...], out: Path | None, sheet: Path | None, alpha: float | None,
-    fdr: float | None, explain: bool, own: bool, nearest: bool, label: int | None, device: str,
+    model: str,
+    inputs: tuple[str, ...],
+    out: Path | None,
+    sheet: Path | None,
+    alpha: float | None,
+    fdr: float | None,
+    explain: bool,
+    own: bool,
+    nearest: bool,
+    label: int | None,
+    device: str,
     identifier: str | None,
-) -> None:  # fmt: skip
+) -> None:
     """Write the densities, distances from the manifold, and p-values of INPUTS.
 
     The p-value is the fraction of held-out training-like images or rows that score at least as
@@ -86,8 +116,11 @@ def score(
     if len(several := [option for option, rate in rates.items() if rate is not None]) > 1:
         raise UserError(f"{' and '.join(several)}: expected one of them. Omit the other.")
     predictor = load_predictor(model, device)
-    unit, of_others = ("rows", {"--sheet": sheet}) if predictor.is_table else (
-        "images", {"--id": identifier, "--explain": explain})  # fmt: skip
+    unit, of_others = (
+        ("rows", {"--sheet": sheet})
+        if predictor.is_table
+        else ("images", {"--id": identifier, "--explain": explain})
+    )
     if unusable := [option for option, value in of_others.items() if value]:
         raise UserError(f"{unusable[0]}: expected none for a model of {unit}. Omit it.")
     if out is None:
@@ -111,10 +144,12 @@ def score(
     read = read_inputs(predictor, inputs, identifier)
     count, events = len(read.names), read.events.loc if predictor.is_table else read.events
     parts = cross_fit(model, predictor, read) if own else [(np.arange(count), predictor)]
-    table = pd.concat([
-        fitted.score(events[part], nearest, alpha=alpha, label=label).set_axis(part)
-        for part, fitted in parts
-    ]).sort_index()  # fmt: skip
+    table = pd.concat(
+        [
+            fitted.score(events[part], nearest, alpha=alpha, label=label).set_axis(part)
+            for part, fitted in parts
+        ]
+    ).sort_index()
     if own:
         table["p_value"] = table["anomaly_score"].rank(ascending=False, method="max", pct=True)
     if fdr is not None:
@@ -122,22 +157,31 @@ def score(
     scores, table = table, table.sort_values("anomaly_score", ascending=False, kind="stable")
     write_rows(out, table.copy() if own else scores, read)
     if not own and (share := training_share_of(predictor, read, label)) > MAX_TRAINING:
-        log.warning("INPUTS: expected new %s, got about %.0f%% training %s, whose p-values are "
-                    "too large. Score others, or add --own.", unit, 100 * share, unit)  # fmt: skip
+        log.warning(
+            "INPUTS: expected new %s, got about %.0f%% training %s, whose p-values are "
+            "too large. Score others, or add --own.",
+            unit,
+            100 * share,
+            unit,
+        )
     click.echo(f" p-value  {read.label}, the most anomalous first")
     for number in table.index[:LISTED]:
         click.echo(f"{table['p_value'][number]:8.4f}  {read.names[number]}")
     flagged = f"{table['ood'].sum()} of {count} {unit} are flagged" if "ood" in table else ""
     if alpha is not None:
         low, high = false_alarm_range(alpha, count, calibration.groups)
-        click.echo(f"{flagged} (p-value at most {alpha:g}); if all were like the training "
-                   f"{unit}, {count * low:.0f} to {count * high:.0f} would be in 95% of "
-                   "cases.")  # fmt: skip
+        click.echo(
+            f"{flagged} (p-value at most {alpha:g}); if all were like the training "
+            f"{unit}, {count * low:.0f} to {count * high:.0f} would be in 95% of "
+            "cases."
+        )
     if fdr is not None:
         least = math.ceil(count * calibration.smallest_p_value / fdr)
-        click.echo(f"{flagged}; on average at most {100 * fdr:.3g}% of the flagged are like the "
-                   f"training {unit}. Fewer than {least} of {count} cannot be flagged with a "
-                   f"calibration on {calibration.basis}.")  # fmt: skip
+        click.echo(
+            f"{flagged}; on average at most {100 * fdr:.3g}% of the flagged are like the "
+            f"training {unit}. Fewer than {least} of {count} cannot be flagged with a "
+            f"calibration on {calibration.basis}."
+        )
         few = math.ceil(RARE * count)
         if not table["ood"].any() and least > few:
             needed = math.ceil(count / (fdr * few)) - 1
@@ -147,15 +191,20 @@ def score(
                 f"--params=data.counts.valid={needed}, or run `submanifold calibrate`."
             )
         elif not table["ood"].any():
-            click.echo(f"If some of these {calibration.basis} are anomalies, they hide others: "
-                       "`submanifold calibrate` takes normal ones.")  # fmt: skip
+            click.echo(
+                f"If some of these {calibration.basis} are anomalies, they hide others: "
+                "`submanifold calibrate` takes normal ones."
+            )
     if explain:
         is_any = "ood" in table and table["ood"].any()
         rows = table[table["ood"]] if is_any else table[:EXPLAINED_ROWS]
-        explained = pd.concat([
-            fitted.explain(events[chosen], label=label) for part, fitted in parts
-            if len(chosen := rows.index.intersection(pd.Index(part)))
-        ]).loc[rows.index]  # fmt: skip
+        explained = pd.concat(
+            [
+                fitted.explain(events[chosen], label=label)
+                for part, fitted in parts
+                if len(chosen := rows.index.intersection(pd.Index(part)))
+            ]
+        ).loc[rows.index]
         kind = "flagged" if is_any else "most anomalous"
         only = f", the first {LISTED}" if len(rows) > LISTED else ""
         click.echo(
@@ -163,8 +212,11 @@ def score(
         )
         for number in rows.index[:LISTED]:
             entries = explained.loc[[number]].to_dict("records")
-            texts = ["{column} = {value} (+{contribution:.3g} with {usual})".format_map(entry)
-                     for entry in entries if entry["contribution"]]  # fmt: skip
+            texts = [
+                "{column} = {value} (+{contribution:.3g} with {usual})".format_map(entry)
+                for entry in entries
+                if entry["contribution"]
+            ]
             click.echo(f"{read.names[number]}: {'; '.join(texts) or 'no single column'}")
         write_rows(by_column, explained, read)
     if sheet is not None:
@@ -229,9 +281,15 @@ def cross_fit(
         log.info("Half %d of 2", half + 1)
         train, valid = events[is_own & ~is_valid], events[is_own & is_valid]
         model = train_phases(
-            phases, experiment.model, train, valid, experiment.seed, predictor.device,
-            folder / f"half_{half + 1}", predictor.preprocessor,
-        )  # fmt: skip
+            phases,
+            experiment.model,
+            train,
+            valid,
+            experiment.seed,
+            predictor.device,
+            folder / f"half_{half + 1}",
+            predictor.preprocessor,
+        )
         model.data, rows = predictor.model.data, np.flatnonzero(~is_own)
         x, of_rows = events[rows], group[rows]
         model.calibration = calibrate(model, x, predictor.device, of_rows, train)

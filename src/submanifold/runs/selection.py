@@ -61,8 +61,11 @@ def _dim_settings(dim: int, parameters: Mapping[str, Any]) -> dict[str, Any]:
     dataset = entry(parameters["datasets"], parameters["dataset"], "dataset")
     name = dataset["method"] if parameters["method"] == AUTO else parameters["method"]
     method = entry(parameters["methods"], name, "method")
-    dims = {stage: {**method[stage], **dataset.get(stage, {})}.get("dim")
-            for stage in method if stage.startswith("stage_")}  # fmt: skip
+    dims = {
+        stage: {**method[stage], **dataset.get(stage, {})}.get("dim")
+        for stage in method
+        if stage.startswith("stage_")
+    }
     last = [chosen for chosen in dims.values() if chosen is not None][-1:]
     if not last:
         expected = f"none with method={name}, whose density is on all of space"

@@ -36,8 +36,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CURVES = ("train.loss", "train.bits_per_dim", "train.mse", "valid.bits_per_dim", "valid.mse")
-HEADLINES = {"bits_per_dim": "core/BPD", "projection_psnr": "core/PSNR", "kid": "core/KID",
-             "precision": "core/precision", "recall": "core/recall"}  # fmt: skip
+HEADLINES = {
+    "bits_per_dim": "core/BPD",
+    "projection_psnr": "core/PSNR",
+    "kid": "core/KID",
+    "precision": "core/precision",
+    "recall": "core/recall",
+}
 """Names in MLflow of the metrics that its view "Results" and its first section of charts show."""
 INVALID = re.compile(r"[^\w. :-]")  # in MLflow's names of parameters
 PARAMETERS = re.compile(
@@ -107,13 +112,17 @@ def log_history(history: Mapping[str, Any], first_step: int, run_id: str) -> Non
     """Log the curves of a phase that is not trained again, after those of the phases before."""
     now = round(1000 * time.time())
     metrics = [
-        Metric(_curve(f"{kind}.{name}", history["stages"][0]), value, now,
-               first_step + int(row["step"]))
+        Metric(
+            _curve(f"{kind}.{name}", history["stages"][0]),
+            value,
+            now,
+            first_step + int(row["step"]),
+        )
         for kind in ("train", "valid")
         for row in history[kind]
         for name, value in row.items()
         if f"{kind}.{name}" in CURVES
-    ]  # fmt: skip
+    ]
     for first in range(0, len(metrics), 1000):  # MLflow's limit
         mlflow.MlflowClient().log_batch(run_id, metrics[first : first + 1000])
 
@@ -121,9 +130,13 @@ def log_history(history: Mapping[str, Any], first_step: int, run_id: str) -> Non
 def tags(loader: ExperimentConfigLoader, is_part: bool) -> dict[str, str]:
     """Return the tags of a run; one of some nodes is nested in that of the whole experiment."""
     experiment, keys = loader.experiment, loader.artifact_keys
-    chosen = {"dataset": experiment.data_name, "method": experiment.method,
-              "seed": str(experiment.seed), **observer.get().tags,
-              **{f"keys.{name}": keys[name] for name in KEYS & keys.keys()}}  # fmt: skip
+    chosen = {
+        "dataset": experiment.data_name,
+        "method": experiment.method,
+        "seed": str(experiment.seed),
+        **observer.get().tags,
+        **{f"keys.{name}": keys[name] for name in KEYS & keys.keys()},
+    }
     if is_part:
         chosen[PART] = "true"
         whole = [run.info.run_id for run in runs_of(keys["model"]) if PART not in run.data.tags]
@@ -148,8 +161,11 @@ def runs_of(key: str) -> list[Run]:
 def own_metrics(runs: Sequence[Run]) -> dict[str, float]:
     """Return the newest values of metrics that nodes of the user have logged."""
     values = dict(pair for run in reversed(runs) for pair in run.data.metrics.items())
-    return {name: value for name, value in values.items()
-            if not name.startswith("detail/") and name not in HEADLINES.values()}  # fmt: skip
+    return {
+        name: value
+        for name, value in values.items()
+        if not name.startswith("detail/") and name not in HEADLINES.values()
+    }
 
 
 def is_recorded(loader: ExperimentConfigLoader) -> bool:
@@ -183,11 +199,13 @@ def log_parameters(loader: ExperimentConfigLoader) -> None:
     experiment, keys = loader.experiment, loader.artifact_keys
     mlflow.log_dict({**experiment.parameters(), "keys": keys}, "parameters.json")
     chosen = flatten(loader.runtime_params or {})
-    mlflow.log_params({
-        INVALID.sub("_", name): str(value)[:500]
-        for name, value in flatten(experiment.parameters()).items()
-        if value is not None and (name in chosen or PARAMETERS.fullmatch(name))
-    })  # fmt: skip
+    mlflow.log_params(
+        {
+            INVALID.sub("_", name): str(value)[:500]
+            for name, value in flatten(experiment.parameters()).items()
+            if value is not None and (name in chosen or PARAMETERS.fullmatch(name))
+        }
+    )
     source = CodeDatasetSource({"dataset": experiment.dataset, "key": keys["data"]})
     digest = keys["data"].rpartition("-")[2]
     data = MetaDataset(source, experiment.data_name, digest)  # type: ignore[abstract]
@@ -201,8 +219,13 @@ def log_results(metrics: Mapping[str, Any]) -> None:
     values = numbers(metrics)
     baselines = {name: value for name, value in values.items() if name.startswith("baselines.")}
     mlflow.set_tags(baselines)
-    mlflow.log_metrics({HEADLINES.get(name, f"detail/{name}"): value
-                        for name, value in values.items() if name not in baselines})  # fmt: skip
+    mlflow.log_metrics(
+        {
+            HEADLINES.get(name, f"detail/{name}"): value
+            for name, value in values.items()
+            if name not in baselines
+        }
+    )
 
 
 def connect(context: KedroContext) -> MlflowHook:
@@ -258,8 +281,7 @@ def required(loader: ExperimentConfigLoader, errors: Any = Exception) -> Iterato
         raise
     except errors as error:
         address, reason = failure(str(loader["mlflow"]["server"]["mlflow_tracking_uri"]), error)
-        fix = ("Start its server, free its database or its disk, or change "
-               "MLFLOW_TRACKING_URI")  # fmt: skip
+        fix = "Start its server, free its database or its disk, or change MLFLOW_TRACKING_URI"
         expected = "a tracking URI that can be used"
         raise unexpected("mlflow.yml", expected, f"{address} ({reason})", fix) from None
 

@@ -24,9 +24,12 @@ Plan = dict[str, dict[str, list[CachedRun]]]  # runs by target and label, one fo
 
 
 def plan(
-    names: Sequence[str], project: Path, env: str | None = None, seeds: int = 1,
+    names: Sequence[str],
+    project: Path,
+    env: str | None = None,
+    seeds: int = 1,
     params: Mapping[str, object] | None = None,
-) -> Plan:  # fmt: skip
+) -> Plan:
     """List the runs of targets, of which ``paper`` and ``all`` are several.
 
     ``seeds`` is the number of seeds of the targets that use several; ``params`` are parameters of
@@ -40,8 +43,10 @@ def plan(
     changed = dict(params or {})
     for target in chosen:
         needs = TARGETS[target].needs.values()
-        kinds, left = ({json.dumps({**need, **changes}, sort_keys=True) for need in needs}
-                       for changes in ({}, changed))  # fmt: skip
+        kinds, left = (
+            {json.dumps({**need, **changes}, sort_keys=True) for need in needs}
+            for changes in ({}, changed)
+        )
         if len(left) < len(kinds) or ("seed" in changed and seeds > 1):
             expected = f"settings in which trainings of {target} do not differ"
             raise unexpected("--params", expected, ", ".join(changed), "Omit some")
@@ -89,8 +94,10 @@ def finished(planned: Plan) -> Plan:
     """Keep the finished runs, and the targets that have some."""
     kept = {}
     for name, labels in planned.items():
-        done = {label: [run for run in runs if run.error is None and run.is_finished]
-                for label, runs in labels.items()}  # fmt: skip
+        done = {
+            label: [run for run in runs if run.error is None and run.is_finished]
+            for label, runs in labels.items()
+        }
         if any(done.values()):
             kept[name] = {label: runs for label, runs in done.items() if runs}
     return kept

@@ -38,9 +38,10 @@ def in_order(rows: Sequence[Mapping[str, Any]], systems: Sequence[str]) -> pd.Da
     """Sort rows by the order of the systems, then by the other keys."""
     data = pd.DataFrame(rows)
     return data.sort_values(
-        [name for name in KEYS[1:] if name in data], ignore_index=True,
+        [name for name in KEYS[1:] if name in data],
+        ignore_index=True,
         key=lambda column: column.map([*systems].index) if column.name == "row" else column,
-    )  # fmt: skip
+    )
 
 
 def summarize(data: pd.DataFrame, names: Iterable[str]) -> dict[str, dict[Any, Measured]]:
@@ -97,9 +98,12 @@ def tradeoff(rows: Mapping[str, Measured]) -> dict[str, tuple[float, float, floa
 
 
 def comparison(
-    name: str, page: Mapping[str, Any], data: pd.DataFrame, tables: Mapping[str, pd.DataFrame],
+    name: str,
+    page: Mapping[str, Any],
+    data: pd.DataFrame,
+    tables: Mapping[str, pd.DataFrame],
     figures: Mapping[str, Figure],
-) -> Content:  # fmt: skip
+) -> Content:
     """Make the content of a comparison from the page's YAML file and results of `in_order`.
 
     Results of other publications follow the tables.

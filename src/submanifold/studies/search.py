@@ -95,14 +95,19 @@ def _open(settings: StudySettings, base: CachedRun, path: Path, url: str) -> opt
     with locked(base.project / "data", "the database of studies"):
         try:
             study = optuna.create_study(
-                storage=STORAGE(url), study_name=path.stem, load_if_exists=True,
-                directions=["minimize"] * len(settings.objectives), pruner=MedianPruner(),
-            )  # fmt: skip
+                storage=STORAGE(url),
+                study_name=path.stem,
+                load_if_exists=True,
+                directions=["minimize"] * len(settings.objectives),
+                pruner=MedianPruner(),
+            )
         except (ImportError, SQLAlchemyError, optuna.exceptions.OptunaError) as error:
             raise UserError(f"--storage: expected the URL of a database, got {error}") from error
         if (begun := study.user_attrs.get("settings", now)) != now:
-            raise UserError(f"{path}: expected the settings with which this study began, {begun}. "
-                            "Rename the file to begin another study.")  # fmt: skip
+            raise UserError(
+                f"{path}: expected the settings with which this study began, {begun}. "
+                "Rename the file to begin another study."
+            )
         study.set_user_attr("settings", now)
         study.set_metric_names(list(settings.objectives))
     return study

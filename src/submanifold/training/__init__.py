@@ -12,6 +12,16 @@ from submanifold.training.phases import (
 from submanifold.training.rotation import RotationSettings, fit_rotation
 from submanifold.training.trainer import Trainer
 
-__all__ = ["Phase", "PhaseSettings", "RotationSettings", "Trainer", "TrainingSettings",
-           "encode_rows", "fit", "fit_rotation", "rotate_phase", "train_phase",
-           "train_phases"]  # fmt: skip
+__all__ = [
+    "Phase",
+    "PhaseSettings",
+    "RotationSettings",
+    "Trainer",
+    "TrainingSettings",
+    "encode_rows",
+    "fit",
+    "fit_rotation",
+    "rotate_phase",
+    "train_phase",
+    "train_phases",
+]

@@ -41,9 +41,12 @@ def hash_weights(parts: Sequence[nn.Module | None], fresh: Sequence[nn.Module] =
 
 
 def write(
-    path: Path, identity: Identity, tensors: Mapping[str, Tensor], previous: Path | None = None,
+    path: Path,
+    identity: Identity,
+    tensors: Mapping[str, Tensor],
+    previous: Path | None = None,
     **header: Any,
-) -> None:  # fmt: skip
+) -> None:
     """Write a checkpoint on the first rank, and keep the one before it as ``previous``."""
     if distributed.rank() == 0:
         save_tensors(tensors, path, {"identity": identity, **header}, previous)

@@ -70,9 +70,11 @@ def phase_cost(
 
 @torch.random.fork_rng(devices=())
 def phase_costs(
-    model: ModelSettings, phases: Mapping[str, AnyPhaseSettings], shape: tuple[int, ...],
+    model: ModelSettings,
+    phases: Mapping[str, AnyPhaseSettings],
+    shape: tuple[int, ...],
     device: torch.device,
-) -> dict[str, PhaseCost]:  # fmt: skip
+) -> dict[str, PhaseCost]:
     """Time a few steps, or probes, of all phases for events of a shape."""
     threads, costs = torch.get_num_threads(), dict[str, PhaseCost]()
     measure = cache(lambda phase: phase_cost(model, phase, shape, device))

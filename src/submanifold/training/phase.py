@@ -102,9 +102,12 @@ class Phase:
     fresh: Sequence[nn.Module] | None = None
 
     def evaluate(
-        self, x: Tensor, context: Context = None, generator: torch.Generator | None = None,
+        self,
+        x: Tensor,
+        context: Context = None,
+        generator: torch.Generator | None = None,
         shard: Shard = WHOLE_BATCH,
-    ) -> dict[str, Tensor]:  # fmt: skip
+    ) -> dict[str, Tensor]:
         """Encode events x, a shard of a batch, and compute the loss (Alg. 1, lines 4 to 6)."""
         # validations report the projection
         alone = torch.is_grad_enabled() and getattr(self.loss, "is_density_alone", False)
@@ -119,6 +122,12 @@ class Phase:
         # accumulation changes only rounding
         settings = self.settings.model_dump(mode="json", exclude={"grad_accumulation_steps"})
         weights = hash_weights([self.model, self.outer], self.fresh or ())
-        return {**train.identity, WEIGHTS: weights, "dim": self.model.dim, "loss": loss,
-                "input_noise": self.noise.scale, "input_noise_min": self.noise.smallest,
-                **settings}  # fmt: skip
+        return {
+            **train.identity,
+            WEIGHTS: weights,
+            "dim": self.model.dim,
+            "loss": loss,
+            "input_noise": self.noise.scale,
+            "input_noise_min": self.noise.smallest,
+            **settings,
+        }

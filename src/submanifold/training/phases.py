@@ -60,10 +60,18 @@ AnyPhaseSettings: TypeAlias = PhaseSettings | RotationSettings
 
 
 def train_phase(
-    phase: PhaseSettings, model: ModelSettings, before: Model | None, train: np.ndarray,
-    valid: np.ndarray, seed: int, device: torch.device, folder: str | Path, name: str,
-    on_log: Log | None = None, table: "Preprocessor | None" = None,
-) -> tuple[Model, dict[str, Any]]:  # fmt: skip
+    phase: PhaseSettings,
+    model: ModelSettings,
+    before: Model | None,
+    train: np.ndarray,
+    valid: np.ndarray,
+    seed: int,
+    device: torch.device,
+    folder: str | Path,
+    name: str,
+    on_log: Log | None = None,
+    table: "Preprocessor | None" = None,
+) -> tuple[Model, dict[str, Any]]:
     """Train the stages of one phase, or resume the training in the same folder (:func:`.fit`).
 
     ``before`` is the model that the previous phase returned, if any; the stages before the phase's
@@ -105,9 +113,13 @@ def train_phase(
 
 
 def assemble(
-    phase: PhaseSettings, model: ModelSettings, before: Model | None, event_shape: tuple[int, ...],
-    device: torch.device, context: ContextSizes = None,
-) -> tuple[Model, Phase]:  # fmt: skip
+    phase: PhaseSettings,
+    model: ModelSettings,
+    before: Model | None,
+    event_shape: tuple[int, ...],
+    device: torch.device,
+    context: ContextSizes = None,
+) -> tuple[Model, Phase]:
     """Return the model that a phase ends with, and the training of its stages."""
     first, last = phase.stages[0], phase.stages[-1]
     full, fresh = model.extend(before, event_shape, last, context)
@@ -120,9 +132,14 @@ def assemble(
 
 
 def rotate_phase(
-    phase: RotationSettings, before: Hierarchy, train: np.ndarray, seed: int,
-    device: torch.device, folder: str | Path, name: str,
-) -> tuple[Hierarchy, dict[str, Any]]:  # fmt: skip
+    phase: RotationSettings,
+    before: Hierarchy,
+    train: np.ndarray,
+    seed: int,
+    device: torch.device,
+    folder: str | Path,
+    name: str,
+) -> tuple[Hierarchy, dict[str, Any]]:
     """Rotate the latents of the stage that was trained last (:func:`.fit_rotation`).
 
     Arguments and results are those of :func:`train_phase`. The history has no steps, and the result
@@ -138,15 +155,26 @@ def rotate_phase(
     note = {**(done[-1] if done else {}), "stages": [phase.rotate], "rotated": True}
     full.notes = {"phases": [*done, note]}
     history = TrainState(0, seconds=fitted["seconds"]).history()
-    return full.cpu(), {"name": name, **history, "steps_trained": 0,
-                        "stages": [phase.rotate], "terms": [], "rotation": fitted}  # fmt: skip
+    return full.cpu(), {
+        "name": name,
+        **history,
+        "steps_trained": 0,
+        "stages": [phase.rotate],
+        "terms": [],
+        "rotation": fitted,
+    }
 
 
 def train_phases(
-    phases: Mapping[str, AnyPhaseSettings], model: ModelSettings, train: np.ndarray,
-    valid: np.ndarray, seed: int, device: torch.device, folder: str | Path,
+    phases: Mapping[str, AnyPhaseSettings],
+    model: ModelSettings,
+    train: np.ndarray,
+    valid: np.ndarray,
+    seed: int,
+    device: torch.device,
+    folder: str | Path,
     table: "Preprocessor | None" = None,
-) -> Model:  # fmt: skip
+) -> Model:
     """Train a model in phases, as the pipelines do, in one process (Alg. 2).
 
     ``phases`` are the settings by name, in order; the other arguments are those of

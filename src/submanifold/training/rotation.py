@@ -54,9 +54,13 @@ class RotationSettings(Settings):
 
 @torch.no_grad()
 def fit_rotation(
-    model: Hierarchy, batches: Batches, probes: int | None = None, outer: Hierarchy | None = None,
-    folder: str | Path | None = None, name: str = "rotation",
-) -> dict[str, Any]:  # fmt: skip
+    model: Hierarchy,
+    batches: Batches,
+    probes: int | None = None,
+    outer: Hierarchy | None = None,
+    folder: str | Path | None = None,
+    name: str = "rotation",
+) -> dict[str, Any]:
     r"""Rotate the latents of a model's last stage so that the leading ones contribute most.
 
     To first order, omitting the latents after d costs :math:`\sum_{i>d} q_i^T C q_i / D` for axes q
@@ -90,8 +94,13 @@ def fit_rotation(
     every = min(HELD_OUT_EVERY, rounds)
     precision = torch.float32 if rotation.is_dense else torch.bfloat16
     path = Path(folder, "rotation.safetensors") if folder else None
-    identity = {**batches.identity, "batch_size": batches.batch_size, "probes": rounds * per_round,
-                "dim": model.dim, WEIGHTS: hash_weights([model, outer])}  # fmt: skip
+    identity = {
+        **batches.identity,
+        "batch_size": batches.batch_size,
+        "probes": rounds * per_round,
+        "dim": model.dim,
+        WEIGHTS: hash_weights([model, outer]),
+    }
     drawn, seconds = list[Tensor](), 0.0
     if path and (stored := checkpoint.read(identity, path)):
         tensors, header = stored
@@ -130,9 +139,14 @@ def fit_rotation(
     dims = sorted(d for d in spaced if d < len(mse))
     event_dim = (outer or model).event_dim
     ended = time.monotonic()
-    fitted = {"probes": kept, "left_out": total - kept, "dims": dims,
-              "mse": [float(mse[d]) / event_dim for d in dims], "seconds": ended - started,
-              "decomposition_seconds": ended - decomposed}  # fmt: skip
+    fitted = {
+        "probes": kept,
+        "left_out": total - kept,
+        "dims": dims,
+        "mse": [float(mse[d]) / event_dim for d in dims],
+        "seconds": ended - started,
+        "decomposition_seconds": ended - decomposed,
+    }
     if path:
         checkpoint.write(path, identity, rotation.state_dict(), fitted=fitted)
     return fitted

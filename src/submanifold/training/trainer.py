@@ -239,8 +239,15 @@ class Trainer:
             raise unexpected(folder, expected, "none", fix)
         self.state.rollbacks, self.state.warnings = rollbacks, warnings
         self.save(folder)
-        log.warning("%s: %s at step %d; back to step %d with the learning rate halved (%d of %d)",
-                    name, problem, step, self.state.step, rollbacks, MAX_ROLLBACKS)  # fmt: skip
+        log.warning(
+            "%s: %s at step %d; back to step %d with the learning rate halved (%d of %d)",
+            name,
+            problem,
+            step,
+            self.state.step,
+            rollbacks,
+            MAX_ROLLBACKS,
+        )
 
 
 def _compared_loss(row: Row) -> float:

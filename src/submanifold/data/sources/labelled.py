@@ -14,8 +14,9 @@ from submanifold.data.images import crop_and_resize
 from submanifold.data.sources.base import Source, SourceType
 
 FILES = {"CIFAR10": ["cifar-10-batches-py"], "SVHN": ["train_32x32.mat", "test_32x32.mat"]}
-IDX_FILES = [f"{part}-{kind}-ubyte" for part in ("train", "t10k")
-             for kind in ("images-idx3", "labels-idx1")]  # fmt: skip
+IDX_FILES = [
+    f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
+]
 
 Labelled = dict[str, tuple[np.ndarray, np.ndarray]]
 """By split: images, uint8 (N, height, width) or (N, height, width, 3), and labels (N, ...)."""

@@ -45,15 +45,20 @@ def open_photos(settings: ImageFields, raw_folder: Path) -> Source:
     if size > largest:
         expected = f"at most {largest} with source=photos"
         raise unexpected("size", expected, size, "Decrease it, or set another source")
-    cells = {(photo, number): cell for photo, pixels in photos.items()
-             for number, cell in enumerate(divide(pixels, size + PLAY))}  # fmt: skip
+    cells = {
+        (photo, number): cell
+        for photo, pixels in photos.items()
+        for number, cell in enumerate(divide(pixels, size + PLAY))
+    }
     tiles = {(*cell, "full"): pixels for cell, pixels in cells.items()}
     tiles |= {(*cell, "half"): halve(pixels) for cell, pixels in cells.items()}
     shapes = Counter(tile.shape[:2] for tile in tiles.values())
 
     def error(stride: float) -> int:
-        patches = (count * math.prod(len(starts(extent, size, stride)) for extent in shape)
-                   for shape, count in shapes.items())  # fmt: skip
+        patches = (
+            count * math.prod(len(starts(extent, size, stride)) for extent in shape)
+            for shape, count in shapes.items()
+        )
         return abs(sum(patches) - TARGET)
 
     # fractions of a pixel: one pixel more may reduce the number of patches by a third

@@ -32,8 +32,11 @@ def open_store(path: Path) -> Source:
     try:
         if path.is_file():
             archive = zipfile.ZipFile(path)
-            sizes = {entry.filename: entry.file_size for entry in archive.infolist()
-                     if entry.filename[-1:] not in ("", "/")}  # fmt: skip
+            sizes = {
+                entry.filename: entry.file_size
+                for entry in archive.infolist()
+                if entry.filename[-1:] not in ("", "/")
+            }
             source = Source([], archive.read, close=archive.close)
             _add_images(source, sorted(sizes))
             large = [name for name in source.names if sizes[name] > MAX_SIZE]
@@ -71,8 +74,11 @@ def open_folder(path: Path) -> Source:
             continue
         visited.add(target)
         is_of_runs = REPORTING in folders
-        folders[:] = sorted(name for name in folders if not HIDDEN.match(name)
-                            and not (is_of_runs and OUTPUT.match(name)))  # fmt: skip
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not HIDDEN.match(name) and not (is_of_runs and OUTPUT.match(name))
+        )
         _add_images(source, (os.path.join(folder, name)[start:] for name in files))
     special = {name for name in source.names if not os.path.isfile(os.path.join(path, name))}
     source.names = sorted({*source.names} - special)
@@ -203,6 +209,8 @@ def _download_celeba(raw_folder: Path) -> list[Path]:
 
 FILES = SourceType(
     open=lambda settings, raw_folder: open_files(settings, settings.file),
-    path=STORES, path_required=True, image_files=True,
-)  # fmt: skip
+    path=STORES,
+    path_required=True,
+    image_files=True,
+)
 CELEBA = SourceType(_open_celeba, _celeba_files, STORES, image_files=True, official_split=True)

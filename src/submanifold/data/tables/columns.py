@@ -92,10 +92,18 @@ class Column:
         if self.kind != "categorical":
             missing = "mean" if self.missing == "noise" else self.missing
             return [replace(self, step=None, missing=missing)]
-        return [replace(self, kind="indicator", step=None, categories=((name, share),),
-                        offset=share, scale=math.sqrt(share * (1 - share)))
-                for name, share in self.categories or ()
-                if name == MISSING or not self.is_flag]  # fmt: skip
+        return [
+            replace(
+                self,
+                kind="indicator",
+                step=None,
+                categories=((name, share),),
+                offset=share,
+                scale=math.sqrt(share * (1 - share)),
+            )
+            for name, share in self.categories or ()
+            if name == MISSING or not self.is_flag
+        ]
 
     def snap(self, values: np.ndarray) -> np.ndarray:
         """Subtract the origin, and move values to the grid that they are close to."""

@@ -31,8 +31,11 @@ UNITS = "%$€£¥"  # before or after the numbers of a column that are text
 ENCODINGS = "utf-8-sig", "cp1252"  # the second is that of spreadsheets on Windows
 UTF_16 = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
 COMPRESSIONS: dict[str, Callable[..., Any]] = {
-    "": open, ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open,
-}  # fmt: skip
+    "": open,
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+}
 """Openers of CSV files by suffix; pandas decompresses the same."""
 MIN_COUNTED = 3  # consecutive integers that are taken for names, such as years
 
@@ -143,9 +146,11 @@ def _parse_csv(path: Path, encoding: str) -> pd.DataFrame:
         options = {"engine": "c", "float_precision": "round_trip", "index_col": False}
     names = [name.strip() for name in names]
     body = "\n".join(lines[1:])
-    if separator == ";" and re.search(NUMBER.format(","), body) and not re.search(
-        NUMBER.format(r"\."), body
-    ):  # fmt: skip
+    if (
+        separator == ";"
+        and re.search(NUMBER.format(","), body)
+        and not re.search(NUMBER.format(r"\."), body)
+    ):
         decimal = ","
     file_options: dict[str, Any] = {
         "sep": separator,
@@ -218,8 +223,9 @@ def _numbers(texts: pd.Series, decimal: str, are_commas_clear: bool, where: str)
         log.warning(
             "%s: expected numbers with one decimal mark and without separators of thousands, got "
             "%s; the column is text. Write them without the mark, or with a decimal point",
-            where, named(marked.unique()),
-        )  # fmt: skip
+            where,
+            named(marked.unique()),
+        )
     return texts
 
 

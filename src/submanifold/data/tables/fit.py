@@ -72,8 +72,11 @@ def fit_columns(
     if problems:
         raise TableError(problems, "Correct these values, or set another kind")
     copies = _copies(frame, [column for column in columns if column.name not in kinds])
-    return [_ignored(column, copies[column.name]) if column.name in copies else column
-            for column in columns if not (column.is_flag and column.name in copies)]  # fmt: skip
+    return [
+        _ignored(column, copies[column.name]) if column.name in copies else column
+        for column in columns
+        if not (column.is_flag and column.name in copies)
+    ]
 
 
 def missing_values(values: pd.Series, kind: ColumnKind | None) -> np.ndarray:
@@ -183,8 +186,16 @@ def _date_format(values: pd.Series, inferred: str) -> str | None:
         return None
     with warnings.catch_warnings(action="ignore"):  # of an order that the first text excludes
         formats = [guess_datetime_format(texts.iloc[0], is_first) for is_first in (False, True)]
-    return next((form for form in formats if form and "%d" in form and pd.to_datetime(
-                 texts, format=form, errors="coerce").notna().all()), None)  # fmt: skip
+    return next(
+        (
+            form
+            for form in formats
+            if form
+            and "%d" in form
+            and pd.to_datetime(texts, format=form, errors="coerce").notna().all()
+        ),
+        None,
+    )
 
 
 def _decimals_of_seconds(seconds: np.ndarray) -> int:
@@ -213,8 +224,15 @@ def _as_categories(column: Column, shares: tuple[tuple[str, float], ...]) -> Col
     weights, ranks = np.array([share for _, share in shares]), np.arange(len(shares))
     mean = float(weights @ ranks)
     scale = math.sqrt(float(weights @ (ranks - mean) ** 2) + 1 / 12)
-    return replace(column, kind="categorical", categories=shares, high=float(ranks[-1]),
-                   offset=mean + 0.5, scale=scale, step=1.0)  # fmt: skip
+    return replace(
+        column,
+        kind="categorical",
+        categories=shares,
+        high=float(ranks[-1]),
+        offset=mean + 0.5,
+        scale=scale,
+        step=1.0,
+    )
 
 
 def _copies(frame: pd.DataFrame, columns: Sequence[Column]) -> dict[str, str]:
@@ -340,14 +358,18 @@ def describe_columns(columns: Sequence[Column]) -> pd.DataFrame:
     The columns of the result are ``column``, ``found``, ``used`` and ``change``.
     """
     flags = {column.name: column for column in columns if column.is_flag}
-    rows = [_describe(column, flags.get(column.name)) for column in columns
-            if not column.is_flag and column.kind != "indicator"]  # fmt: skip
+    rows = [
+        _describe(column, flags.get(column.name))
+        for column in columns
+        if not column.is_flag and column.kind != "indicator"
+    ]
     return pd.DataFrame(rows, columns=["column", "found", "used", "change"])
 
 
 def _describe(column: Column, flag: Column | None) -> tuple[str, str, str, str]:
-    low, high = (f"{value:.{12 if value.is_integer() else 6}g}"
-                 for value in (column.low, column.high))  # fmt: skip
+    low, high = (
+        f"{value:.{12 if value.is_integer() else 6}g}" for value in (column.low, column.high)
+    )
     if column.dates is not None:
         low, high = column.restore_dtype(np.array([column.low, column.high])).astype(str)
     extent = f"{low} to {high}"

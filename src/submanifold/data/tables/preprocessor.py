@@ -125,8 +125,11 @@ class Preprocessor:
     def flags(self) -> dict[int, int]:
         """Coordinates of flags by those of their numbers."""
         flags = {column.name: index for index, column in enumerate(self.varying) if column.is_flag}
-        return {index: flags[column.name] for index, column in enumerate(self.varying)
-                if column.missing == "noise" and column.name in flags}  # fmt: skip
+        return {
+            index: flags[column.name]
+            for index, column in enumerate(self.varying)
+            if column.missing == "noise" and column.name in flags
+        }
 
     def split(self, names: Collection[str]) -> "tuple[Preprocessor, Preprocessor]":
         """Return preprocessors of the other columns, and of those with these names.
@@ -207,10 +210,14 @@ class Preprocessor:
         """Return which values of a table are categories that the training data do not have."""
         frame = as_frame(table, self.inputs).reset_index(drop=True)
         first = {column.name: column for column in reversed(self.columns)}
-        return pd.DataFrame({
-            name: frame[name].notna() & ~first[name].categories_of(frame[name]).isin(known)
-            for name, known in self.categories.items() if name in frame
-        }, frame.index)  # fmt: skip
+        return pd.DataFrame(
+            {
+                name: frame[name].notna() & ~first[name].categories_of(frame[name]).isin(known)
+                for name, known in self.categories.items()
+                if name in frame
+            },
+            frame.index,
+        )
 
     def beyond(self, table: Table) -> pd.Series:
         """Return the share of the rows that are beyond the training rows, by column of numbers."""
@@ -242,8 +249,10 @@ class Preprocessor:
     def missing(self, x: np.ndarray) -> np.ndarray:
         """Return where rows (N, D) have missing values, by column (:attr:`missing_codes`)."""
         x, columns = self._checked(x), self.varying
-        cells = (columns[index].cell(columns[index].restore(x[:, index])) == code
-                 for index, code in self.missing_codes.items())  # fmt: skip
+        cells = (
+            columns[index].cell(columns[index].restore(x[:, index])) == code
+            for index, code in self.missing_codes.items()
+        )
         return np.stack([np.zeros(len(x), bool), *cells], 1)[:, 1:]
 
     @cached_property
@@ -253,10 +262,11 @@ class Preprocessor:
         The flags of numbers are first, in the order of the numbers.
         """
         codes = dict.fromkeys(self.flags.values(), 1)
-        return codes | {index: column.names.index(MISSING)
-                        for index, column in enumerate(self.varying)
-                        if column.kind == "categorical"
-                        and (column.is_flag or column.missing == "category")}  # fmt: skip
+        return codes | {
+            index: column.names.index(MISSING)
+            for index, column in enumerate(self.varying)
+            if column.kind == "categorical" and (column.is_flag or column.missing == "category")
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-serializable description."""
@@ -324,13 +334,17 @@ class Preprocessor:
                 if ((numbers < column.low) | (numbers > column.high)).any():
                     changed.append(column.name)
         if changed:
-            log.warning("constant in the training data but not here, and ignored: %s",
-                        named(changed))  # fmt: skip
+            log.warning(
+                "constant in the training data but not here, and ignored: %s", named(changed)
+            )
         for name, is_unknown in self.unknown(frame).items():
             if is_unknown.any():
                 names = sorted(set(frame[str(name)][is_unknown.to_numpy()].astype(str)))
-                log.warning("column %s: the training data have no category %s; its rows are "
-                            "anomalies", named([str(name)]), named(names))  # fmt: skip
+                log.warning(
+                    "column %s: the training data have no category %s; its rows are anomalies",
+                    named([str(name)]),
+                    named(names),
+                )
 
     def check_names(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Return the known columns, with a warning of others; raise UserError for missing ones."""

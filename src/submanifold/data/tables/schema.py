@@ -148,9 +148,11 @@ def _fit(settings: TableFields, frame: pd.DataFrame, train: np.ndarray) -> Table
         complete = _complete(settings, frame)
         used, training = used[complete], training[complete]
     preprocessor = Preprocessor.fit(
-        used, columns={name: kinds[name] for name in names if name in kinds},
-        scale=settings.scale, training=training,
-    )  # fmt: skip
+        used,
+        columns={name: kinds[name] for name in names if name in kinds},
+        scale=settings.scale,
+        training=training,
+    )
     if settings.strict:
         _refuse_all_but_numbers(preprocessor.description, kinds)
     ignored = tuple(str(name) for name in frame if name not in names)
@@ -195,8 +197,11 @@ def _inputs(settings: TableFields, frame: pd.DataFrame) -> list[str]:
 
 
 def _kinds(settings: TableFields, frame: pd.DataFrame) -> dict[str, ColumnKind]:
-    return {name: kind for pattern, kind in settings.columns.items()
-            for name in matching("columns", [pattern], frame)}  # fmt: skip
+    return {
+        name: kind
+        for pattern, kind in settings.columns.items()
+        for name in matching("columns", [pattern], frame)
+    }
 
 
 def _name(setting: str, name: str, frame: pd.DataFrame) -> str:
@@ -222,8 +227,10 @@ def prepare_table(settings: TableFields, folder: Path, raw_folder: Path) -> Prep
         used = frame[[*schema.preprocessor.inputs]]
         hashes = pd.util.hash_pandas_object(used, index=False)
         dropped = settings.missing == "drop" and int((~_complete(settings, frame)).sum())
-        duplicates = {split: int(hashes[order[split]].isin(hashes[order["train"]]).sum())
-                      for split in ("valid", "test")}  # fmt: skip
+        duplicates = {
+            split: int(hashes[order[split]].isin(hashes[order["train"]]).sum())
+            for split in ("valid", "test")
+        }
         manifest = {
             "columns": schema.preprocessor.to_dict()["columns"],
             "description": schema.preprocessor.description.to_dict("records"),
@@ -280,22 +287,27 @@ def _notes(
         yield f"{dropped:,} rows with missing values are left out"
     for split, count in unseen.items():
         if count:
-            yield (f"{count:,} {split} rows are left out, because they have a category that the "
-                   "training rows do not have, and no density")  # fmt: skip
+            yield (
+                f"{count:,} {split} rows are left out, because they have a category that the "
+                "training rows do not have, and no density"
+            )
     for split, count in duplicates.items():
         if count:
             yield f"{count:,} of {len(order[split]):,} {split} rows equal a training row"
     if train < (dim := len(schema.preprocessor.varying)):
-        yield (f"there are fewer training rows ({train:,}) than columns ({dim:,}); the density is "
-               "not reliable")  # fmt: skip
+        yield (
+            f"there are fewer training rows ({train:,}) than columns ({dim:,}); the density is "
+            "not reliable"
+        )
 
 
 def _write(path: Path, frame: pd.DataFrame, preprocessor: Preprocessor, rows: np.ndarray) -> None:
     """Write transformed rows of a table; the noise depends on their numbers."""
     size = max(1, CHUNK_VALUES // len(preprocessor.inputs))
     parts = (rows[start : start + size] for start in range(0, len(rows), size))
-    chunks = (preprocessor.transform(frame.iloc[part][[*preprocessor.inputs]], part)
-              for part in parts)  # fmt: skip
+    chunks = (
+        preprocessor.transform(frame.iloc[part][[*preprocessor.inputs]], part) for part in parts
+    )
     write_chunks(path, chunks, (len(preprocessor.varying),), np.float32)
 
 

@@ -35,8 +35,12 @@ def supports(x: Tensor, nets: Iterable[nn.Module]) -> bool:
 
 def is_hooked(module: nn.Module) -> bool:
     """Whether a module has hooks, which only its call runs."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks,
-             module._backward_pre_hooks)  # fmt: skip
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
     return any(hooks)
 
 
@@ -140,8 +144,14 @@ def _is_glow_net(net: nn.Module, x: Tensor) -> bool:
     convolutions: list[Any] = [*net][::2]
     weights, channels = _weights(net), x.shape[1]
     width = len(weights[0])
-    shapes = [(width, channels // 2, 3, 3), (width,), (width, width, 1, 1), (width,),
-              (channels, width, 3, 3), (channels,)]  # fmt: skip
+    shapes = [
+        (width, channels // 2, 3, 3),
+        (width,),
+        (width, width, 1, 1),
+        (width,),
+        (channels, width, 3, 3),
+        (channels,),
+    ]
     return (
         channels % 2 == 0
         and all(weight is not None for weight in weights)  # convolutions may have no bias

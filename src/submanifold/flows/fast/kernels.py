@@ -111,9 +111,14 @@ def dual_step(
 
 
 def step_backward(
-    dz: Tensor, dlog_det: Tensor, saved: Saved, weights: Sequence[Tensor], dtype: torch.dtype,
-    inverse: bool, only_x: bool,
-) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
+    dz: Tensor,
+    dlog_det: Tensor,
+    saved: Saved,
+    weights: Sequence[Tensor],
+    dtype: torch.dtype,
+    inverse: bool,
+    only_x: bool,
+) -> tuple[Tensor, list[Tensor]]:
     """Compute the gradients of :func:`step`: of x, and of the weights unless ``only_x``."""
     weights = _in_order(weights)
     gradients = [] if only_x else [torch.empty_like(weight) for weight in weights]

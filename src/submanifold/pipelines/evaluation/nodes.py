@@ -36,10 +36,17 @@ def draw_samples(
 
 
 def evaluate(
-    hierarchy: Model, train: np.ndarray, test: np.ndarray, samples: np.ndarray,
-    baselines: dict[str, Any], groups: Groups,
-    histories: dict[str, Any], input_noise: float, evaluation: EvaluationSettings, device: str,
-) -> tuple[dict[str, Any], np.ndarray]:  # fmt: skip
+    hierarchy: Model,
+    train: np.ndarray,
+    test: np.ndarray,
+    samples: np.ndarray,
+    baselines: dict[str, Any],
+    groups: Groups,
+    histories: dict[str, Any],
+    input_noise: float,
+    evaluation: EvaluationSettings,
+    device: str,
+) -> tuple[dict[str, Any], np.ndarray]:
     """Evaluate the model and its samples, and project the first test images or vectors."""
     started, on = time.monotonic(), choose_device(device)
     measured, test_groups, draws = test, groups_of(groups, "test"), evaluation.dequantizations or 1
@@ -49,9 +56,16 @@ def evaluate(
         measured, test_groups = test[rows], None if test_groups is None else test_groups[rows]
         baselines = baselines | baselines["subsets"][str(MOST_COMPARED)]
     metrics = measure(
-        hierarchy, measured, baselines, input_noise, draws, on, test_groups, extent,
+        hierarchy,
+        measured,
+        baselines,
+        input_noise,
+        draws,
+        on,
+        test_groups,
+        extent,
         evaluation.volumes,
-    )  # fmt: skip
+    )
     if test.dtype == np.uint8:
         metrics |= sample_quality(train, test, samples, evaluation.inception_weights, on, groups)
     metrics["counts"] = {"train": len(train), "test": len(measured), "samples": len(samples)}
@@ -67,9 +81,13 @@ def evaluate(
 
 
 def illustrate(
-    hierarchy: Model, train: np.ndarray, test: np.ndarray, samples: np.ndarray, pca: np.ndarray,
+    hierarchy: Model,
+    train: np.ndarray,
+    test: np.ndarray,
+    samples: np.ndarray,
+    pca: np.ndarray,
     device: str,
-) -> dict[str, np.ndarray]:  # fmt: skip
+) -> dict[str, np.ndarray]:
     """Compute the images of the report: projections, neighbors of samples, and paths."""
     model = hierarchy.to(choose_device(device))
     shown = test[:PROJECTIONS]

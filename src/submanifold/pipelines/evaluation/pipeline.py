@@ -63,9 +63,18 @@ def create_pipeline(experiment: Experiment) -> Pipeline:
             ),
             Node(
                 nodes.evaluate,
-                inputs=["hierarchy", "x_train", "x_test", "samples", "baselines", "groups",
-                        "histories", "params:input_noise", "params:evaluation",
-                        "params:device"],
+                inputs=[
+                    "hierarchy",
+                    "x_train",
+                    "x_test",
+                    "samples",
+                    "baselines",
+                    "groups",
+                    "histories",
+                    "params:input_noise",
+                    "params:evaluation",
+                    "params:device",
+                ],
                 outputs=["metrics", "projections"],
                 name="evaluate",
                 tags="distributed",
@@ -74,4 +83,4 @@ def create_pipeline(experiment: Experiment) -> Pipeline:
         ],
         namespace="evaluation",
         prefix_datasets_with_namespace=False,
-    )  # fmt: skip
+    )

@@ -48,9 +48,16 @@ def gather_rows(data: Any, model: Model) -> tuple[np.ndarray, Groups]:
 
 
 def write_page(
-    scored: pd.DataFrame, measured: dict[str, Any], test: np.ndarray, ood: np.ndarray,
-    rows: dict[str, list[int]], dataset: str, ood_name: str, model: Model, model_file: str,
-) -> dict[str, Any]:  # fmt: skip
+    scored: pd.DataFrame,
+    measured: dict[str, Any],
+    test: np.ndarray,
+    ood: np.ndarray,
+    rows: dict[str, list[int]],
+    dataset: str,
+    ood_name: str,
+    model: Model,
+    model_file: str,
+) -> dict[str, Any]:
     """Write the page with rates, curves, and the images or rows that are confused."""
     from submanifold.plots.ood import (
         density_and_distance,
@@ -94,8 +101,14 @@ def write_page(
     fitted = Calibration.from_dict(model.calibration) if "groups" in model.calibration else None
     page = render(
         "ood.html",
-        dataset=dataset, ood=ood_name, main=main, run=run, write=format_interval, pictures=figures,
-        calibration=model.calibration, smallest_p_value=fitted and fitted.smallest_p_value,
+        dataset=dataset,
+        ood=ood_name,
+        main=main,
+        run=run,
+        write=format_interval,
+        pictures=figures,
+        calibration=model.calibration,
+        smallest_p_value=fitted and fitted.smallest_p_value,
         counts=measured["counts"],
         auroc=format_interval(measured["scores"][main]["auroc"], ".3f"),
         events="images" if of_images else "rows",
@@ -104,5 +117,5 @@ def write_page(
         confused=sections.confused_events(scored, measured, names, show),
         score=model_command(run, "score", "PICTURES" if of_images else "TABLE"),
         alarms=measured.get("alarms", []),
-    )  # fmt: skip
+    )
     return {"page": page, **figures}

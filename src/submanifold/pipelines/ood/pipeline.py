@@ -27,9 +27,16 @@ def create_pipeline(experiment: Experiment) -> Pipeline:
             GATHER_ROWS if experiment.data.kind == "table" else GATHER_IMAGES,
             Node(
                 score_parts,
-                inputs={"model": "hierarchy", "train": "x_train", "valid": "x_valid",
-                        "test": "x_test", "ood": "x_ood", "groups": "groups",
-                        "ood_groups": "ood_groups", "device": "params:device"},
+                inputs={
+                    "model": "hierarchy",
+                    "train": "x_train",
+                    "valid": "x_valid",
+                    "test": "x_test",
+                    "ood": "x_ood",
+                    "groups": "groups",
+                    "ood_groups": "ood_groups",
+                    "device": "params:device",
+                },
                 outputs="ood_scores",
                 name="score_ood",
             ),
@@ -41,8 +48,17 @@ def create_pipeline(experiment: Experiment) -> Pipeline:
             ),
             Node(
                 nodes.write_page,
-                inputs=["ood_scores", "ood_metrics", "x_test", "x_ood", "rows", "params:data_name",
-                        "params:ood", "hierarchy", "params:model_file"],
+                inputs=[
+                    "ood_scores",
+                    "ood_metrics",
+                    "x_test",
+                    "x_ood",
+                    "rows",
+                    "params:data_name",
+                    "params:ood",
+                    "hierarchy",
+                    "params:model_file",
+                ],
                 outputs={
                     "page": "ood_report",
                     "scores": "ood_scores_figure",
@@ -55,4 +71,4 @@ def create_pipeline(experiment: Experiment) -> Pipeline:
         ],
         namespace="ood",
         prefix_datasets_with_namespace=False,
-    )  # fmt: skip
+    )

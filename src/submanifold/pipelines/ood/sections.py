@@ -36,15 +36,17 @@ def score_rows(measured: Measured) -> list[dict[str, Any]]:
     rows = []
     for name in (name for name in DESCRIPTIONS if name in scores):
         auroc = scores[name]["auroc"]
-        rows.append({
-            "name": name,
-            "text": DESCRIPTIONS[name],
-            "cells": [format_interval(_rounded(scores[name][key]), ".3f") for key in MEASURES],
-            "is_main": name == main,
-            "is_linear": name in (*LINEAR, LINEAR_COMBINATION),
-            "is_inverted": (auroc["value"] if auroc["high"] is None else auroc["high"]) < 0.5,
-            **auroc,
-        })  # fmt: skip
+        rows.append(
+            {
+                "name": name,
+                "text": DESCRIPTIONS[name],
+                "cells": [format_interval(_rounded(scores[name][key]), ".3f") for key in MEASURES],
+                "is_main": name == main,
+                "is_linear": name in (*LINEAR, LINEAR_COMBINATION),
+                "is_inverted": (auroc["value"] if auroc["high"] is None else auroc["high"]) < 0.5,
+                **auroc,
+            }
+        )
     return sorted(rows, key=lambda row: -row["value"])
 
 
@@ -64,9 +66,11 @@ def thresholds(scored: pd.DataFrame, measured: Measured) -> dict[str, float]:
 
 
 def confused_events(
-    scored: pd.DataFrame, measured: Measured, names: Mapping[str, str],
+    scored: pd.DataFrame,
+    measured: Measured,
+    names: Mapping[str, str],
     show: Callable[[str, np.ndarray, np.ndarray], dict[str, Any]],
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[dict[str, Any]]:
     """Describe the most anomalous events of both parts, and the least anomalous OOD events.
 
     ``show`` returns what shows events, given their part, numbers and p-values.
@@ -81,8 +85,10 @@ def confused_events(
         order = np.argsort(of_part[main].to_numpy() * (-1 if word == "most" else 1), kind="stable")
         p_values = of_part[f"p_{main}"].to_numpy()[order[:IMAGES]]
         is_counted = (p_values > RATE) if outcome == "missed" else (p_values <= RATE)
-        text = (f"p-values {p_values.min():.2g} to {p_values.max():.2g}; {is_counted.sum()} of "
-                f"these {len(p_values)} are {outcome} at {RATE:.0%}")  # fmt: skip
+        text = (
+            f"p-values {p_values.min():.2g} to {p_values.max():.2g}; {is_counted.sum()} of "
+            f"these {len(p_values)} are {outcome} at {RATE:.0%}"
+        )
         shown = show(part, order[:IMAGES], p_values)
         entries.append({"name": f"“{names[part]}”, {word} anomalous", "text": text, **shown})
     return entries

@@ -69,10 +69,17 @@ def make_table(
 
 
 def report_images(
-    metrics: Metrics, hierarchy: Model, histories: dict[str, Any], test: np.ndarray,
-    samples: np.ndarray, samples_t07: np.ndarray, projections: np.ndarray,
-    illustrations: dict[str, np.ndarray], split_scores: pd.DataFrame, **shared: Any,
-) -> dict[str, Any]:  # fmt: skip
+    metrics: Metrics,
+    hierarchy: Model,
+    histories: dict[str, Any],
+    test: np.ndarray,
+    samples: np.ndarray,
+    samples_t07: np.ndarray,
+    projections: np.ndarray,
+    illustrations: dict[str, np.ndarray],
+    split_scores: pd.DataFrame,
+    **shared: Any,
+) -> dict[str, Any]:
     """Draw the figures of a model of images, and render the ``report`` (HTML)."""
     from submanifold.pipelines.reporting import sections
     from submanifold.plots.curves import dimension_curves
@@ -90,8 +97,11 @@ def report_images(
         figures[name] = image_grid(images[:64], columns=16, title=title)
     # at -3, -1, 1 and 3 standard deviations, because phones show four images in a row
     path, changed = illustrations["interpolation"], illustrations["traversal"][:, ::2]
-    nested = {name.removeprefix("by_dim_"): images for name, images in illustrations.items()
-              if name.startswith("by_dim_")}  # fmt: skip
+    nested = {
+        name.removeprefix("by_dim_"): images
+        for name, images in illustrations.items()
+        if name.startswith("by_dim_")
+    }
     content = {
         "projections": side_by_side(illustrations["originals"], illustrations),
         "by_dim": by_dim(illustrations["originals"], nested) if nested else None,
@@ -116,9 +126,15 @@ def report_images(
 
 
 def report_table(
-    metrics: Metrics, hierarchy: Model, histories: dict[str, Any], test: np.ndarray,
-    samples: np.ndarray, split_scores: pd.DataFrame, anomalies: pd.DataFrame, **shared: Any,
-) -> dict[str, Any]:  # fmt: skip
+    metrics: Metrics,
+    hierarchy: Model,
+    histories: dict[str, Any],
+    test: np.ndarray,
+    samples: np.ndarray,
+    split_scores: pd.DataFrame,
+    anomalies: pd.DataFrame,
+    **shared: Any,
+) -> dict[str, Any]:
     """Draw the figures of a model of a table, and render the ``report`` (HTML)."""
     from submanifold.pipelines.reporting import sections
     from submanifold.plots.curves import dimension_curves
@@ -134,15 +150,25 @@ def report_table(
         "dimensions": dimension_curves(metrics["curve"], dim, first_order, unit=unit),
     }
     content = sections.of_model(metrics, split_scores, hierarchy)
-    content |= {"columns": preprocessor.description, "number": format_value,
-                "anomalies": anomalies, "is_rotated": first_order is not None}  # fmt: skip
+    content |= {
+        "columns": preprocessor.description,
+        "number": format_value,
+        "anomalies": anomalies,
+        "is_rotated": first_order is not None,
+    }
     return _report("table", figures, content, metrics, hierarchy, histories, **shared)
 
 
 def report_synthetic(
-    metrics: Metrics, hierarchy: Model, histories: dict[str, Any], test: np.ndarray,
-    samples: np.ndarray, truth: Metrics, data: SyntheticSettings, **shared: Any,
-) -> dict[str, Any]:  # fmt: skip
+    metrics: Metrics,
+    hierarchy: Model,
+    histories: dict[str, Any],
+    test: np.ndarray,
+    samples: np.ndarray,
+    truth: Metrics,
+    data: SyntheticSettings,
+    **shared: Any,
+) -> dict[str, Any]:
     """Draw the learned and the true manifold, and render the ``report`` (HTML)."""
     from submanifold.pipelines.reporting.sections import quality
     from submanifold.plots.manifolds import manifold_figure
@@ -160,10 +186,20 @@ def _first_order(histories: dict[str, Any]) -> Metrics | None:
 
 
 def _report(
-    kind: Kind, figures: dict[str, Any], content: dict[str, Any], metrics: Metrics,
-    hierarchy: Model, histories: dict[str, Any], table: pd.DataFrame, model_file: str,
-    manifest: dict[str, Any], dataset: str, method: str, seed: int, device: str,
-) -> dict[str, Any]:  # fmt: skip
+    kind: Kind,
+    figures: dict[str, Any],
+    content: dict[str, Any],
+    metrics: Metrics,
+    hierarchy: Model,
+    histories: dict[str, Any],
+    table: pd.DataFrame,
+    model_file: str,
+    manifest: dict[str, Any],
+    dataset: str,
+    method: str,
+    seed: int,
+    device: str,
+) -> dict[str, Any]:
     from submanifold.pipelines.reporting.sections import written
     from submanifold.plots.curves import training_curves
 

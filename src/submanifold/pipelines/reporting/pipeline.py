@@ -14,15 +14,20 @@ TABLE = Node(
 SHARED = {
     **{name: name for name in ("metrics", "hierarchy", "manifest", "histories", "samples")},
     **{name: f"params:{name}" for name in ("model_file", "method", "seed", "device")},
-    "table": "metrics_table", "dataset": "params:data_name", "test": "x_test",
-}  # fmt: skip
+    "table": "metrics_table",
+    "dataset": "params:data_name",
+    "test": "x_test",
+}
 BY_KIND = {
     "images": [
         TABLE,
         Node(
             nodes.report_images,
-            inputs=SHARED | {name: name for name in (
-                "samples_t07", "projections", "illustrations", "split_scores")},
+            inputs=SHARED
+            | {
+                name: name
+                for name in ("samples_t07", "projections", "illustrations", "split_scores")
+            },
             outputs={
                 "report": "report",
                 "curves": "curves_figure",
@@ -63,7 +68,7 @@ BY_KIND = {
             name="write_report",
         ),
     ],
-}  # fmt: skip
+}
 
 
 def create_pipeline(experiment: Experiment) -> Pipeline:

@@ -84,8 +84,14 @@ def quality(metrics: Metrics, truth: Metrics | None = None) -> list[dict[str, st
     def add(name: str, measured: Any, what: str = "", reference: Any = None) -> None:
         metric = METRICS[name]
         text = f"{what}: {written(name, reference)}" if reference is not None else NONE
-        rows.append({"name": metric.label.replace(SUBSET, ""), "help": metric.help,
-                     "value": metric.write(measured), "reference": text})  # fmt: skip
+        rows.append(
+            {
+                "name": metric.label.replace(SUBSET, ""),
+                "help": metric.help,
+                "value": metric.write(measured),
+                "reference": text,
+            }
+        )
 
     for name in ("divergence", "projection_distance", "sample_distance"):
         if truth is not None and name in truth:
@@ -98,8 +104,12 @@ def quality(metrics: Metrics, truth: Metrics | None = None) -> list[dict[str, st
     for name in ("fid", "frechet_distance", "kid", "precision", "recall"):
         if name in metrics:
             add(name, metrics[name], "training images", training.get(name))
-    add("seconds.training", metrics["seconds"]["training"], "evaluation",
-        metrics["seconds"]["evaluation"])  # fmt: skip
+    add(
+        "seconds.training",
+        metrics["seconds"]["training"],
+        "evaluation",
+        metrics["seconds"]["evaluation"],
+    )
     return rows
 
 
@@ -117,8 +127,9 @@ def _errors_over_pca(metrics: Metrics) -> list[dict[str, str]]:
         "Squared error of nearest projections as a multiple of that of PCA with as many axes, of "
         f"{curve['n']} evenly spaced test events. Below 1 is better than PCA."
     )
-    return [{"name": "error over PCA's", "help": text, "value": ", ".join(texts),
-             "reference": "PCA: 1"}]  # fmt: skip
+    return [
+        {"name": "error over PCA's", "help": text, "value": ", ".join(texts), "reference": "PCA: 1"}
+    ]
 
 
 def likelihood(scored: pd.DataFrame, gaussian: Metrics | None = None) -> dict[str, Any]:

@@ -35,8 +35,11 @@ def plan_steps(
     ``data`` are any :data:`.DataSettings`; Kedro warns about unions. ``first`` are the first steps
     of trainings in the curves of the run.
     """
-    usual = {name: phase.training.steps for name, phase in phases.items()
-             if isinstance(phase, PhaseSettings)}  # fmt: skip
+    usual = {
+        name: phase.training.steps
+        for name, phase in phases.items()
+        if isinstance(phase, PhaseSettings)
+    }
     steps: dict[str, Any] = {name: getattr(phase, "probes", None) for name, phase in phases.items()}
     steps |= usual
     seconds: dict[str, float | None] = dict.fromkeys(phases)
@@ -67,23 +70,46 @@ def encode(
 
 
 def train(
-    train: np.ndarray, valid: np.ndarray, before: Any, schedule: dict[str, Any], folder: str,
-    name: str, phase: PhaseSettings, model: ModelSettings, data: Any, seed: int, device: str,
-) -> tuple[Model, dict[str, Any]]:  # fmt: skip
+    train: np.ndarray,
+    valid: np.ndarray,
+    before: Any,
+    schedule: dict[str, Any],
+    folder: str,
+    name: str,
+    phase: PhaseSettings,
+    model: ModelSettings,
+    data: Any,
+    seed: int,
+    device: str,
+) -> tuple[Model, dict[str, Any]]:
     """Train the stages of a phase; see :func:`.train_phase`."""
     phase = with_steps(phase, schedule["steps"][name], schedule["seconds"][name])
     trained, history = train_phase(
-        phase, model, before, train, valid, seed, choose_device(device), folder, name,
+        phase,
+        model,
+        before,
+        train,
+        valid,
+        seed,
+        choose_device(device),
+        folder,
+        name,
         log_callback(schedule["first"][name], phase.stages[0]),
         data.read().inputs if isinstance(data, TableSettings) else None,
-    )  # fmt: skip
+    )
     return trained, {**history, "minutes": schedule["minutes"]}
 
 
 def rotate(
-    train: np.ndarray, before: Hierarchy, schedule: dict[str, Any], folder: str, name: str,
-    phase: RotationSettings, seed: int, device: str,
-) -> tuple[Model, dict[str, Any]]:  # fmt: skip
+    train: np.ndarray,
+    before: Hierarchy,
+    schedule: dict[str, Any],
+    folder: str,
+    name: str,
+    phase: RotationSettings,
+    seed: int,
+    device: str,
+) -> tuple[Model, dict[str, Any]]:
     """Rotate the latents of a stage; see :func:`.rotate_phase`."""
     phase = with_steps(phase, schedule["steps"][name])
     on = choose_device(device)

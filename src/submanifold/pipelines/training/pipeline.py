@@ -10,63 +10,101 @@ def train(name: str) -> Node:
     """Train the stages of a phase."""
     return Node(
         nodes.train,
-        inputs=["train", "valid", "before", "schedule", "params:folder", "params:name",
-                "params:settings", "params:model", "params:data", "params:seed", "params:device"],
+        inputs=[
+            "train",
+            "valid",
+            "before",
+            "schedule",
+            "params:folder",
+            "params:name",
+            "params:settings",
+            "params:model",
+            "params:data",
+            "params:seed",
+            "params:device",
+        ],
         outputs=["model", "history"],
         name=f"train_{name}",
         tags="distributed",
-    )  # fmt: skip
+    )
 
 
 def rotate(name: str) -> Node:
     """Rotate the latents of a stage."""
     return Node(
         nodes.rotate,
-        inputs=["train", "before", "schedule", "params:folder", "params:name", "params:settings",
-                "params:seed", "params:device"],
+        inputs=[
+            "train",
+            "before",
+            "schedule",
+            "params:folder",
+            "params:name",
+            "params:settings",
+            "params:seed",
+            "params:device",
+        ],
         outputs=["model", "history"],
         name=f"fit_{name}",
         tags="distributed",
-    )  # fmt: skip
+    )
 
 
 def encode(name: str) -> Node:
     """Encode the data of a phase by the stages before it."""
     return Node(
         nodes.encode,
-        inputs=["encoder", "x_train", "x_valid", "params:encoding_stages", "params:seed",
-                "params:device"],
+        inputs=[
+            "encoder",
+            "x_train",
+            "x_valid",
+            "params:encoding_stages",
+            "params:seed",
+            "params:device",
+        ],
         outputs=["u_train", "u_valid"],
         name=f"encode_for_{name}",
         tags="distributed",
-    )  # fmt: skip
+    )
 
 
 def create_pipeline(experiment: Experiment) -> Pipeline:
     """Build the phases of an experiment, each in its namespace, and the finished model."""
-    pipeline = Pipeline([
-        Node(
-            nodes.plan_steps,
-            inputs=["params:minutes", "params:phases", "params:model", "params:data",
-                    "params:device"],
-            outputs="schedule",
-            name="plan_steps",
-        ),
-        Node(
-            nodes.collect_histories,
-            inputs=[f"{name}.history" for name in experiment.phases],
-            outputs="histories",
-            name="collect_histories",
-        ),
-        Node(
-            nodes.calibrate_model,
-            inputs=[f"{[*experiment.phases][-1]}.model", "params:data", "x_train", "x_valid",
-                    "groups", "params:device"],
-            outputs="hierarchy",
-            name="calibrate",
-            tags="distributed",
-        ),
-    ])  # fmt: skip
+    pipeline = Pipeline(
+        [
+            Node(
+                nodes.plan_steps,
+                inputs=[
+                    "params:minutes",
+                    "params:phases",
+                    "params:model",
+                    "params:data",
+                    "params:device",
+                ],
+                outputs="schedule",
+                name="plan_steps",
+            ),
+            Node(
+                nodes.collect_histories,
+                inputs=[f"{name}.history" for name in experiment.phases],
+                outputs="histories",
+                name="collect_histories",
+            ),
+            Node(
+                nodes.calibrate_model,
+                inputs=[
+                    f"{[*experiment.phases][-1]}.model",
+                    "params:data",
+                    "x_train",
+                    "x_valid",
+                    "groups",
+                    "params:device",
+                ],
+                outputs="hierarchy",
+                name="calibrate",
+                tags="distributed",
+            ),
+        ]
+    )
     arrays: dict[Source | None, str] = {None: "x"}
     before = "params:untrained"
     for name, source in experiment.sources.items():

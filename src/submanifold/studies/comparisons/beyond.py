@@ -40,8 +40,9 @@ NAMES = [row.name for row in ROWS]
 NEEDS = {
     f"{data}: {label}": {"dataset": data, **params}
     for data, papers in PAGE["data"].items()
-    for label, params in PAGE["experiments"].items() if label in (*ALWAYS, *papers)
-}  # fmt: skip
+    for label, params in PAGE["experiments"].items()
+    if label in (*ALWAYS, *papers)
+}
 """Parameters of the experiments, by labels ``<data>: <label of a row>``."""
 
 
@@ -71,22 +72,31 @@ def make(runs: Runs) -> Content:
                 measured += results.as_rows(of_dim, data=name, row=row.name, seed=seed, dim=dim)
     data = results.in_order(measured, NAMES)
     summary = results.summarize(data, PAGE["data"])
-    at_main = {name: {method: row | _relative_errors(row)
-                      for (method, dim), row in rows.items() if dim == MAIN_DIM}
-               for name, rows in summary.items()}  # fmt: skip
+    at_main = {
+        name: {
+            method: row | _relative_errors(row)
+            for (method, dim), row in rows.items()
+            if dim == MAIN_DIM
+        }
+        for name, rows in summary.items()
+    }
     tables = {}
     if summary:
-        tables["Goals"] = _side_by_side({name: goals(data[data["data"] == name]).set_index("goal")
-                                         for name in summary})  # fmt: skip
-        tables[f"All methods at d = {MAIN_DIM}"] = _side_by_side({
-            name: results.table(rows, "method", PAGE["columns"]).set_index("method")
-            for name, rows in at_main.items()
-        })  # fmt: skip
+        tables["Goals"] = _side_by_side(
+            {name: goals(data[data["data"] == name]).set_index("goal") for name in summary}
+        )
+        tables[f"All methods at d = {MAIN_DIM}"] = _side_by_side(
+            {
+                name: results.table(rows, "method", PAGE["columns"]).set_index("method")
+                for name, rows in at_main.items()
+            }
+        )
     figures = {
-        f"{name}: bits per dimension against squared error, d = {MAIN_DIM}":
-            frontier(results.tradeoff(rows))
+        f"{name}: bits per dimension against squared error, d = {MAIN_DIM}": frontier(
+            results.tradeoff(rows)
+        )
         for name, rows in at_main.items()
-    }  # fmt: skip
+    }
     return results.comparison("beyond", PAGE, data, tables, figures)
 
 
@@ -98,8 +108,10 @@ def _side_by_side(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 def _relative_errors(row: Measured) -> Measured:
     """Ratios of the errors of both projections to that of PCA."""
-    return {f"{name}_of_pca": {"value": row[name]["value"] / row["pca"]["value"]}
-            for name in ("default", "nearest")}  # fmt: skip
+    return {
+        f"{name}_of_pca": {"value": row[name]["value"] / row["pca"]["value"]}
+        for name in ("default", "nearest")
+    }
 
 
 def goals(data: pd.DataFrame) -> pd.DataFrame:

@@ -89,8 +89,12 @@ def measure_images(run: CachedRun, models: Sequence[Model]) -> list[Measured]:
             pca_errors = per_event(pca.squared_errors, batches)[:, model.dim]
             measured["pca"] = mean_interval(pca_errors, groups)
         generator = torch.Generator().manual_seed(0)
-        samples = np.concatenate([stored(model.sample(SAMPLED_AT_ONCE, generator=generator))
-                                  for _ in range(IMAGE_SAMPLES // SAMPLED_AT_ONCE)])  # fmt: skip
+        samples = np.concatenate(
+            [
+                stored(model.sample(SAMPLED_AT_ONCE, generator=generator))
+                for _ in range(IMAGE_SAMPLES // SAMPLED_AT_ONCE)
+            ]
+        )
         quality = sample_quality(run.load("x_train"), test, samples, None, device, run.groups)
         names = "precision", "recall", "kid", "frechet_distance"
         by_model.append(measured | {name: quality[name] for name in names})

@@ -29,18 +29,24 @@ def make(runs: Runs) -> Content:
             rows += results.as_rows(measured, data=pair, row=score, seed=seed)
     data = results.in_order(rows, ORDER)
     summary = results.summarize(data, PAIRS)
-    aurocs = {pair: {name: _clipped(row["auroc"]) for name, row in scores.items()}
-              for pair, scores in summary.items()}  # fmt: skip
+    aurocs = {
+        pair: {name: _clipped(row["auroc"]) for name, row in scores.items()}
+        for pair, scores in summary.items()
+    }
     tables, figures = {}, {}
     if aurocs:
         tables["Goals"] = pd.DataFrame([_compare(pair, of) for pair, of in aurocs.items()])
         names = [name for name in ORDER if any(name in of for of in aurocs.values())]
-        cells = {pair: {name: format_interval(of.get(name), ".4f") for name in names}
-                 for pair, of in aurocs.items()}  # fmt: skip
+        cells = {
+            pair: {name: format_interval(of.get(name), ".4f") for name in names}
+            for pair, of in aurocs.items()
+        }
         tables["AUROC of each score"] = pd.DataFrame(cells).rename_axis("score").reset_index()
         caption = "AUROC of each score on each pair; linear scores are grey"
-        values = {pair: {name: auroc["value"] for name, auroc in of.items()}
-                  for pair, of in aurocs.items()}  # fmt: skip
+        values = {
+            pair: {name: auroc["value"] for name, auroc in of.items()}
+            for pair, of in aurocs.items()
+        }
         figures[caption] = auroc_dots(values, BASELINES)
     return results.comparison("ood", PAGE, data, tables, figures)
 
@@ -62,17 +68,21 @@ def _compare(pair: str, aurocs: Measured) -> dict[str, str]:
     (linear, of_linear), (single, of_single) = best(BASELINES), best(SCORES)
     wanted = [] if goal is None else [(f"at least {goal:g}", goal)]
     wanted += [("above the best linear score", of_linear["value"])] if linear else []
-    missed = [f"{text}: missed by {value - ours['value']:.4f}"
-              for text, value in wanted if ours["value"] < value]  # fmt: skip
+    missed = [
+        f"{text}: missed by {value - ours['value']:.4f}"
+        for text, value in wanted
+        if ours["value"] < value
+    ]
     return {
         "pair": pair,
         "wanted": ", ".join(text for text, _ in wanted),
         "combination": format_interval(ours, ".4f"),
         "best linear score": f"{format_interval(of_linear, '.4f')} ({linear})" if linear else NONE,
         "": "; ".join(missed) or "met",
-        "best single score, picked with the labels":
-            f"{format_interval(of_single, '.4f')} ({single})",
-    }  # fmt: skip
+        "best single score, picked with the labels": (
+            f"{format_interval(of_single, '.4f')} ({single})"
+        ),
+    }
 
 
 TARGET = Target("Out-of-distribution detection", PAIRS, make, seeds=True)

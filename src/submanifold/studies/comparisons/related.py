@@ -120,8 +120,10 @@ def make(runs: Runs) -> Content:
 
 def _grid(points: Mapping[str, Mapping[str, Measured]], measure: str) -> pd.DataFrame:
     """Values of a measure by system and data set."""
-    numbers = {name: {system: value(row, measure) for system, row in rows.items()}
-               for name, rows in points.items()}  # fmt: skip
+    numbers = {
+        name: {system: value(row, measure) for system, row in rows.items()}
+        for name, rows in points.items()
+    }
     grid = pd.DataFrame(numbers, dtype=float)
     return grid.reindex([system for system in SYSTEMS if system in grid.index])
 
@@ -134,14 +136,19 @@ def _summary(
     for name in shares.index:
         system = SYSTEMS[name]
         tried = {data: of for data, of in points.items() if name in of}
-        kinds = {"M": ("manifolds", system.has_manifold, shares <= LARGEST_SHARE),
-                 "D": ("densities", system.has_density, nats <= LARGEST_DIVERGENCE)}  # fmt: skip
+        kinds = {
+            "M": ("manifolds", system.has_manifold, shares <= LARGEST_SHARE),
+            "D": ("densities", system.has_density, nats <= LARGEST_DIVERGENCE),
+        }
         row = {"system": name}
         for column, exists, finds in kinds.values():
             count = f"{finds.loc[name, [*tried]].sum()} of {len(tried)}"
             row[column] = count if exists else "not available"
-        times = [value(of[name], "seconds") / value(of[OURS], "seconds")
-                 for of in tried.values() if OURS in of]  # fmt: skip
+        times = [
+            value(of[name], "seconds") / value(of[OURS], "seconds")
+            for of in tried.values()
+            if OURS in of
+        ]
         row["seconds, nested = 1"] = f"{sum(times) / len(times):.1f}" if times else NONE
         for data in points:
             marks = "".join(mark for mark, (*_, finds) in kinds.items() if finds.loc[name, data])

@@ -8,8 +8,10 @@ from submanifold.studies.pages import Content, Runs, Target
 from submanifold.studies.paper.tables import needs_of, paper_cells, params_of
 
 PR_D = params_of("celeba", "PR-D", "3072-500")
-BY_DELTA = {f"delta = {delta}": {**PR_D, "stage_1.reconstruction.delta": delta}
-            for delta in (0.01, 0.03, 0.1, 0.3)}  # fmt: skip
+BY_DELTA = {
+    f"delta = {delta}": {**PR_D, "stage_1.reconstruction.delta": delta}
+    for delta in (0.01, 0.03, 0.1, 0.3)
+}
 DIM_100 = {
     "end-to-end training": params_of("celeba", "EE-M", "3072-500-100"),
     "hierarchical training": params_of("celeba", "H-MM", "3072-500-100"),
@@ -25,12 +27,15 @@ def by_delta(runs: Runs) -> dict[float, list]:
 
 def _samples(runs: Runs) -> Content:
     columns = 2 if len(runs) == 4 else 3
-    return Content(figures={
-        f"Samples at temperature {temperature:g}": sample_panels(
-            {label: np.asarray(of_label[0].load(name)) for label, of_label in runs.items()}, columns
-        )
-        for name, temperature in TEMPERATURES.items()
-    })  # fmt: skip
+    return Content(
+        figures={
+            f"Samples at temperature {temperature:g}": sample_panels(
+                {label: np.asarray(of_label[0].load(name)) for label, of_label in runs.items()},
+                columns,
+            )
+            for name, temperature in TEMPERATURES.items()
+        }
+    )
 
 
 def _figure_4(runs: Runs) -> Content:

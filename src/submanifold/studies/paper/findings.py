@@ -45,11 +45,17 @@ class Finding(NamedTuple):
 def check_findings(runs: Runs) -> Content:
     """Check every claim of the paper; the table has one row for each comparison."""
     page = read_page("paper/findings")
-    table = pd.DataFrame([
-        *(compare(runs, claim, *pair) for claim, pairs in page["claims"].items() for pair in pairs),
-        *smaller_delta_loses_outliers(runs),
-        end_to_end_is_unstable(runs),
-    ])  # fmt: skip
+    table = pd.DataFrame(
+        [
+            *(
+                compare(runs, claim, *pair)
+                for claim, pairs in page["claims"].items()
+                for pair in pairs
+            ),
+            *smaller_delta_loses_outliers(runs),
+            end_to_end_is_unstable(runs),
+        ]
+    )
     intervals = page["several_seeds" if max(map(len, runs.values())) > 1 else "one_seed"]
     notes = [page["data"], intervals, page["verdicts"]]
     return Content({"Claims": table}, data=table, notes=notes, conclusions=summary(table))
@@ -77,8 +83,10 @@ def compare(runs: Runs, claim: str, metric: str, first: str, expected: str, seco
     comparison = f"{first.removesuffix(dataset)} against {second}"
     if not {first, second} <= runs.keys():
         return Finding(claim, comparison)
-    pairs = [[run.load("metrics")[metric] for run in pair]
-             for pair in zip(runs[first], runs[second], strict=False)]  # fmt: skip
+    pairs = [
+        [run.load("metrics")[metric] for run in pair]
+        for pair in zip(runs[first], runs[second], strict=False)
+    ]
     comparison += _counted(len(pairs))
     return _judge(claim, comparison, _difference(pairs), metric, expected)
 
@@ -185,12 +193,17 @@ def _stability(histories: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
     return text, bool(rollbacks or warnings) or rise > RISE
 
 
-CLAIMED = {label for pairs in read_page("paper/findings")["claims"].values()
-           for _, first, _, second in pairs for label in (first, second)}  # fmt: skip
+CLAIMED = {
+    label
+    for pairs in read_page("paper/findings")["claims"].values()
+    for _, first, _, second in pairs
+    for label in (first, second)
+}
 CELEBA = needs_of([*paper_cells(1), *control_cells(1)[:1], *paper_cells(2)])
 ROOMS = {name + BEDROOMS: need for name, need in needs_of(paper_cells(3)).items()}
 TARGET = Target(
     "The paper's findings, checked at the size of a laptop",
     {name: need for name, need in (CELEBA | ROOMS).items() if name in CLAIMED} | BY_DELTA | DIM_100,
-    check_findings, seeds=True,
-)  # fmt: skip
+    check_findings,
+    seeds=True,
+)

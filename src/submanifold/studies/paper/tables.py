@@ -64,16 +64,22 @@ def results_table(table: int, stage_dims: Mapping[str, str], runs: Runs) -> pd.D
         measured[FLOOR] = [{"counts": first["counts"], **first["training_images"]}]
     rows = [
         {
-            "method": method, "stage_dims": stage_dims.get(method, ""), "metric": column,
-            **over_seeds([metric.read(metrics) for metrics in seeds]), "seeds": len(seeds),
+            "method": method,
+            "stage_dims": stage_dims.get(method, ""),
+            "metric": column,
+            **over_seeds([metric.read(metrics) for metrics in seeds]),
+            "seeds": len(seeds),
             **{f"n_{name}": seeds[0]["counts"][name] for name in ("train", "test", "samples")},
         }
         for method, seeds in measured.items()
         for column, metric in COMPARED.items()
-        if column in set(printed["metric"]) or any(
-            metric.read(metrics) is not None for of_seeds in measured.values()
-            for metrics in of_seeds)
-    ]  # fmt: skip
+        if column in set(printed["metric"])
+        or any(
+            metric.read(metrics) is not None
+            for of_seeds in measured.values()
+            for metrics in of_seeds
+        )
+    ]
     printed = printed.rename(columns={"value": "paper", "spread": "paper_spread"})
     keys = ["method", "stage_dims", "metric"]
     frame = pd.DataFrame(rows).astype(dict.fromkeys(ENDS, float))
