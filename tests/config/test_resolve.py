@@ -1,60 +1,29 @@
 """From tables and choices to one experiment."""
 
 import re
-import shutil
 from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
 from submanifold.common.errors import UserError
-from submanifold.common.settings import Settings, flatten
-from submanifold.config import cache_keys
-from submanifold.config.cache_keys import artifact_keys
-from submanifold.config.merge import find_data, format_params, merge, parse_params
-from submanifold.config.resolve import default_method, packaged_tables, resolve
-from submanifold.config.schema import effective, nest
-from submanifold.losses import Loss
+from submanifold.common.settings import flatten
+from submanifold.config.keys import artifact_keys
+from submanifold.config.merge import find_data, format_params, parse_params
+from submanifold.config.resolve import default_method, packaged_tables
+from submanifold.config.resolve import resolve as select
+from submanifold.config.schema import effective
+from submanifold.config.validate import validate
 
 BASE = packaged_tables()
 
 
-TABLES = """
-dataset: photos
-method: two
-seed: 3
-device: cpu
-datasets: {photos: {source: photos, size: 8}, folder: {source: folder}}
-methods:
-  two:
-    stage_1: {flow: {type: glow}, dim: 20}
-    stage_2: {dim: 10}
-    phases: {first: {stages: 1}, second: {stages: 2}}
-  one: {stage_1: {flow: {type: glow}, dim: 9}, phases: {first: null}}
-  both: {stage_1: {flow: {type: glow}, dim: 20}, stage_2: {dim: 10}, phases: {first: {}}}
-stage_defaults:
-  glow:
-    flow: {type: glow, levels: 2, steps: 1, width: 4, whiten: true}
-    phase:
-      reconstruction: &penalty {penalty: mse, weight: 1.0, space: image, delta: 0.1}
-      training: {steps: 7, learning_rate: 0.001}
-  realnvp:
-    flow: {type: realnvp, couplings: 2}
-    phase: &vectors {reconstruction: *penalty, training: {steps: 9, learning_rate: 0.0001}}
-  affine: {flow: {type: affine}, phase: *vectors}
-training_defaults:
-  {batch_size: 8, warmup: 0, cooldown_fraction: 0.0, muon_lr: 0.02, clip: 1.0, ema: 0.9,
-   validate_every: 5, precision: float32}
-evaluation: {samples: 10, dequantizations: 1, inception_weights: null}
-"""
-
-
-@pytest.fixture
-def tables():
-    """Parameters as Kedro merges them from conf/base."""
-    return yaml.safe_load(TABLES)
+def resolve(parameters):
+    """Select an experiment and check it, as a run does."""
+    experiment = select(parameters)
+    validate(experiment)
+    return experiment
 
 
 def trained(experiment):
@@ -271,239 +240,6 @@ def test_a_stage_may_have_a_list_of_flows(tables):
         resolve({**tables, "stage_2": {"flow": [{"type": "affine"}, {"type": "glow"}]}})
     with pytest.raises(UserError, match=r"stage_2\.flow.* at least 1"):
         resolve({**tables, "stage_2": {"flow": []}})
-
-
-MODELS = {"first", "second", "second.u", "model", "run"}
-CHANGES = {
-    # what is changed: which keys change
-    "nothing": ({}, set()),
-    "device": ({"device": "cuda"}, set()),
-    "path of the data": ({"data": {"path": None}}, set()),
-    "evaluation": ({"evaluation": {"samples": 9}}, {"run"}),
-    "stage 2": ({"stage_2": {"dim": 9}}, {"second", "model", "run"}),
-    "training of phase 2": ({"second": {"training": {"clip": 3.0}}}, {"second", "model", "run"}),
-    "phase 1": ({"first": {"reconstruction": {"weight": 0.3}}}, MODELS),
-    "stage 1": ({"stage_1": {"dim": 19}}, MODELS),
-    "seed": ({"seed": 4}, MODELS),
-    "data": ({"data": {"channels": 1}}, {"data", "baselines"} | MODELS),
-}
-
-
-@pytest.mark.parametrize("what", CHANGES)
-def test_a_key_changes_with_what_its_artifact_depends_on_and_nothing_else(tables, what):
-    given, changed = CHANGES[what]
-    before = artifact_keys(resolve(tables), Path())
-    after = artifact_keys(resolve({**tables, **given}), Path())
-    if what.startswith(("stage", "phase", "training")) or what == "data":
-        changed = changed | {"schedule"}  # the measured steps
-    assert {name for name in before if before[name] != after[name]} == changed
-
-
-EDITS = {
-    # what is edited: (file, text before, text after, changed keys)
-    "a flow": ("flows/coupling.py", "torch.tanh(", "torch.atan(", MODELS),
-    "a template": ("plots/templates/base.html", "<body", "<body id=x", {"run"}),
-    "docstrings": ("flows/coupling.py", '."""', """. See `x["y"]`, '#'.\"\"\"""", set()),
-    "a new docstring": (
-        "flows/coupling.py",
-        "        super().__",
-        '        """Note."""\n        super().__',
-        set(),
-    ),
-    "a comment": ("flows/coupling.py", "\n\n", "  # torch.atan\n    # a note\n\n\n", set()),
-}
-
-
-@pytest.mark.parametrize("what", EDITS)
-def test_keys_change_with_the_code_but_not_with_comments(tables, tmp_path, monkeypatch, what):
-    file, old, new, changed = EDITS[what]
-    before = artifact_keys(resolve(tables), Path())
-    ignored = shutil.ignore_patterns("__pycache__")
-    package = shutil.copytree(cache_keys.PACKAGE, tmp_path / "package", ignore=ignored)
-    monkeypatch.setattr(cache_keys, "PACKAGE", package)
-    text = (package / file).read_text()
-    assert old in text
-    (package / file).write_text(text.replace(old, new))
-    after = artifact_keys(resolve(tables), Path())
-    assert {name for name in before if before[name] != after[name]} - {"schedule"} == changed
-
-
-PHASES = {"first", "second", "second.u", "model", "run", "ood_run"}
-TRAINED = {"schedule"} | PHASES
-MEASURED = {"baselines", "model", "run", "ood_run"}
-PACKAGES = {
-    "common": TRAINED,
-    "config": set(),
-    "data": {"data", "baselines", "ood_data"} | TRAINED,
-    "evaluation": MEASURED,
-    "flows": TRAINED,
-    "geometry": TRAINED,
-    "inference": {"run", "ood_run"},
-    "inverse": MEASURED,
-    "losses": TRAINED,
-    "models": TRAINED,
-    "pipelines/data": set(),
-    "pipelines/evaluation": {"run"},
-    "pipelines/ood": {"ood_run"},
-    "pipelines/reporting": {"run"},
-    "pipelines/training": set(),
-    "plots": {"run", "ood_run"},
-    "runs": set(),
-    "studies": set(),
-    "training": TRAINED,
-}
-"""The keys that change with the code of a package."""
-FIELDS = {
-    "dataset": {"data", "baselines"} | TRAINED,
-    "method": {"model", "run"},
-    "seed": PHASES,
-    "ood": {"ood_data", "ood_run"},
-    "minutes": TRAINED,
-    "model.charts": TRAINED,
-    "data": {"data", "baselines"} | TRAINED,
-    "evaluation": {"run"},
-    "ood_data": {"ood_data", "ood_run"},
-    "name": set(),
-    "device": set(),
-    "threads": set(),
-    "register_as": set(),
-    "rotated": set(),  # phases depend on it
-    "charts": set(),  # model.charts depends on it
-}
-"""The keys that change with a setting, or with any setting of a group."""
-ELSEWHERE = ("model.stages", "phases")  # the settings of these have a test of their own
-OTHERS = {"photos": "mnist", "mnist": "photos", None: "folder"}
-
-
-def names_of_settings(settings, prefix=""):
-    """Names with dots of all settings of an experiment, except the paths of its data."""
-    for name in type(settings).model_fields:
-        value = getattr(settings, name)
-        if isinstance(value, Settings):
-            yield from names_of_settings(value, f"{prefix}{name}.")
-        elif name != "path" and f"{prefix}{name}" not in ELSEWHERE:
-            yield prefix + name
-
-
-def with_another_value(settings, name):
-    first, _, rest = name.partition(".")
-    value = getattr(settings, first)
-    if rest:
-        other = with_another_value(value, rest)
-    elif value in OTHERS:
-        other = OTHERS[value]
-    else:
-        other = f"{value}-other" if isinstance(value, str) else value + 1
-    return settings.model_copy(update={first: other})
-
-
-def with_ood(tables):
-    tables["datasets"]["mnist"] = {"source": "mnist"}
-    return resolve({**tables, "ood": "mnist"})
-
-
-def changed_keys(before, after):
-    return {name for name in before if before[name] != after[name]}
-
-
-def test_every_setting_is_in_the_keys_of_what_depends_on_it(tables):
-    experiment = with_ood(tables)
-    before = artifact_keys(experiment, Path())
-    names = [*names_of_settings(experiment)]
-    assert {name.partition(".")[0] for name in names} == {name.partition(".")[0] for name in FIELDS}
-    for name in names:
-        expected = FIELDS[name] if name in FIELDS else FIELDS[name.partition(".")[0]]
-        after = artifact_keys(with_another_value(experiment, name), Path())
-        assert changed_keys(before, after) == expected, name
-
-
-def test_every_package_is_in_the_keys_of_what_depends_on_it(tables, tmp_path, monkeypatch):
-    folders = {
-        path.parent.relative_to(cache_keys.PACKAGE).as_posix()
-        for pattern in ("*", "pipelines/*")
-        for path in cache_keys.PACKAGE.glob(f"{pattern}/__init__.py")
-    }
-    assert folders - {"pipelines"} == PACKAGES.keys()
-
-    def keys(edited):
-        for name in PACKAGES:
-            module = tmp_path / f"with {edited}" / name / "module.py"
-            module.parent.mkdir(parents=True)
-            module.write_text(f"x = {int(name == edited)}")
-        monkeypatch.setattr(cache_keys, "PACKAGE", tmp_path / f"with {edited}")
-        return artifact_keys(experiment, Path())
-
-    experiment = with_ood(tables)
-    before = keys(None)
-    for name, expected in PACKAGES.items():
-        assert changed_keys(before, keys(name)) == expected, name
-
-
-def test_the_key_of_a_run_depends_on_the_network_but_not_on_the_device(tables, monkeypatch):
-    def run(weights, device):
-        params = {"evaluation": {"samples": 10, "inception_weights": weights}, "device": device}
-        return artifact_keys(resolve({**tables, **params}), Path())["run"]
-
-    assert run(None, "auto") == run(None, "cpu") != run("download", "cpu")
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    assert run(None, "auto") == run(None, "cpu")
-
-
-def test_every_setting_of_a_stage_and_of_a_phase_is_in_its_key(tables):
-    """Another value of any field, now or later, is another artifact."""
-    penalty = {"penalty": "huber", "weight": 2.0, "space": "image", "delta": 0.2, "random_dim": 2.5}
-    terms = {"likelihood": {"weight": 0.7, "unit": "nats"}, "reconstruction": penalty}
-    terms |= {name: {"weight": 0.1} for name in Loss.model_fields if name not in terms}
-    full = {**tables, "second": {"input_noise": 0.1, "training": {"lr_scale": 0.5}, **terms}}
-    plain = resolve(full)
-    before = artifact_keys(plain, Path())
-    other = {
-        "nats": "bits_per_dim",
-        "image": "latent",
-        "huber": "mse",
-        "float32": "bfloat16",
-        "realnvp": "affine",
-    }
-    changed = 0
-    for group in ("stage_2", "second"):
-        for name, value in flatten(plain.parameters()[group]).items():
-            if name in (
-                "stages",
-                "flow.type",
-                "reconstruction.penalty",
-                "flow.hidden",
-                "reconstruction.last_stage",
-                "input_noise_min",
-            ):
-                continue
-            match value:
-                case str():
-                    new = other[value]
-                case bool():
-                    new = not value
-                case float():
-                    new = value / 2 or 0.4
-                case int():
-                    new = 1 if name == "training.warmup" else value - 1
-                case _:
-                    new = 9.0 if name == "training.seconds" else [0.0, 0.5]
-            after = artifact_keys(resolve(merge(full, nest({f"{group}.{name}": new}))), Path())
-            assert before["second"] != after["second"], name
-            assert before["first"] == after["first"], name
-            changed += 1
-    assert changed > 18
-
-
-def test_methods_share_the_keys_of_the_phases_they_share(tables):
-    tables["methods"]["other"] = deepcopy(tables["methods"]["two"])
-    tables["methods"]["other"]["phases"]["second"]["reconstruction"] = {"penalty": "huber"}
-    mine, other = (
-        artifact_keys(resolve({**tables, "method": method}), Path()) for method in ("two", "other")
-    )
-    same = {name for name in mine if mine[name] == other[name]}
-    assert same == {"data", "baselines", "first", "second.u"}
-    assert mine["model"].startswith("photos-two-")
-    assert other["model"].startswith("photos-other-")
 
 
 def test_a_time_budget_changes_the_keys_of_all_phases_but_not_with_the_seed(tables):

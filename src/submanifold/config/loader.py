@@ -29,7 +29,11 @@ if TYPE_CHECKING:  # imports torch, which most commands do not need
 # at the start of this process: MLflow sets the variable later to what the project uses
 TRACKING_URI = os.environ.get("MLFLOW_TRACKING_URI")
 
-WITHOUT_OOD = {"ood_data": "none", "ood_run": "none"}  # cache keys of runs without such data
+WITHOUT_OOD = {
+    "ood_data": "none",
+    "ood_run": "none",
+    "ood_report": "none",
+}  # cache keys of runs without such data
 
 LOADER_ARGS: dict[str, Any] = {
     "base_env": "base",
@@ -53,9 +57,9 @@ class ExperimentConfigLoader(OmegaConfigLoader):
     - The parameters are the typed settings of the experiment that the tables and the user select
       (:func:`.resolve`): ``model``, ``data``, ``evaluation``, one group for each phase, and the
       single values.
-    - ``${key:data}``, ``${key:model}`` and ``${key:run}`` are hashes of everything that an artifact
-      depends on: a changed setting gives another path, and the earlier setting finds its artifacts
-      again.
+    - ``${key:data}``, ``${key:model}``, ``${key:run}``, ``${key:report}`` and others are hashes of
+      everything that an artifact depends on: a changed setting gives another path, and the earlier
+      setting finds its artifacts again.
     - ``${tracking_uri:default}`` is MLFLOW_TRACKING_URI or the default.
     - A catalog entry named ``{phase}.<name>`` stands for one entry of every phase: ``{phase}`` is
       its name, ``{key}`` its cache key, and ``{u}`` the key of its input. Entries with ``{u}`` are
@@ -98,7 +102,13 @@ class ExperimentConfigLoader(OmegaConfigLoader):
         """The experiment that the parameters select; a UserError if one is not allowed."""
         from submanifold.config.resolve import resolve
 
-        return resolve(self.tables, self.project / RAW_FOLDER)
+        return resolve(self.tables)
+
+    def validate(self) -> None:
+        """Read what the model depends on; a UserError if settings do not fit together."""
+        from submanifold.config.validate import validate
+
+        validate(self.experiment, self.project / RAW_FOLDER)
 
     @property
     def tables(self) -> dict[str, Any]:
@@ -108,7 +118,7 @@ class ExperimentConfigLoader(OmegaConfigLoader):
     @cached_property
     def artifact_keys(self) -> dict[str, str]:
         """Cache key of each artifact."""
-        from submanifold.config.cache_keys import artifact_keys
+        from submanifold.config.keys import artifact_keys
 
         return artifact_keys(self.experiment, self.project)
 

@@ -101,38 +101,6 @@ def entry(table: Mapping[str, Any], name: Any, what: str, option: str = "") -> T
     return selected | groups
 
 
-def add_rotations(method: Tree) -> dict[str, Tree]:
-    """Return the phases of a method with a rotation after each, except that of a flow on the code.
-
-    A phase whose penalty acts on the first stages only is split after them, so that the others are
-    trained on ordered coordinates. Penalties of later stages are weighted by the eigenvalues.
-    """
-    count = sum(key.startswith("stage_") for key in method)
-    parts: list[tuple[str, Tree, Tree]] = []
-    for name, phase in method["phases"].items():
-        if "rotate" in phase:
-            fix = "Leave it out, or choose another method"
-            raise UserError(f"rotated: expected false, because {name} rotates latents. {fix}.")
-        penalty = dict(phase.get("reconstruction", {}))
-        if last := penalty.pop("last_stage", None):
-            inner = {"stages": [*range(last + 1, count + 1)]}
-            parts.append(("stage_1", {**phase, "stages": [*range(1, last + 1)]}, penalty))
-            parts.append((f"stage_{last + 1}", inner, {"penalty": "none"}))
-        else:
-            parts.append((name, phase, penalty))
-    phases: dict[str, Tree] = {}
-    for name, phase, penalty in parts:
-        stages = phase.get("stages", "all")
-        stages = [1, count] if stages == "all" else [stages] if isinstance(stages, int) else stages
-        has_penalty = penalty.get("penalty") != "none"
-        space = {"space": "metric"} if stages[0] > 1 and has_penalty else {}
-        phases[name] = {**phase, "reconstruction": {**penalty, **space}}
-        if stages[0] == 1 or has_penalty:
-            number = sum("rotate" in other for other in phases.values()) + 1
-            phases[f"rotation_{number}" if number > 1 else "rotation"] = {"rotate": stages[-1]}
-    return phases
-
-
 def merge(base: Mapping[str, Any], over: Mapping[str, Any], where: str = "") -> Tree:
     """Merge nested settings; those of ``over`` win."""
     merged = dict(base)

@@ -1,18 +1,16 @@
 """From the tables in conf/ and the user's settings to one typed experiment."""
 
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial, reduce
 from itertools import accumulate, pairwise
-from pathlib import Path
 from typing import Any
 
-from submanifold.common.errors import UserError, did_you_mean, error_prefix, list_names, unexpected
+from submanifold.common.errors import UserError, did_you_mean, list_names, unexpected
 from submanifold.common.files import expand_user
 from submanifold.common.settings import flatten, parse_yaml, read_settings
-from submanifold.config.merge import AUTO, Tree, add_rotations, entry, find_data, group, merge
+from submanifold.config.merge import AUTO, Tree, entry, find_data, group, merge
 from submanifold.config.project import PACKAGED_CONF
 from submanifold.config.schema import Choices, EvaluationSettings, Experiment, TimeBudget
-from submanifold.config.validate import validate
 from submanifold.data.settings import DataSettings, ImageSettings, TableSettings, read_data_settings
 from submanifold.data.synthetic import MANIFOLDS
 from submanifold.flows import FLOWS
@@ -21,10 +19,10 @@ from submanifold.training.phase import TrainingSettings
 from submanifold.training.phases import AnyPhaseSettings, PhaseSettings
 from submanifold.training.rotation import RotationSettings
 
-SMALLEST_IMAGE = 7  # pixels: the side of the patches of the structural similarity
 BRIEF_MINUTES = 10  # time budgets below have a brief evaluation
 IMAGES_ONLY = ("dequantizations", "inception_weights")
 VECTOR_FLOWS = {"soft_glow": "soft_realnvp"}  # for the flow of images with the same property
+TABLES = ("datasets", "methods", "stage_defaults", "training_defaults")
 GROUPS = ("data", "training", "evaluation")
 PHASE_FIELDS = {*PhaseSettings.model_fields, *RotationSettings.model_fields}
 TRAINING = {
@@ -35,68 +33,41 @@ TRAINING = {
 Method = tuple[ModelSettings, dict[str, AnyPhaseSettings]]
 
 
-def resolve(parameters: Mapping[str, Any], raw_folder: Path | None = None) -> Experiment:
-    """Select one experiment from the tables and the user's settings, and check it.
+def resolve(parameters: Mapping[str, Any]) -> Experiment:
+    """Select one experiment from the tables and the user's settings.
 
     Precedence, from low to high: the defaults of a stage (by its flow) and of a phase (by the first
     stage that it trains), the dataset's entry, the method's entry, the user's ``training`` of every
     phase, the user's settings. A stage beyond the method's last one is added together with a phase
-    that trains it. Scans of tables are recorded in ``raw_folder``.
+    that trains it. No data are read, and no model is built: see :func:`.validate`.
     """
     # names with an underscore hold YAML anchors; Kedro drops them from all other configuration
     user = {name: value for name, value in parameters.items() if not name.startswith("_")}
-    tables = {name: group(name, user.pop(name)) for name in ("datasets", "methods")}
-    defaults = {
-        name: group(f"{name}_defaults", user.pop(f"{name}_defaults", None))
-        for name in ("stage", "training")
-    }
+    tables = {name: group(name, user.pop(name, None)) for name in TABLES}
     dataset = entry(tables["datasets"], user.get("dataset"), "dataset")
     if user.get("method") == AUTO:
         user["method"] = dataset.get("method")
     method = entry(tables["methods"], user.get("method"), "method")
-    if user.get("rotated"):
-        method["phases"] = add_rotations(method)
     user_stages, user_phases = _user_groups(user, method)
-    stages, phase_defaults = _stages(dataset, method, user_stages, defaults)
     groups = {name: group(name, user.pop(name, None)) for name in GROUPS}
     training = groups["training"]
     minutes = _minutes(training.pop("minutes", None), {"training": training, **user_phases})
     data = read_data_settings(merge(_data_entry(dataset), groups["data"], "data"))
-    if isinstance(data, TableSettings):
-        with error_prefix("data"):
-            data.read(raw_folder)
-        half = max(1, data.event_shape[0] // 2)
-        stages = {
-            name: stage | {"dim": half} if stage.get("dim") == "half" else stage
-            for name, stage in stages.items()
-        }
-    if isinstance(data, ImageSettings) and data.size < SMALLEST_IMAGE:
-        fix = "Change it with --params=data.size=32"
-        raise unexpected("data.size", f"at least {SMALLEST_IMAGE}", data.size, fix)
-    ood_data = _ood(tables["datasets"], user, data)
+    stages, phase_defaults = _stages(dataset, method, user_stages, tables)
     phases = _phases(method["phases"], user_phases, training, phase_defaults)
-    evaluation = {"brief": minutes is not None and minutes < BRIEF_MINUTES, **groups["evaluation"]}
-    if not isinstance(data, ImageSettings):
-        evaluation = {k: v for k, v in evaluation.items() if k not in IMAGES_ONLY}
-    if unknown := [str(name) for name in user if name not in Choices.model_fields]:
-        known = [*dict.fromkeys([*Choices.model_fields, *GROUPS, "stage_<n>", *phases])]
-        hint = did_you_mean(unknown[0], known)
-        expected = f"one of {list_names(known, unknown[0])}"
-        raise UserError(f"{', '.join(unknown)}: expected {expected}.{hint}")
+    _refuse_unknown(user, [*phases])
     choices = read_settings(Choices, user, "")
     of_stages = tuple(read_settings(StageSettings, stages[name], name) for name in stages)
     model = {"stages": of_stages, "charts": choices.charts or method.get("charts", 1)}
-    experiment = Experiment(
+    return Experiment(
         **dict(choices),
         data=data,
         model=read_settings(ModelSettings, model, ""),
         phases=_typed(phases),
-        evaluation=read_settings(EvaluationSettings, evaluation, "evaluation"),
-        ood_data=ood_data,
+        evaluation=_evaluation(groups["evaluation"], data, minutes),
+        ood_data=_ood(tables["datasets"], user, data),
         minutes=minutes,
     )
-    validate(experiment)
-    return experiment
 
 
 def default_method(dataset: str, dim: int) -> Method:
@@ -110,8 +81,7 @@ def default_method(dataset: str, dim: int) -> Method:
     tables = packaged_tables()
     chosen = tables["datasets"][dataset]
     method = entry(tables["methods"], chosen["method"], "method")
-    defaults = {"stage": tables["stage_defaults"], "training": {}}
-    stages, phase_defaults = _stages(chosen, method, {"stage_1": {"dim": dim}}, defaults)
+    stages, phase_defaults = _stages(chosen, method, {"stage_1": {"dim": dim}}, tables)
     model = ModelSettings.model_validate({"stages": [*stages.values()]})
     return model, _typed(_phases(method["phases"], {}, {}, phase_defaults))
 
@@ -129,6 +99,21 @@ def _data_entry(dataset: Tree) -> Tree:
         for name, value in dataset.items()
         if name not in ("method", "phases") and not name.startswith("stage_")
     }
+
+
+def _evaluation(settings: Tree, data: DataSettings, minutes: float | None) -> EvaluationSettings:
+    settings = {"brief": minutes is not None and minutes < BRIEF_MINUTES, **settings}
+    if not isinstance(data, ImageSettings):
+        settings = {name: value for name, value in settings.items() if name not in IMAGES_ONLY}
+    return read_settings(EvaluationSettings, settings, "evaluation")
+
+
+def _refuse_unknown(user: Tree, phases: Sequence[str]) -> None:
+    if unknown := [str(name) for name in user if name not in Choices.model_fields]:
+        known = [*dict.fromkeys([*Choices.model_fields, *GROUPS, "stage_<n>", *phases])]
+        hint = did_you_mean(unknown[0], known)
+        expected = f"one of {list_names(known, unknown[0])}"
+        raise UserError(f"{', '.join(unknown)}: expected {expected}.{hint}")
 
 
 def _minutes(minutes: Any, user: Tree) -> float | None:
@@ -158,7 +143,7 @@ def _user_groups(user: Tree, method: Tree) -> tuple[dict[str, Tree], dict[str, T
 
 
 def _stages(
-    dataset: Tree, method: Tree, user: dict[str, Tree], defaults: Tree
+    dataset: Tree, method: Tree, user: dict[str, Tree], tables: Tree
 ) -> tuple[dict[str, Tree], list[Tree]]:
     """Return the stages by name, and for each the defaults of a phase that starts at it."""
     names = [*dict.fromkeys(name for name in (*method, *user) if name.startswith("stage_"))]
@@ -178,14 +163,13 @@ def _stages(
             stage.pop("flow", None)  # the tables' settings are of another flow
         stage = merge(stage, changes, name)
         flows = stage.get("flow", {}) if is_list else [stage.get("flow", {})]
-        by_flow = [
-            _flow_defaults(defaults["stage"], group(f"{name}.flow", flow), name) for flow in flows
-        ]
+        flows = [group(f"{name}.flow", flow) for flow in flows]
+        by_flow = [_flow_defaults(tables["stage_defaults"], flow, name) for flow in flows]
         stage["flow"] = [
             merge(default["flow"], flow) for default, flow in zip(by_flow, flows, strict=True)
         ]
         stages[name] = stage
-        usual = {"training": TRAINING | defaults["training"]}
+        usual = {"training": TRAINING | tables.get("training_defaults", {})}
         usual = merge(usual, by_flow[0]["phase"] if by_flow else {})
         phase_defaults.append(merge(usual, phase))
     return stages, phase_defaults
@@ -216,40 +200,46 @@ def _flow_defaults(defaults: Tree, flow: Tree, stage: str) -> Tree:
 
 
 def _phases(
-    method: dict[str, Tree], user: dict[str, Tree], training: Tree, defaults: Sequence[Tree]
+    method: Tree, user: dict[str, Tree], training: Tree, defaults: list[Tree]
 ) -> dict[str, Tree]:
-    """Return the method's phases, those that the user adds, and those of untrained stages."""
+    """Return the phases, with one for each stage that none trains."""
     phases: dict[str, Tree] = {}
-
-    def add(name: str) -> None:
-        of_method, of_user = method.get(name, {}), user.get(name, {})
-        phase = merge(of_method, of_user, name)
-        if "rotate" in phase:
-            phases[name] = phase
-            return
-        number = name.removeprefix("stage_")
-        usual = "all" if name in method or not number.isdigit() else int(number)
-        stages = _stage_numbers(phase.get("stages", usual), len(defaults), name)
-        layers = [defaults[stages[0] - 1], of_method, {"training": training}, of_user]
-        if first := phase.get("continues"):
-            trained = {name: phase for name, phase in phases.items() if "training" in phase}
-            continued = entry(trained, first, f"{name}.continues")["training"]
-            shared = {"cooldown_fraction": continued["cooldown_fraction"]}
-            layers.insert(1, {"training": shared})
-        phase = {}
-        for layer in layers:
-            phase = merge(phase, layer, name)
-        penalty = group(f"{name}.reconstruction", phase.get("reconstruction"))
-        if penalty.get("penalty") == "none":
-            penalty = {"penalty": "none"}
-        phases[name] = phase | {"reconstruction": penalty, "stages": stages}
-
     for name in dict.fromkeys([*method, *user]):
-        add(name)
+        phases[name] = _phase(name, method, user, training, defaults, phases)
     trained = {number for phase in phases.values() for number in phase.get("stages", ())}
     for number in sorted({*range(1, len(defaults) + 1)} - trained):
-        add(f"stage_{number}")
+        name = f"stage_{number}"
+        phases[name] = _phase(name, method, user, training, defaults, phases)
     return phases
+
+
+def _phase(
+    name: str,
+    method: Tree,
+    user: dict[str, Tree],
+    training: Tree,
+    defaults: list[Tree],
+    before: Mapping[str, Tree],
+) -> Tree:
+    """Merge the settings of a phase; those before it are known."""
+    of_method, of_user = method.get(name, {}), user.get(name, {})
+    phase = merge(of_method, of_user, name)
+    if "rotate" in phase:
+        return phase
+    number = name.removeprefix("stage_")
+    usual = "all" if name in method or not number.isdigit() else int(number)
+    stages = _stage_numbers(phase.get("stages", usual), len(defaults), name)
+    continued: Tree = {}
+    if first := phase.get("continues"):
+        trainings = {name: phase for name, phase in before.items() if "training" in phase}
+        shared = entry(trainings, first, f"{name}.continues")["training"]
+        continued = {"training": {"cooldown_fraction": shared["cooldown_fraction"]}}
+    layers = [defaults[stages[0] - 1], continued, of_method, {"training": training}, of_user]
+    phase = reduce(partial(merge, where=name), layers)
+    penalty = group(f"{name}.reconstruction", phase.get("reconstruction"))
+    if penalty.get("penalty") == "none":
+        penalty = {"penalty": "none"}
+    return phase | {"reconstruction": penalty, "stages": stages}
 
 
 def _typed(phases: dict[str, Tree]) -> dict[str, Any]:

@@ -51,7 +51,6 @@ class Choices(Settings):
     Attributes:
         dataset: The data, by a name in the table ``datasets``.
         method: Stages and phases, by a name in the table ``methods``; ``auto`` is the dataset's.
-        rotated: Whether phases are added that rotate latents (:func:`.add_rotations`).
         seed: Seed of everything except the data.
         name: Name of the run; None is that of an equal run, or date and method.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:<n>``.
@@ -64,7 +63,6 @@ class Choices(Settings):
 
     dataset: Name
     method: Name
-    rotated: bool = False
     seed: int = Field(ge=0, lt=2**32)
     name: Name | None = None
     device: str

@@ -2,74 +2,63 @@
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from submanifold.common.errors import unexpected
+from submanifold.common.errors import error_prefix, unexpected
 from submanifold.config.schema import Experiment
+from submanifold.data.settings import ImageSettings, TableSettings
 from submanifold.flows import is_noise_conditional
 from submanifold.losses.volume import VolumeTerm
 from submanifold.models import ModelSettings, Stage
 from submanifold.training.phases import PhaseSettings
 from submanifold.training.rotation import RotationSettings
 
+SMALLEST_IMAGE = 7  # pixels: the side of the patches of the structural similarity
 Rule = tuple[str, Any, Any, Any, str]
 """Setting, whether it is violated, what is expected and what was given, and how to change it."""
 
 
-def validate(experiment: Experiment) -> None:
-    """Build the model without memory; raise a :class:`.UserError` for settings that do not fit."""
-    noise, charts, ood = experiment.model.stages[0].noise, experiment.model.charts, experiment.ood
-    is_conditional = experiment.is_conditional
-    stages = _build(experiment.model.model_dump_json(), experiment.data.event_shape, is_conditional)
-    _refuse(
-        "",
-        (
-            (
-                "charts",
-                is_conditional and charts > 1,
-                "1 with data.condition",
-                charts,
-                "Change either",
-            ),
-            (
-                "ood",
-                is_conditional and ood is not None,
-                "null with data.condition",
-                ood,
-                "Change either",
-            ),
-            (
-                "stage_1.noise",
-                noise > 0,
-                "0",
-                f"{noise:g}: it acts on the coordinates of earlier stages",
-                "Set it on a later stage, or set the input_noise of a phase",
-            ),
-        ),
-    )
-    if charts > 1:
+def validate(experiment: Experiment, raw_folder: Path | None = None) -> None:
+    """Read what the model depends on, and build it without memory.
+
+    Raises a :class:`.UserError` for settings that do not fit. Scans of tables are recorded in
+    ``raw_folder``.
+    """
+    model, data = experiment.model, experiment.data
+    if isinstance(data, ImageSettings) and data.size < SMALLEST_IMAGE:
+        fix = "Change it with --params=data.size=32"
+        raise unexpected("data.size", f"at least {SMALLEST_IMAGE}", data.size, fix)
+    if isinstance(data, TableSettings):
+        with error_prefix("data"):
+            data.read(raw_folder)
+    stages = _build(model.model_dump_json(), data.event_shape, experiment.is_conditional)
+    noise = model.stages[0].noise
+    if noise > 0:
+        got = f"{noise:g}: it acts on the coordinates of earlier stages"
+        fix = "Set it on a later stage, or set the input_noise of a phase"
+        raise unexpected("stage_1.noise", "0", got, fix)
+    if experiment.is_conditional:
+        if model.charts > 1:
+            raise unexpected("charts", "1 with data.condition", model.charts, "Change either")
+        if experiment.ood is not None:
+            raise unexpected("ood", "null with data.condition", experiment.ood, "Change either")
+    if model.charts > 1:
         _check_charts(experiment)
     trained, rotated = 0, set[int]()
     for name, phase in experiment.phases.items():
-        if isinstance(phase, RotationSettings):
-            _refuse(
-                f"{name}.",
-                [
-                    (
-                        "rotate",
-                        phase.rotate != trained,
-                        trained or "a phase that trains before it",
-                        f"{phase.rotate}: only the last trained stage can be rotated",
-                        f"Change {name}.rotate, or the order of the phases",
-                    ),
-                ],
-            )
-            rotated.add(phase.rotate)
-        else:
+        if isinstance(phase, PhaseSettings):
             _check_training(name, phase, stages, trained, rotated)
             trained = max(trained, phase.stages[-1])
+            continue
+        if phase.rotate != trained:
+            expected = str(trained or "a phase that trains before it")
+            got = f"{phase.rotate}: only the last trained stage can be rotated"
+            fix = f"Change {name}.rotate, or the order of the phases"
+            raise unexpected(f"{name}.rotate", expected, got, fix)
+        rotated.add(phase.rotate)
 
 
 def _refuse(group: str, rules: Iterable[Rule]) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 from torch import nn
@@ -27,20 +27,23 @@ class StageSettings(Settings):
     Attributes:
         flow: The flow, with its ``type`` and arguments; or a list of flows, each acting on the
             latents of the one before.
-        dim: Dimension of the manifold; None keeps all coordinates.
+        dim: Dimension of the manifold; ``half`` is half of the coordinates, None keeps all of them.
         off_manifold_scale: Standard deviation sigma_v of the coordinates off the manifold.
         noise: Standard deviation of the noise on the events of the stage; 0 except in noisy
             injective flows.
     """
 
     flow: Annotated[tuple[FlowSettings, ...], AsList, Field(min_length=1)]
-    dim: int | None = Field(gt=0)
+    dim: Annotated[int, Field(gt=0)] | Literal["half"] | None
     off_manifold_scale: float = Field(default=1.0, gt=0)
     noise: float = Field(default=0.0, ge=0)
 
     def manifold_dim(self, event_shape: Sequence[int]) -> int:
         """Dimension of the manifold for events of a shape."""
-        return self.dim or math.prod(event_shape)
+        count = math.prod(event_shape)
+        if self.dim == "half":
+            return max(1, count // 2)
+        return self.dim or count
 
     def build(self, event_shape: Sequence[int], context: ContextSizes = None) -> Stage:
         """Build the untrained stage for events of a shape."""
@@ -66,11 +69,23 @@ class ModelSettings(Settings):
     stages: tuple[StageSettings, ...] = Field(min_length=1)
     charts: int = Field(default=1, ge=1)
 
+    def sized(self, event_shape: Sequence[int]) -> "ModelSettings":
+        """Return it with numbers in place of ``half``, for events of a shape."""
+        stages = []
+        for stage in self.stages:
+            dim = None if stage.dim is None else stage.manifold_dim(event_shape)
+            stages.append(stage.model_copy(update={"dim": dim}))
+            event_shape = (stage.manifold_dim(event_shape),)
+        return self.model_copy(update={"stages": tuple(stages)})
+
     def limited(self, count: int) -> "ModelSettings":
-        """Return it with dimensions that ``count`` training events can determine: at most half."""
+        """Return it with dimensions that ``count`` training events can determine: at most half.
+
+        The dimensions are numbers (:meth:`sized`).
+        """
         limit, stages = max(1, count // 2), list[StageSettings]()
         for stage in self.stages:
-            dim = stage.dim and min(stage.dim, limit)
+            dim = stage.dim and min(int(stage.dim), limit)
             stages.append(stage.model_copy(update={"dim": dim}))
         return self.model_copy(update={"stages": tuple(stages)})
 

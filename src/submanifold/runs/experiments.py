@@ -15,7 +15,7 @@ from submanifold.common.device import choose_device
 from submanifold.common.files import read_json, write_json
 from submanifold.config.loader import ExperimentConfigLoader, file_entry, load_configuration
 from submanifold.config.merge import merge
-from submanifold.config.project import RAW_FOLDER, conf_source, configure
+from submanifold.config.project import conf_source, configure
 from submanifold.config.resolve import resolve
 from submanifold.config.schema import Experiment, nest
 from submanifold.data.batches import as_input
@@ -26,8 +26,6 @@ from submanifold.runs.datasets import DamagedFile
 from submanifold.runs.runner import run_pipeline
 
 log = logging.getLogger(__name__)
-MEASURES_VERSION = 5
-"""Part of the names of cached measurements. Increase it when a measurement changes."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class CachedRun:
         """The configuration with these parameters."""
         loader = load_configuration(conf_source(self.project), self.params, self.env)
         if self.tables is not None:
-            loader.experiment = resolve(merge(self.tables, self.params), self.project / RAW_FOLDER)
+            loader.experiment = resolve(merge(self.tables, self.params))
         return loader
 
     @property
@@ -63,7 +61,7 @@ class CachedRun:
     @property
     def error(self) -> str | None:
         """The message about invalid settings, None if they are valid."""
-        return message_of(lambda: self.settings)
+        return message_of(self.configuration.validate)
 
     @property
     def key(self) -> str:
@@ -98,7 +96,7 @@ class CachedRun:
 
     def cached(self, name: str, measure: Callable[[], Any]) -> Any:
         """Read measurements of the run, or make and write them."""
-        path = self.project / "data/07_model_output" / self.key / f"{name}-{MEASURES_VERSION}.json"
+        path = self.project / "data/07_model_output" / self.key / f"{name}.json"
         if (measured := read_json(path)) is None:
             measured = measure()
             write_json(path, measured)
@@ -166,7 +164,7 @@ def message_of(check: Callable[[], object]) -> str | None:
 def run_all(runs: Collection[CachedRun]) -> None:
     """Run all unfinished experiments in turn; one that fails does not stop the others."""
     for run in runs:
-        run.settings  # noqa: B018  a UserError before any run, if they are invalid
+        run.configuration.validate()
     waiting = [run for run in runs if not run.is_finished]
     failed = []
     for number, run in enumerate(waiting, start=1):

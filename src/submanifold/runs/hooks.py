@@ -66,7 +66,8 @@ class RunHooks:
         from submanifold.runs import tracking
 
         loader, outputs = self._loader, pipeline.all_outputs()
-        _ = loader.run_name
+        loader.validate()
+        _ = loader.run_name  # a UserError if another run has it
         is_first_rank = int(os.environ.get("RANK", 0)) == 0
         if is_first_rank:
             self._mlflow: MlflowHook = tracking.connect(self._context)

@@ -38,6 +38,7 @@ def select(
     if twice := chosen.keys() & others.keys():
         raise unexpected(min(twice), "one value", "that of another option, too", "Omit one of them")
     configuration = load_configuration(conf, merge(nest(chosen), params))
+    configuration.validate()
     if again:
         if (name := configuration.experiment.name) is None:
             raise unexpected("--again", "a name with it", "none", "Add --name=<name>, or omit it")

@@ -89,6 +89,7 @@ def train_phase(
         labelled = context.ndim == 1
         sizes = {"classes": int(context.max()) + 1} if labelled else {"columns": context.shape[1]}
     done = [] if before is None else before.notes["phases"]
+    model = model.sized(train.shape[1:] if before is None else before.event_shape)
     limited = model.limited(len(train))
     warned = _warn_of_few(phase, model, limited, before, len(train))
     # stages that are trained again see other noise
