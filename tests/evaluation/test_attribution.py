@@ -15,8 +15,8 @@ from submanifold.evaluation.attribution import (
     explain,
     explain_rows,
 )
+from submanifold.evaluation.events import measure_events
 from submanifold.evaluation.scores import MISSING_OFFSETS
-from submanifold.evaluation.split_scores import score_splits
 from submanifold.models import Hierarchy, Stage
 
 RNG = np.random.default_rng(0)
@@ -54,7 +54,7 @@ def test_values_are_replaced_by_quantiles_of_training_rows():
     model = Hierarchy([Stage(affine(torch.eye(2)), 1)])
     model.data = {"table": preprocessor.to_dict()}
     train, test = preprocessor.transform(table), preprocessor.transform(table[:40] + 7)
-    scored = score_splits(model, train, train, test, None, "cpu")
+    scored = measure_events(model, {"train": train, "test": test}, None)
     with recorded(column_contributions) as calls:
         explained = explain_rows(model, train, test, scored, {"test": range(100, 140)}, "cpu")
     worst = np.argsort(-np.square(test).sum(1), kind="stable")[:16]

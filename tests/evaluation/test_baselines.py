@@ -76,7 +76,7 @@ def test_baselines_of_vectors_agree_with_scikit_learn_and_scipy():
         error = pca_error(found, dim)
         assert error["dim"] == dim
         assert error["mse"]["value"] == pytest.approx(errors.mean(), rel=1e-6, abs=1e-12)
-        assert pca_error(found, dim, 512) == error  # of all, which are fewer
+        assert pca_error(found["measured"], dim) == error  # of all, which are fewer
         half = error["mse"]["high"] - error["mse"]["value"]
         assert half == pytest.approx(1.96 * errors.std(ddof=1) / math.sqrt(70), rel=1e-4, abs=1e-12)
     bits = found["gaussian"]["bits_per_dim"]

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from calibrated import smooth_images
-from strategies import perturb
 from submanifold.data import dequantize
 from submanifold.data.arrays import with_context
 from submanifold.data.batches import Batches
@@ -16,10 +15,10 @@ from submanifold.data.tables import Preprocessor
 from submanifold.evaluation import baselines as baselines_module
 from submanifold.evaluation import features as features_module
 from submanifold.evaluation import measure as measure_module
-from submanifold.evaluation.baselines import PCA, Extent, evenly_spaced, fit_baselines, pca_batches
+from submanifold.evaluation.baselines import PCA, fit_baselines, pca_batches, projected_events
+from submanifold.evaluation.events import measure_events
 from submanifold.evaluation.intervals import ENDS
-from submanifold.evaluation.likelihood import log_prob
-from submanifold.evaluation.measure import classification, measure, objective, warnings
+from submanifold.evaluation.measure import classification, measure, warnings
 from submanifold.evaluation.metrics import (
     METRICS,
     NONE,
@@ -33,6 +32,12 @@ from submanifold.flows import Affine, Glow, RealNVP, make_conditional
 from submanifold.models import Hierarchy, Stage
 
 CPU = torch.device("cpu")
+
+
+def measured(model, test, baselines, input_noise=0.0, draws=1, groups=None, volumes=0):
+    """Measure the events of a test split, and summarize them."""
+    rows = measure_events(model, {"test": test}, {} if groups is None else {"test": groups})
+    return measure(model, rows, test, baselines, input_noise, draws, CPU, volumes)
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +58,8 @@ def results():
         patch.setattr(features_module, "inception_features", lambda *_: features)
         with_inception = sample_quality(train, test, test, "download", CPU)
     return {
-        "model": measure(model, test, baselines, 0.01, 2, CPU, volumes=2),
-        "conditional": measure(conditional.eval(), labelled, baselines, 0.0, 2, CPU),
+        "model": measured(model, test, baselines, 0.01, 2, volumes=2),
+        "conditional": measured(conditional.eval(), labelled, baselines, 0.0, 2),
         "samples": sample_quality(train, test, smooth_images(30, 3, 1), None, CPU),
         "Inception": with_inception,
         "truth": against_truth(linear, LinearGaussian(), points, points[:20]),
@@ -103,10 +108,10 @@ def test_every_interval_over_events_is_over_their_groups():
         (tabular, rows[:30], of_rows, 0.0),
     ):
         with torch.no_grad():
-            measured = measure(model.eval(), events, baselines, noise, 2, CPU, groups, volumes=6)
-        assert measured["baselines"]["gaussian"]["bits_per_dim"]["groups"] == 10
+            found = measured(model.eval(), events, baselines, noise, 2, groups, volumes=6)
+        assert found["baselines"]["gaussian"]["bits_per_dim"]["groups"] == 10
         for name, metric in METRICS.items():
-            interval = metric.read(measured)
+            interval = metric.read(found)
             if isinstance(interval, dict) and "low" in interval and interval["value"] is not None:
                 counts.setdefault(name, set()).add(interval.get("groups", 0))
     assert counts.pop("manifold_nll") == {2}, "of six images"
@@ -116,22 +121,20 @@ def test_every_interval_over_events_is_over_their_groups():
     assert counts == {name: {10} for name in counts}
 
 
-@pytest.mark.parametrize("is_brief", [False, True])
-def test_projections_and_pca_are_compared_on_the_same_images(monkeypatch, is_brief):
-    """Four of nine images, which are brighter one after the other: a subset has other means."""
-    extent = Extent(compared=4, curve=4 if is_brief else 128)
-    monkeypatch.setattr(baselines_module, "BRIEF" if is_brief else "FULL", extent)
+def test_projections_and_pca_are_compared_on_the_same_events(monkeypatch):
+    """Four of nine events, which are larger one after the other: a subset has other means."""
+    monkeypatch.setattr(baselines_module, "PROJECTED", 4)
     torch.manual_seed(0)
     model = Hierarchy([Stage(RealNVP(12, 2), 3), Stage(RealNVP(3, 2), 3)]).eval()
     rng = np.random.default_rng(0)
     train, test = (rng.normal(size=(n, 12)).astype(np.float32) for n in (50, 9))
     test *= np.geomspace(1, 100, 9, dtype=np.float32)[:, None]
-    groups = np.arange(9) // 2
-    fitted = fit_baselines(train, train, test, {"test": groups})[0]
-    found = measure(model, test, fitted, 0.0, 1, CPU, groups, extent)
-    assert found["curve"]["n"] == (4 if is_brief else 9)
-    some, chosen = evenly_spaced(test, 4), [0, 3, 5, 8]
-    assert (some == test[chosen]).all()
+    groups = np.arange(9) // 4
+    found = measured(
+        model, test, fit_baselines(train, train, test, {"test": groups})[0], groups=groups
+    )
+    some = test[[0, 3, 5, 8]]
+    assert projected_events(9).tolist() == [0, 3, 5, 8]
     pca = PCA.fit(pca_batches(train))
     projections = {
         "encoder_mse": model.encoder_projection,
@@ -141,11 +144,13 @@ def test_projections_and_pca_are_compared_on_the_same_images(monkeypatch, is_bri
     for name, projection in projections.items():
         errors = squared_errors(projection, Batches(some, 4))
         assert found[name]["value"] == pytest.approx(errors.mean(), rel=1e-4)
-        assert (found[name]["n"], found[name]["groups"]) == (4, 4)
+        assert (found[name]["n"], found[name]["groups"]) == (4, 3)
     mse = found["baselines"]["pca_subset"]["mse"]
     errors = squared_errors(lambda x: pca.project(x, 3), Batches(some, 4))
     assert mse["value"] == pytest.approx(errors.mean(), rel=1e-4)
-    assert mse["groups"] == 4
+    assert (mse["groups"], found["curve"]["n"]) == (3, 4)
+    curve = dict(zip(found["curve"]["dims"], found["curve"]["pca_mse"], strict=True))
+    assert curve[3] == mse["value"]
     assert abs(found["baselines"]["pca"]["mse"]["value"] / mse["value"] - 1) > 0.05
     assert found["mse"]["n"] == 9
 
@@ -177,28 +182,13 @@ def check_digits(text, measured):
     assert 9.9 <= half_width / unit < 99.6 or unit == 1
 
 
-def test_objectives_are_bits_per_dimension_and_squared_error():
+def test_bits_per_dimension_and_squared_error_of_a_normal_density():
     model = Hierarchy([Stage(Affine(8), 8)])
     points = np.random.default_rng(0).standard_normal((50, 8)).astype(np.float32)
-    nats = 0.5 * np.square(points).sum(1).mean() + 4 * math.log(2 * math.pi)
-    bits, error = (objective(name, model, points, CPU) for name in ("bits_per_dim", "mse"))
-    assert bits == pytest.approx(nats / (8 * math.log(2)), rel=1e-5)
-    assert error == pytest.approx(0, abs=1e-10)
-
-
-def test_the_objective_of_a_table_dequantizes_its_rows_again():
-    """As its metric does: the mean over several draws has another density than one draw."""
-    table = np.random.default_rng(0).integers(0, 3, (60, 2)) * 1.0
-    preprocessor = Preprocessor.fit(table)
-    rows, model = preprocessor.transform(table), Hierarchy([Stage(RealNVP(2, 2), 1)]).eval()
-    perturb(model, 0.1)
-    alone = objective("bits_per_dim", model, rows, CPU)
-    model.data = {"table": preprocessor.to_dict()}
-    of_table = objective("bits_per_dim", model, rows, CPU)
-    with torch.no_grad():
-        nats = log_prob(model, torch.from_numpy(rows), table=preprocessor).double().mean()
-    assert of_table == pytest.approx(-nats.item() / (2 * math.log(2)), rel=1e-5)
-    assert abs(of_table - alone) > 1e-3
+    nats = 0.5 * np.square(points).sum(1) + 4 * math.log(2 * math.pi)
+    rows = measure_events(model, {"test": points}, None)
+    np.testing.assert_allclose(rows["bits_per_dim"], nats / (8 * math.log(2)), rtol=1e-5)
+    np.testing.assert_allclose(rows["encoder_distance"], 0, atol=1e-10)
 
 
 @pytest.mark.parametrize(("error", "count"), [(math.nan, 1), (math.inf, 1), (0.9, 1), (0.0, 0)])
@@ -228,7 +218,7 @@ def test_the_density_of_the_gaussian_is_in_the_units_of_the_table():
     preprocessor = Preprocessor.fit(table)
     model.data, rows = {"table": preprocessor.to_dict()}, preprocessor.transform(table)
     fitted = fit_baselines(rows, rows, rows)[0]
-    found = measure(model, rows, fitted, 0.0, 1, CPU)["baselines"]["gaussian"]
+    found = measured(model, rows, fitted)["baselines"]["gaussian"]
     bits, log_scales = found["bits_per_dim"], np.log(table.std(0)).sum()
     expected = {end: bits[end] * 8 * math.log(2) + log_scales for end in ENDS}
     assert found["nll"] == pytest.approx(expected)
@@ -246,7 +236,7 @@ def test_the_density_of_the_gaussian_is_that_of_observed_values():
     bits = dict.fromkeys(ENDS, nats.sum(1).mean() / (5 * math.log(2)))
     fitted = fit_baselines(rows, rows, rows)[0]
     fitted["gaussian"] |= {"bits_per_dim": bits}
-    found = measure(model, rows, fitted, 0.0, 1, CPU)["baselines"]["gaussian"]
+    found = measured(model, rows, fitted)["baselines"]["gaussian"]
     columns = [preprocessor.features.index(name) for name in ("x0", "x1")]
     scales = [preprocessor.varying[column].scale for column in columns]
     nats[:, columns] = np.where(np.isnan(table[:, :2]), 0, nats[:, columns] + np.log(scales))

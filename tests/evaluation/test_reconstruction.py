@@ -4,7 +4,7 @@ import torch
 
 from strategies import affine, initialized_glow, perturb
 from submanifold.data.batches import Batches
-from submanifold.evaluation.baselines import FULL, compared_events
+from submanifold.evaluation.baselines import PROJECTED, projected_events
 from submanifold.evaluation.intervals import mean_interval
 from submanifold.evaluation.reconstruction import (
     error_curve,
@@ -17,8 +17,8 @@ from submanifold.models import Hierarchy, Stage
 
 LARGEST = 16
 PCA = {"pca_mse": [0.1] * (LARGEST + 1), "pca_mse_half_width": [0.0] * (LARGEST + 1)}
-COUNT = FULL.curve
-BASELINES = {"subsets": {str(COUNT): PCA}}
+COUNT = PROJECTED
+BASELINES = {"projected": PCA}
 
 
 def test_psnr_is_that_of_the_mean_squared_error():
@@ -84,7 +84,7 @@ def error(project, images):
 
 
 def test_error_curve_has_the_errors_of_each_dimension(curve, model, images):
-    few = images[compared_events(len(images), COUNT)]
+    few = images[projected_events(len(images))]
     assert curve["n"] == len(few) == COUNT
     assert (curve["dims"][0], curve["dims"][-1]) == (1, LARGEST - 2), "others are nearly exact"
     for dim, mse in zip(curve["dims"], curve["mse"], strict=True):
@@ -122,7 +122,7 @@ def test_error_curve_of_vectors_has_goals_in_the_variance():
     scales = np.sqrt([6.0, 2.2, 1.4, 0.4], dtype=np.float32)
     rows = np.random.default_rng(0).choice([-1, 1], (400, 4)).astype(np.float32) * scales
     model = Hierarchy([Stage(affine(torch.eye(4)), 2)]).eval()
-    pca = {"subsets": {str(COUNT): {"pca_mse": [0.0] * 5, "pca_mse_half_width": None}}}
+    pca = {"projected": {"pca_mse": [0.0] * 5, "pca_mse_half_width": None}}
     found = error_curve(model, rows, pca, torch.device("cpu"))
     assert found["goals"]["explained variance 0.9"] == pytest.approx(0.25, rel=0.02)
     assert found["nearest_dims"] == found["dims"] == [1, 2]

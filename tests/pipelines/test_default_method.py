@@ -12,6 +12,7 @@ from PIL import Image
 from conftest import command_environment
 from splits import checked_splits
 from strategies import assert_close
+from submanifold.config.resolve import packaged_tables
 from submanifold.data.arrays import read_sidecar
 from submanifold.data.batches import Batches
 from submanifold.data.settings import ImageSettings
@@ -43,7 +44,7 @@ def run(project):
         "train_phase: train",
         "rotate_phase: train",
         "fit: valid",
-        "score_splits: test",
+        "measure_events: test",
         "sample_quality: train",
     } <= checked
     return finished
@@ -104,12 +105,12 @@ def test_the_report_shows_nearest_projections_of_few_dimensions(run):
         assert f"<b>d = {dim}, PCA</b>" in text
 
 
-def test_split_scores_agree_with_the_report(run):
-    scores, metrics = run.load("split_scores"), run.load("metrics")
+def test_scored_events_agree_with_the_report(run):
+    scores, metrics = run.load("scored_events"), run.load("metrics")
     page, test = run.path("report").read_text(), scores[scores["split"] == "test"]
     assert scores["split"].value_counts().to_dict() == {"train": 256, "valid": 48, "test": 64}
     mse, bits = (metrics[name]["value"] for name in ("mse", "bits_per_dim"))
-    assert test["encoder_mse"].mean() == pytest.approx(mse, rel=0.02)
+    assert test["encoder_distance"].mean() == pytest.approx(mse, rel=0.02)
     assert test["bits_per_dim"].mean() == pytest.approx(bits, abs=0.02)
     assert f"{(test['p_value'] <= 0.1).sum()} of 64" in page
 
@@ -128,7 +129,16 @@ def test_the_flow_on_the_coordinates_keeps_the_manifold(run, project, x):
 
 
 def test_a_rotated_stage_can_follow_a_rotated_stage(project, x):
-    run = project.run(until="metrics", method="H-MM", rotated=True)
+    h_mm = packaged_tables()["methods"]["H-MM"]
+    phases = {
+        "stage_1": {"stages": 1},
+        "rotation": {"rotate": 1},
+        "stage_2": {"stages": 2, "reconstruction": {"space": "metric"}},
+        "rotation_2": {"rotate": 2},
+    }
+    small = {"stage_1": {"dim": 24}, "stage_2": {"dim": 12}}
+    own = {"methods": {"own": {**h_mm, "phases": phases}}, **small}
+    run = project.run(until="metrics", method="own", **own)
     assert sum(run.steps.values()) == 24
     model = run.load("hierarchy")
     assert all(stage.rotation is not None for stage in model.stages)

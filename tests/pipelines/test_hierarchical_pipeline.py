@@ -175,7 +175,7 @@ def test_mlflow_run_has_parameters_metrics_curves_and_artifacts(run, project):
             "manifest.json",
             "schedule.json",
         ),
-        *("samples.png", "samples_t07.png", "rejection.png", "curves.png", "split_scores.csv"),
+        *("samples.png", "samples_t07.png", "rejection.png", "curves.png", "scored_events.csv"),
         *BOTH,
     }
     assert [each.dataset.name for each in run.mlflow.inputs.dataset_inputs] == ["photos"]

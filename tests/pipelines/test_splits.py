@@ -14,7 +14,8 @@ from submanifold.config.schema import EvaluationSettings
 from submanifold.data.batches import Batches, as_input
 from submanifold.data.settings import ImageSettings
 from submanifold.evaluation import baselines as baselines_module
-from submanifold.evaluation import illustrations, split_scores
+from submanifold.evaluation import events as events_module
+from submanifold.evaluation import illustrations
 from submanifold.evaluation.baselines import PCA, fit_baselines, fit_gaussian
 from submanifold.evaluation.calibration import calibrate
 from submanifold.evaluation.gaussian import Gaussian
@@ -76,7 +77,7 @@ def test_validation_images_and_their_groups_calibrate(model):
 @pytest.mark.parametrize("is_brief", [False, True])
 def test_metrics_are_of_test_images_and_their_groups(model, monkeypatch, is_brief):
     for module in (baselines_module, nodes):
-        monkeypatch.setattr(module, "MOST_COMPARED", 20)
+        monkeypatch.setattr(module, "MEASURED", 20)
     with recorded(fit_gaussian, PCA.error_curve, mean_interval) as calls:
         baselines = fit_baselines(**SPLITS, groups=GROUPS)[0]
     for call in calls["fit_gaussian"]:
@@ -94,22 +95,15 @@ def test_metrics_are_of_test_images_and_their_groups(model, monkeypatch, is_brie
             nodes, name, lambda *a, n=name: arguments.update({n: a}) or {"inverse_error": 0}
         )
     settings = EvaluationSettings(samples=20, volumes=2, brief=is_brief)
+    scored = nodes.measure_events(model, **SPLITS, groups=GROUPS, evaluation=settings, device="cpu")
     metrics, projections = nodes.evaluate(
-        model,
-        TRAIN,
-        TEST,
-        SAMPLES,
-        baselines,
-        GROUPS,
-        {},
-        0.0,
-        settings,
-        "cpu",
+        model, scored, TRAIN, TEST, SAMPLES, baselines, GROUPS, {}, 0.0, settings, "cpu"
     )
-    _, test, *_, of_test, _, _ = arguments["measure"]
+    _, rows, test, *_ = arguments["measure"]
     assert_are("test", test)
     assert len(test) == (20 if is_brief else 48)
-    assert of_test.tolist() == groups_of_images(test)
+    of_test = rows["group"].tolist()
+    assert of_test == groups_of_images(test)
     compared = arguments["sample_quality"]
     assert [compared[n] is x for n, x in enumerate((TRAIN, TEST, SAMPLES))] == [True] * 3
     assert compared[-1] is GROUPS
@@ -120,13 +114,12 @@ def test_metrics_are_of_test_images_and_their_groups(model, monkeypatch, is_brie
     np.testing.assert_array_equal(projections, expected)
 
 
-def test_split_scores_are_those_of_each_split_with_its_groups(model, monkeypatch):
-    most = {"train": 40, "valid": 30, "test": 20}
-    monkeypatch.setattr(split_scores, "MAX_IMAGES", most)
-    scored = split_scores.score_splits(model, **SPLITS, groups=GROUPS, device="cpu")
+def test_events_are_those_of_each_split_with_their_groups(model, monkeypatch):
+    monkeypatch.setattr(events_module, "MEASURED", 40)
+    scored = events_module.measure_events(model, SPLITS, GROUPS, most=20)
     for split, table in scored.groupby("split"):
         images = SPLITS[split][table["number"]]
-        assert len(table) == most[split]
+        assert len(table) == (20 if split == "test" else 40)
         assert table["group"].tolist() == groups_of_images(images)
         with torch.no_grad():
             bits = model.bits_per_dim(as_input(images)).numpy()

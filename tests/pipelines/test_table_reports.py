@@ -50,7 +50,7 @@ def params(table):
 def run(project, params):
     with checked_splits() as checked:
         finished = project.run(**params)
-    assert {"explain_rows: train", "explain_rows: test", "score_splits: valid"} <= checked
+    assert {"explain_rows: train", "explain_rows: test", "measure_events: valid"} <= checked
     return finished
 
 
@@ -92,11 +92,11 @@ def test_the_report_is_in_the_units_of_the_table(run):
     ):
         assert part in text, part
     assert not re.search(r"\b(images?|pictures?)\b", text.lower())
-    assert run.artifacts >= {"marginals.png", "pairs.png", "anomalies.csv", "split_scores.csv"}
+    assert run.artifacts >= {"marginals.png", "pairs.png", "anomalies.csv", "scored_events.csv"}
 
 
 def test_the_most_anomalous_rows_have_contributions_of_columns(run, table):
-    found, scored = run.load("anomalies"), run.load("split_scores").query("split == 'test'")
+    found, scored = run.load("anomalies"), run.load("scored_events").query("split == 'test'")
     worst = run.load("x_test")[scored["number"][scored["anomaly_score"].idxmax()]]
     model = Model.load(run.path("hierarchy"))
     rows = pd.read_csv(table).iloc[[found["row"].iloc[0]]]

@@ -60,7 +60,7 @@ def explain_rows(
     hierarchy: Model,
     train: np.ndarray,
     test: np.ndarray,
-    split_scores: pd.DataFrame,
+    scored_events: pd.DataFrame,
     rows: Mapping[str, Sequence[int]],
     device: str,
 ) -> pd.DataFrame:
@@ -68,7 +68,7 @@ def explain_rows(
 
     The ``rows`` are numbers of the rows in the table.
     """
-    model, scored = hierarchy.to(choose_device(device)), split_scores.query("split == 'test'")
+    model, scored = hierarchy.to(choose_device(device)), scored_events.query("split == 'test'")
     order = "anomaly_score" if "anomaly_score" in scored else "nll"
     worst = scored.sort_values(order, ascending=False, kind="stable")[:EXPLAINED_ROWS]
     numbers = worst["number"].to_numpy()

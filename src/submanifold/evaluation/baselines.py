@@ -21,20 +21,8 @@ LEADING, OVERSAMPLING, ITERATIONS = 2048, 16, 4
 MOST_FITTED = 16384
 
 
-MOST_COMPARED = 512  # test events among which those are that are projected
-
-
-@dataclass(frozen=True)
-class Extent:
-    """How much an evaluation measures."""
-
-    all_events: bool = True  # or at most 512 evenly spaced test events
-    compared: int = 64  # events whose projections are compared
-    curve: int = 24  # events of the error by dimension
-
-
-FULL = Extent()
-BRIEF = Extent(all_events=False, compared=32)  #: Of a run with a time budget.
+MEASURED = 512  # evenly spaced training and validation events, and test events of a brief run
+PROJECTED = 64  # test events whose default and nearest projections are measured
 
 
 @dataclass(frozen=True)
@@ -215,8 +203,9 @@ def fit_baselines(
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Fit PCA and the Gaussian to uint8 images or float vectors (N, ...) and evaluate them.
 
-    In the ``baselines``, ``pca_mse`` are mean squared errors with the first 0, 1, ... axes, and
-    ``subsets`` are the same of :func:`compared_events`, by their number. ``pca`` are the mean and
+    In the ``baselines``, ``pca_mse`` are mean squared errors with the first 0, 1, ... axes.
+    ``measured`` are those of 512 evenly spaced test events, and ``projected`` of
+    :func:`projected_events`. ``pca`` are the mean and
     up to 2,048 axes as rows, float16 (1 + axes, D), for a file.
     """
     pca, n_train = fit_gaussian(train, valid)
@@ -230,10 +219,9 @@ def fit_baselines(
         counts = {} if groups_of_rows is None else {"groups": len(np.unique(groups_of_rows))}
         return {"pca_mse": mse.tolist(), "pca_mse_half_width": half_widths, **counts}
 
-    sizes = {MOST_COMPARED, FULL.compared, FULL.curve, BRIEF.compared, BRIEF.curve}
-    subsets = {size: compared_events(len(test), size) for size in sizes}
     baselines = errors() | {
-        "subsets": {str(n): errors(rows) for n, rows in subsets.items()},
+        "measured": errors(evenly_spaced(np.arange(len(test)), MEASURED)),
+        "projected": errors(projected_events(len(test))),
         "gaussian": {"bits_per_dim": mean_interval(bits, of_test), "shrinkage": pca.shrinkage},
         "n_train": n_train,
     }
@@ -241,9 +229,9 @@ def fit_baselines(
     return baselines, axes.half().cpu().numpy()
 
 
-def compared_events(total: int, count: int) -> np.ndarray:
-    """Return the numbers of `count` of a total of events, evenly spaced among 512 of them."""
-    return evenly_spaced(evenly_spaced(np.arange(total), MOST_COMPARED), count)
+def projected_events(total: int) -> np.ndarray:
+    """Return the numbers of 64 of a total of events, evenly spaced among 512 of them."""
+    return evenly_spaced(evenly_spaced(np.arange(total), MEASURED), PROJECTED)
 
 
 def evenly_spaced(values: np.ndarray, count: int) -> np.ndarray:
@@ -261,9 +249,11 @@ def pca_projection(stored: np.ndarray, x: Tensor, dim: int) -> Tensor | None:
     return ((x.flatten(1) - mean) @ axes.T @ axes + mean).view(x.shape)
 
 
-def pca_error(baselines: Mapping[str, Any], dim: int, subset: int | None = None) -> dict[str, Any]:
-    """Look up the ``mse`` of PCA with `dim` axes, or ``why`` it is missing, of a subset or all."""
-    errors = baselines if subset is None else baselines["subsets"][str(subset)]
+def pca_error(errors: Mapping[str, Any], dim: int) -> dict[str, Any]:
+    """Look up the ``mse`` of PCA with `dim` axes, or ``why`` it is missing.
+
+    ``errors`` are the baselines, or those of a subset.
+    """
     fitted = len(errors["pca_mse"]) - 1
     if dim > fitted:
         return {"dim": dim, "why": f"only the {fitted:,} leading axes are fitted"}

@@ -2,37 +2,30 @@
 
 import math
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 from submanifold.common.progress import track
 from submanifold.data.arrays import context_of_array
 from submanifold.data.batches import Batches, as_input
-from submanifold.data.tables import Preprocessor
-from submanifold.evaluation.baselines import FULL, Extent, compared_events, evenly_spaced, pca_error
-from submanifold.evaluation.intervals import ENDS, Interval, mean_interval, proportion_interval
+from submanifold.evaluation.baselines import evenly_spaced, pca_error
+from submanifold.evaluation.events import group_numbers, summarize
+from submanifold.evaluation.intervals import ENDS, mean_interval, proportion_interval
 from submanifold.evaluation.likelihood import (
     BATCH_SIZE,
     dequantized_log_probs,
     importance_log_prob,
-    log_prob,
     noisy_log_prob,
-    per_event,
     table_of,
     to_bits_per_dim,
 )
-from submanifold.evaluation.reconstruction import (
-    NEAREST_BATCH_SIZE,
-    error_curve,
-    reconstruction,
-    squared_errors,
-)
+from submanifold.evaluation.reconstruction import error_curve, reconstruction
 from submanifold.flows import context_of
-from submanifold.models import Hierarchy, Model, classify, diagnostics, manifold_density
+from submanifold.models import Model, classify, diagnostics, manifold_density
 
 CLASSIFIED_IMAGES, CALIBRATION_BINS = 2000, 15
 OVERFITTING_EVENTS = 5000
@@ -51,122 +44,102 @@ Metrics = dict[str, Any]
 
 def measure(
     model: Model,
+    rows: pd.DataFrame,
     test: np.ndarray,
     baselines: Mapping[str, Any],
     input_noise: float,
     dequantizations: int,
     device: torch.device,
-    groups: np.ndarray | None = None,
-    extent: Extent = FULL,
     volumes: int = 0,
 ) -> Metrics:
     """Evaluate density and reconstruction on test data; the model is moved to the device.
 
-    ``input_noise`` is the standard deviation of the noise that the density was trained with, and
-    ``volumes`` the number of images whose density on the manifold is measured.
+    ``rows`` of :func:`.measure_events` are those of the ``test`` events. ``input_noise`` is the
+    standard deviation of the noise that the density was trained with, and ``volumes`` the number of
+    images whose density on the manifold is measured.
     """
     batches = Batches(test, BATCH_SIZE, device=device)
     x, context = next(iter(batches))
-    model, table = model.to(device), table_of(model)
-    metrics = density(model, test, batches, input_noise, dequantizations, groups, table)
-    metrics |= reconstructions(model, test, batches, groups, extent.compared)
+    model, groups = model.to(device), group_numbers(rows)
+    metrics = density(model, rows, test, batches, input_noise)
     if not batches.is_continuous:
+        if dequantizations > 1 and model.has_density:
+            log_probs = dequantized_log_probs(model, test, dequantizations, device)
+            bits = to_bits_per_dim(importance_log_prob(log_probs), test)
+            bound = mean_interval(bits, groups) | {"draws": dequantizations}
+            metrics["bits_per_dim_importance"] = bound
         if volumes:
             of_few = None if context is None else context[:volumes]
             metrics |= volume(model, x[:volumes], groups, of_few)
         if "classes" in context_of(model):
             metrics |= classification(model, test, device, groups)
-    metrics["curve"] = error_curve(model, test, baselines, device, extent)
-    gaussian = baselines.get("gaussian")
-    if gaussian and table is not None:
-        bits = {end: gaussian["bits_per_dim"][end] for end in ENDS}
-        # of the density of complete rows, less the entropy of the noise of missing values
-        rows = as_input(test).numpy()
-        noise = table.missing_numbers(rows).sum(1).mean() * (1 + math.log(2 * math.pi)) / 2
-        constant = float(table.log_dets(rows).mean() + noise)
-        nats = {end: x and x * model.event_dim * math.log(2) - constant for end, x in bits.items()}
-        gaussian = {**gaussian, "nll": nats}
+    metrics |= reconstructions(rows, of_images=not batches.is_continuous)
+    metrics["curve"] = error_curve(model, test, baselines, device)
     return metrics | {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "dims": model.dims,
         "inverse_error": diagnostics.inverse_error(model, x, context),
         "baselines": {
             "pca": pca_error(baselines, model.dim),
-            "pca_subset": pca_error(baselines, model.dim, extent.compared),
-            "gaussian": gaussian,
+            "pca_subset": pca_error(baselines["projected"], model.dim),
+            "gaussian": gaussian_density(model, test, baselines["gaussian"]),
         },
     }
 
 
+def gaussian_density(model: Model, test: np.ndarray, gaussian: Metrics) -> Metrics:
+    """Add ``nll`` in the units of a table to the bits per dimension of the Gaussian."""
+    if (table := table_of(model)) is None:
+        return gaussian
+    rows, bits = as_input(test).numpy(), gaussian["bits_per_dim"]
+    # of the density of complete rows, less the entropy of the noise of missing values
+    noise = table.missing_numbers(rows).sum(1).mean() * (1 + math.log(2 * math.pi)) / 2
+    constant = float(table.log_dets(rows).mean() + noise)
+    scale = model.event_dim * math.log(2)
+    return {
+        **gaussian,
+        "nll": {end: x and x * scale - constant for end, x in bits.items() if end in ENDS},
+    }
+
+
 def density(
-    model: Model,
-    test: np.ndarray,
-    batches: Batches,
-    input_noise: float,
-    dequantizations: int,
-    groups: np.ndarray | None,
-    table: Preprocessor | None,
+    model: Model, rows: pd.DataFrame, test: np.ndarray, batches: Batches, input_noise: float
 ) -> Metrics:
-    """Compute bits per dimension, and for vectors the signs of manifold overfitting."""
+    """Average bits per dimension, and look for signs of manifold overfitting of vectors."""
     metrics: Metrics = {}
-    names = ("bits_per_dim",) if table is None else ("bits_per_dim", "nll")
-
-    def interval(nats: np.ndarray) -> Interval:
-        return mean_interval(to_bits_per_dim(nats, test), groups)
-
+    names = [name for name in ("bits_per_dim", "nll") if name in rows]
     if not model.has_density:
         return {name: {"value": None, "why": NO_DENSITY} for name in names}
+    is_overfitted = False
     if batches.is_continuous:
         x, contexts = torch.cat([x for x, _ in batches])[:OVERFITTING_EVENTS], batches.contexts
         context = None if contexts is None else contexts[:OVERFITTING_EVENTS]
         thickness, correlation = diagnostics.manifold_overfitting(model, x, context)
         metrics = {"thickness": thickness, "neighbour_correlation": correlation}
-        if diagnostics.is_overfitted(thickness, correlation):
-            metrics |= {name: {"value": None, "why": OVERFITTED} for name in names}
-        else:
-            tracked = track(batches, "bits per dimension", len(test))
-            nats = per_event(partial(log_prob, model, table=table), tracked)
-            metrics["bits_per_dim"] = interval(nats)
-            if table is not None:
-                log_dets = table.log_dets(as_input(test).numpy())
-                metrics["nll"] = mean_interval(-(nats + log_dets), groups)
-    else:
-        log_probs = dequantized_log_probs(model, test, dequantizations, batches.device)
-        metrics["bits_per_dim"] = interval(log_probs[0])
-        if dequantizations > 1:
-            bound = interval(importance_log_prob(log_probs))
-            metrics["bits_per_dim_importance"] = bound | {"draws": dequantizations}
+        is_overfitted = diagnostics.is_overfitted(thickness, correlation)
+    for name in names:
+        overfitted = {"value": None, "why": OVERFITTED}
+        metrics[name] = overfitted if is_overfitted else summarize(rows, name)
     if input_noise > 0:
-        metrics["bits_per_dim_noisy"] = interval(noisy_log_prob(model, batches, input_noise))
+        bits = to_bits_per_dim(noisy_log_prob(model, batches, input_noise), test)
+        metrics["bits_per_dim_noisy"] = mean_interval(bits, group_numbers(rows))
     return metrics
 
 
-def reconstructions(
-    model: Model, test: np.ndarray, batches: Batches, groups: np.ndarray | None, count: int
-) -> Metrics:
-    """Compute errors of encoder projections, of all of ``count`` events, and of stage 1."""
-    summarize = partial(reconstruction, of_images=not batches.is_continuous)
-    errors = squared_errors(model.encoder_projection, track(batches, "projecting", len(test)))
-    metrics = summarize(errors, groups=groups)
-    chosen = compared_events(len(test), count)
-    compared = {"encoder": errors[chosen]}
-    if model.dim < model.event_dim:
-        subset = Batches(test[chosen], NEAREST_BATCH_SIZE, device=batches.device)
-        for kind, name in (("projection", "default"), ("nearest", "nearest")):
-            project = partial(model.project, nearest=name == "nearest")
-            tracked = track(subset, f"{name} projections", len(subset))
-            compared[kind] = squared_errors(project, tracked)
-    of_chosen = None if groups is None else groups[chosen]
-    for kind, values in compared.items():
-        by_name = summarize(values, groups=of_chosen).items()
-        metrics |= {f"{kind}_{name}": x for name, x in by_name if name in ("mse", "psnr")}
-    if isinstance(model, Hierarchy):
-        metrics["stage_1_mse"] = metrics["mse"]
-        if model.stages[0].dim > model.dim:  # else later stages keep the manifold
-            first = Hierarchy(model.stages[:1])
-            errors = squared_errors(first.encoder_projection, batches)
-            metrics["stage_1_mse"] = summarize(errors, groups=groups)["mse"]
-    return metrics
+def reconstructions(rows: pd.DataFrame, of_images: bool) -> Metrics:
+    """Summarize errors of encoder projections, of all kinds on the same events, and of stage 1."""
+
+    def summary(column: str, of: pd.DataFrame) -> Metrics:
+        return reconstruction(of[column].to_numpy(), of_images, group_numbers(of))
+
+    metrics = summary("encoder_distance", rows)
+    projected = rows[rows["nearest_distance"].notna()] if "nearest_distance" in rows else rows
+    for kind, name in (("encoder", "encoder"), ("default", "projection"), ("nearest", "nearest")):
+        if f"{kind}_distance" in rows:
+            of_kind = summary(f"{kind}_distance", projected)
+            metrics |= {f"{name}_{k}": x for k, x in of_kind.items() if k in ("mse", "psnr")}
+    first = "stage_1_distance" if "stage_1_distance" in rows else "encoder_distance"
+    return metrics | {"stage_1_mse": summary(first, rows)["mse"]}
 
 
 def volume(
@@ -214,19 +187,6 @@ def calibration_error(confidence: np.ndarray, is_right: np.ndarray) -> float:
     bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     gaps = np.bincount(bins, is_right - confidence, CALIBRATION_BINS)
     return round(float(np.abs(gaps).sum() / len(confidence)), 12)
-
-
-def objective(name: str, model: Model, events: np.ndarray, device: torch.device) -> float:
-    """Compute ``mse`` or ``bits_per_dim``, which are NaN without a density on all of space."""
-    batches = Batches(events, BATCH_SIZE, device=device)
-    progress = track(batches, "evaluating", len(batches))
-    if name == "mse":
-        errors = squared_errors(model.encoder_projection, progress)
-        return reconstruction(errors, of_images=not batches.is_continuous)["mse"]["value"]
-    if not model.has_density:
-        return math.nan
-    nats = per_event(partial(log_prob, model, table=table_of(model)), progress)
-    return float(to_bits_per_dim(nats, events).mean())
 
 
 def warnings(metrics: Metrics, histories: Mapping[str, Any]) -> list[str]:

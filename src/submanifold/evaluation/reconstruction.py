@@ -11,7 +11,7 @@ from torch import Tensor
 
 from submanifold.common.progress import ProgressBar
 from submanifold.data.batches import Batch, Batches
-from submanifold.evaluation.baselines import FULL, Extent, compared_events, pca_error
+from submanifold.evaluation.baselines import pca_error, projected_events
 from submanifold.evaluation.intervals import mean_interval
 from submanifold.evaluation.likelihood import per_event
 from submanifold.models import Hierarchy, Model
@@ -67,7 +67,6 @@ def error_curve(
     test: np.ndarray,
     baselines: Mapping[str, Any],
     device: torch.device,
-    extent: Extent = FULL,
 ) -> dict[str, Any]:
     """Compute squared errors of projections of the same test events as a function of d.
 
@@ -82,8 +81,7 @@ def error_curve(
     if not of_images:
         variance = float(np.var(test, axis=0, dtype=np.float64).mean())
         goals = {f"explained variance {goal}": (1 - goal) * variance for goal in CURVE_SHARES}
-    chosen = test[compared_events(len(test), extent.curve)]
-    batches = Batches(chosen, NEAREST_BATCH_SIZE, device=device)
+    batches = Batches(test[projected_events(len(test))], NEAREST_BATCH_SIZE, device=device)
 
     def mse(dim: int, nearest: bool) -> float | None:  # None if all projections overflow
         view = model.at_dim(dim) if isinstance(model, Hierarchy) else model
@@ -101,7 +99,7 @@ def error_curve(
             for dim in of_kind:
                 errors[nearest].append(mse(dim, nearest))
                 progress.update()
-    pca = [pca_error(baselines, d, extent.curve).get("mse", {}).get("value") for d in dims]
+    pca = [pca_error(baselines["projected"], d).get("mse", {}).get("value") for d in dims]
     return {
         "dims": dims,
         "mse": errors[False],

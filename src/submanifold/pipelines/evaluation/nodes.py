@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from submanifold.common.device import choose_device
@@ -12,9 +13,9 @@ from submanifold.data.arrays import context_of_array
 from submanifold.data.batches import Batches
 from submanifold.data.settings import SyntheticSettings
 from submanifold.data.splits import Groups, groups_of
-from submanifold.evaluation import illustrations
+from submanifold.evaluation import events, illustrations
 from submanifold.evaluation import samples as sampling
-from submanifold.evaluation.baselines import BRIEF, FULL, MOST_COMPARED, compared_events
+from submanifold.evaluation.baselines import MEASURED
 from submanifold.evaluation.measure import measure, warnings
 from submanifold.evaluation.sample_quality import sample_quality
 from submanifold.evaluation.truth import against_truth
@@ -35,8 +36,24 @@ def draw_samples(
     return sampling.draw_samples(model, evaluation.samples, seed, test)
 
 
+def measure_events(
+    hierarchy: Model,
+    train: np.ndarray,
+    valid: np.ndarray,
+    test: np.ndarray,
+    groups: Groups,
+    evaluation: EvaluationSettings,
+    device: str,
+) -> pd.DataFrame:
+    """Measure events of each split; see :func:`submanifold.evaluation.events.measure_events`."""
+    splits = {"train": train, "valid": valid, "test": test}
+    most = MEASURED if evaluation.brief else None
+    return events.measure_events(hierarchy.to(choose_device(device)), splits, groups, most)
+
+
 def evaluate(
     hierarchy: Model,
+    scored_events: pd.DataFrame,
     train: np.ndarray,
     test: np.ndarray,
     samples: np.ndarray,
@@ -49,28 +66,17 @@ def evaluate(
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Evaluate the model and its samples, and project the first test images or vectors."""
     started, on = time.monotonic(), choose_device(device)
-    measured, test_groups, draws = test, groups_of(groups, "test"), evaluation.dequantizations or 1
-    extent = BRIEF if evaluation.brief else FULL
-    if not extent.all_events:
-        rows, draws = compared_events(len(test), MOST_COMPARED), 1
-        measured, test_groups = test[rows], None if test_groups is None else test_groups[rows]
-        baselines = baselines | baselines["subsets"][str(MOST_COMPARED)]
-    metrics = measure(
-        hierarchy,
-        measured,
-        baselines,
-        input_noise,
-        draws,
-        on,
-        test_groups,
-        extent,
-        evaluation.volumes,
-    )
+    rows = events.of_split(scored_events, "test")
+    draws = 1 if evaluation.brief else evaluation.dequantizations or 1
+    if evaluation.brief:
+        baselines = baselines | baselines["measured"]
+    measured, volumes = test[rows["number"].to_numpy()], evaluation.volumes
+    metrics = measure(hierarchy, rows, measured, baselines, input_noise, draws, on, volumes)
     if test.dtype == np.uint8:
         metrics |= sample_quality(train, test, samples, evaluation.inception_weights, on, groups)
-    metrics["counts"] = {"train": len(train), "test": len(measured), "samples": len(samples)}
-    if test_groups is not None:
-        metrics["counts"]["test_groups"] = len(np.unique(test_groups))
+    metrics["counts"] = {"train": len(train), "test": len(rows), "samples": len(samples)}
+    if groups_of(groups, "test") is not None:
+        metrics["counts"]["test_groups"] = rows["group"].nunique()
     metrics["warnings"] = warnings(metrics, histories)
     training = sum(history["seconds"] for history in histories.values())
     metrics["seconds"] = {"training": training, "evaluation": time.monotonic() - started}

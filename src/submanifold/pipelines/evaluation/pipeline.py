@@ -5,19 +5,10 @@ from kedro.pipeline import Node, Pipeline
 from submanifold.config.schema import Experiment
 from submanifold.evaluation.attribution import explain_rows
 from submanifold.evaluation.baselines import fit_baselines
-from submanifold.evaluation.split_scores import score_splits
 from submanifold.pipelines.evaluation import nodes
 
-SCORES = Node(
-    score_splits,
-    inputs=["hierarchy", "x_train", "x_valid", "x_test", "groups", "params:device"],
-    outputs="split_scores",
-    name="score_splits",
-    tags="distributed",
-)
 BY_KIND = {
     "images": [
-        SCORES,
         Node(
             nodes.illustrate,
             inputs=["hierarchy", "x_train", "x_test", "samples", "pca", "params:device"],
@@ -26,10 +17,9 @@ BY_KIND = {
         ),
     ],
     "table": [
-        SCORES,
         Node(
             explain_rows,
-            inputs=["hierarchy", "x_train", "x_test", "split_scores", "rows", "params:device"],
+            inputs=["hierarchy", "x_train", "x_test", "scored_events", "rows", "params:device"],
             outputs="anomalies",
             name="explain",
         ),
@@ -62,9 +52,25 @@ def create_pipeline(experiment: Experiment) -> Pipeline:
                 name="draw_samples",
             ),
             Node(
+                nodes.measure_events,
+                inputs=[
+                    "hierarchy",
+                    "x_train",
+                    "x_valid",
+                    "x_test",
+                    "groups",
+                    "params:evaluation",
+                    "params:device",
+                ],
+                outputs="scored_events",
+                name="measure_events",
+                tags="distributed",
+            ),
+            Node(
                 nodes.evaluate,
                 inputs=[
                     "hierarchy",
+                    "scored_events",
                     "x_train",
                     "x_test",
                     "samples",

@@ -77,7 +77,7 @@ def report_images(
     samples_t07: np.ndarray,
     projections: np.ndarray,
     illustrations: dict[str, np.ndarray],
-    split_scores: pd.DataFrame,
+    scored_events: pd.DataFrame,
     **shared: Any,
 ) -> dict[str, Any]:
     """Draw the figures of a model of images, and render the ``report`` (HTML)."""
@@ -105,7 +105,7 @@ def report_images(
     content = {
         "projections": side_by_side(illustrations["originals"], illustrations),
         "by_dim": by_dim(illustrations["originals"], nested) if nested else None,
-        "extremes": sections.extremes(split_scores, test),
+        "extremes": sections.extremes(scored_events, test),
         "samples": [
             {"name": f"Temperature {TEMPERATURES[name]:g}", "strips": strips(images[:64], 16)}
             for name, images in drawn.items()
@@ -121,7 +121,7 @@ def report_images(
         "traversed": len(changed),
         "is_rotated": first_order is not None,
     }
-    content |= sections.of_model(metrics, split_scores, hierarchy)
+    content |= sections.of_model(metrics, scored_events, hierarchy)
     return _report("images", figures, content, metrics, hierarchy, histories, **shared)
 
 
@@ -131,7 +131,7 @@ def report_table(
     histories: dict[str, Any],
     test: np.ndarray,
     samples: np.ndarray,
-    split_scores: pd.DataFrame,
+    scored_events: pd.DataFrame,
     anomalies: pd.DataFrame,
     **shared: Any,
 ) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def report_table(
         "pairs": pairs(data, drawn),
         "dimensions": dimension_curves(metrics["curve"], dim, first_order, unit=unit),
     }
-    content = sections.of_model(metrics, split_scores, hierarchy)
+    content = sections.of_model(metrics, scored_events, hierarchy)
     content |= {
         "columns": preprocessor.description,
         "number": format_value,

@@ -26,7 +26,7 @@ BY_KIND = {
             inputs=SHARED
             | {
                 name: name
-                for name in ("samples_t07", "projections", "illustrations", "split_scores")
+                for name in ("samples_t07", "projections", "illustrations", "scored_events")
             },
             outputs={
                 "report": "report",
@@ -43,7 +43,7 @@ BY_KIND = {
         TABLE,
         Node(
             nodes.report_table,
-            inputs=SHARED | {"split_scores": "split_scores", "anomalies": "anomalies"},
+            inputs=SHARED | {"scored_events": "scored_events", "anomalies": "anomalies"},
             outputs={
                 "report": "report",
                 "curves": "curves_figure",

@@ -8,6 +8,14 @@ import numpy as np
 import pandas as pd
 
 from submanifold.evaluation.calibration import Calibration, false_alarms
+from submanifold.evaluation.events import (
+    NLL,
+    density_column,
+    generalization_gap,
+    group_numbers,
+    of_split,
+    summarize,
+)
 from submanifold.evaluation.illustrations import pixel_errors
 from submanifold.evaluation.metrics import (
     METRICS,
@@ -19,13 +27,6 @@ from submanifold.evaluation.metrics import (
     format_value,
 )
 from submanifold.evaluation.reconstruction import SHOWN_DIMS
-from submanifold.evaluation.split_scores import (
-    NLL,
-    density_column,
-    generalization_gap,
-    group_numbers,
-    split_means,
-)
 from submanifold.models import Model
 from submanifold.plots.ood import density_histogram
 from submanifold.plots.strips import strips
@@ -139,9 +140,9 @@ def likelihood(scored: pd.DataFrame, gaussian: Metrics | None = None) -> dict[st
         return {"histogram": None}
     of_rows = column == NLL
     sign, labels = (-1, ("log-density, nats", "rows")) if of_rows else (1, ())
-    by_split = scored.groupby("split", sort=False)[column]
-    values = {str(split): sign * values.to_numpy() for split, values in by_split}
-    means = split_means(scored)
+    by_split = {str(split): rows for split, rows in scored.groupby("split", sort=False)}
+    values = {split: sign * rows[column].to_numpy() for split, rows in by_split.items()}
+    means = {split: summarize(rows, column) for split, rows in by_split.items()}
     gap = generalization_gap(means)
     return {
         "histogram": density_histogram(values, *labels),
@@ -155,11 +156,11 @@ def likelihood(scored: pd.DataFrame, gaussian: Metrics | None = None) -> dict[st
 
 def extremes(scored: pd.DataFrame, test: np.ndarray) -> list[dict[str, Any]]:
     """Return the most and the least likely test images."""
-    of_test = scored[scored["split"] == "test"]
+    of_test = of_split(scored, "test")
     column, names = "bits_per_dim", ("Most likely", "Least likely")
     text = "{:.2f} to {:.2f} bits per dimension"
     if not of_test["bits_per_dim"].notna().any():
-        column, names = "encoder_mse", ("Smallest encoder error", "Largest encoder error")
+        column, names = "encoder_distance", ("Smallest encoder error", "Largest encoder error")
         text = "mean squared error {:.2g} to {:.2g}"
     order = of_test.sort_values(column, kind="stable")
     if not (count := min(EXTREMES, len(order) // 2)):
@@ -176,7 +177,7 @@ def alarms(scored: pd.DataFrame, fitted: Calibration | None) -> dict[str, Any] |
     """Return promised and observed rates of false alarms on test images; None without p-values."""
     if "p_value" not in scored or fitted is None:
         return None
-    of_test = scored[scored["split"] == "test"]
+    of_test = of_split(scored, "test")
     p_values, groups = of_test["p_value"].to_numpy(), group_numbers(of_test)
     rows = false_alarms(p_values, fitted.groups, groups, fitted.smallest_p_value)
     if not rows:

@@ -1,4 +1,4 @@
-"""Densities and p-values of single images, the gap between splits, and false alarms."""
+"""The table of measured events: densities and p-values, gaps between splits, false alarms."""
 
 import numpy as np
 import pandas as pd
@@ -10,18 +10,24 @@ from submanifold import Predictor
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.baselines import fit_baselines
 from submanifold.evaluation.calibration import false_alarms
-from submanifold.evaluation.intervals import false_alarm_range, proportion_interval
-from submanifold.evaluation.measure import measure
-from submanifold.evaluation.split_scores import (
+from submanifold.evaluation.events import (
     generalization_gap,
     group_numbers,
-    score_splits,
-    split_means,
+    measure_events,
+    of_split,
+    summarize,
 )
+from submanifold.evaluation.intervals import false_alarm_range, proportion_interval
+from submanifold.evaluation.measure import measure
 from submanifold.flows import RealNVP
 from submanifold.models import Hierarchy, Stage
 
 RNG = np.random.default_rng(0)
+
+
+def gap_of(table):
+    by_split = table.groupby("split", sort=False)
+    return generalization_gap({split: summarize(rows, "bits_per_dim") for split, rows in by_split})
 
 
 def scored(shift, groups=200):
@@ -36,11 +42,11 @@ def scored(shift, groups=200):
 @pytest.mark.parametrize("groups", [400, 200, 40])
 def test_the_gap_has_an_interval_over_groups(groups):
     assert (group_numbers(scored(0, groups)[:400]) is None) == (groups == 400)
-    gap = generalization_gap(split_means(scored(0.3, groups)))
+    gap = gap_of(scored(0.3, groups))
     error = 0.2 * np.sqrt(2 / groups)
     assert gap["low"] < 0.3 < gap["high"]
     assert (gap["high"] - gap["low"]) / 2 == pytest.approx(1.96 * error, rel=0.25)
-    few = generalization_gap(split_means(scored(0.3, 4)))
+    few = gap_of(scored(0.3, 4))
     assert few["low"] is few["high"] is None
 
 
@@ -114,12 +120,14 @@ def test_densities_of_rows_are_in_the_units_of_the_table():
     model = Hierarchy([Stage(RealNVP(2, 2), 1)]).eval()
     model.data = {"table": preprocessor.to_dict()}
     arrays = {split: preprocessor.transform(table) for split, table in tables.items()}
-    table = score_splits(model, **arrays, groups=None, device="cpu")
+    table = measure_events(model, arrays, None)
     for split, scores in table.groupby("split"):
         nll = -Predictor(model).log_prob(tables[split])
         np.testing.assert_allclose(scores["nll"], nll, rtol=1e-4, atol=1e-4)
         if split == "test":
             expected = nll.mean()
     baselines = fit_baselines(**arrays)[0]
-    measured = measure(model, arrays["test"], baselines, 0.0, 1, torch.device("cpu"))
+    measured = measure(
+        model, of_split(table, "test"), arrays["test"], baselines, 0.0, 1, torch.device("cpu")
+    )
     assert measured["nll"]["value"] == pytest.approx(expected, rel=1e-4)
