@@ -15,7 +15,7 @@ from submanifold.data.tables import Preprocessor
 from submanifold.evaluation import baselines as baselines_module
 from submanifold.evaluation import features as features_module
 from submanifold.evaluation import measure as measure_module
-from submanifold.evaluation.baselines import PCA, fit_baselines, pca_batches, projected_events
+from submanifold.evaluation.baselines import PCA, fit_baselines, projected_events
 from submanifold.evaluation.events import measure_events
 from submanifold.evaluation.intervals import ENDS
 from submanifold.evaluation.measure import classification, measure, warnings
@@ -135,7 +135,7 @@ def test_projections_and_pca_are_compared_on_the_same_events(monkeypatch):
     )
     some = test[[0, 3, 5, 8]]
     assert projected_events(9).tolist() == [0, 3, 5, 8]
-    pca = PCA.fit(pca_batches(train))
+    pca = PCA.fit(train)
     projections = {
         "encoder_mse": model.encoder_projection,
         "projection_mse": model.project,

@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from strategies import initialized_glow
 from submanifold import Predictor
 from submanifold.evaluation import ood as module
-from submanifold.evaluation.baselines import fit_gaussian, pca_batches
+from submanifold.evaluation.baselines import PCA, pca_batches
 from submanifold.evaluation.calibration import COMBINATION, calibrate
 from submanifold.evaluation.intervals import false_alarm_range
 from submanifold.evaluation.ood import (
@@ -132,7 +132,7 @@ def test_training_data_fit_linear_scores_and_validation_data_calibrate_all(model
     noise = table[table["part"] == "ood"]
     for name in ("density", "encoder_distance", COMBINATION, *LINEAR):
         assert 0.2 < noise[f"p_{name}"].mean() < 0.8, name
-    pca, _ = fit_gaussian(train, valid)
+    pca = PCA.fit(train).shrink(valid)
     expected = [-pca.log_prob(x).numpy() for x in pca_batches(NOISE)]
     np.testing.assert_allclose(noise["mahalanobis"], np.concatenate(expected))
 

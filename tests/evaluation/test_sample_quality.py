@@ -153,7 +153,7 @@ def test_precision_and_recall_of_points_on_a_line():
     assert values(real, fake, neighbors=2)[0] == 1
 
 
-def test_distant_samples_have_zero_precision_and_recall_with_wilson_intervals():
+def test_distant_samples_have_zero_precision_and_recall_with_exact_intervals():
     real, fake = normal(200), 50 + normal(300, seed=1)
     assert precision(real, fake) == pytest.approx(
         {"value": 0, "low": 0, "high": 0.0126, "n_real": 200, "n_fake": 300}, abs=1e-4

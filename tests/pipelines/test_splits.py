@@ -16,7 +16,7 @@ from submanifold.data.settings import ImageSettings
 from submanifold.evaluation import baselines as baselines_module
 from submanifold.evaluation import events as events_module
 from submanifold.evaluation import illustrations
-from submanifold.evaluation.baselines import PCA, fit_baselines, fit_gaussian
+from submanifold.evaluation.baselines import PCA, fit_baselines
 from submanifold.evaluation.calibration import calibrate
 from submanifold.evaluation.gaussian import Gaussian
 from submanifold.evaluation.intervals import (
@@ -78,15 +78,13 @@ def test_validation_images_and_their_groups_calibrate(model):
 def test_metrics_are_of_test_images_and_their_groups(model, monkeypatch, is_brief):
     for module in (baselines_module, nodes):
         monkeypatch.setattr(module, "MEASURED", 20)
-    with recorded(fit_gaussian, PCA.error_curve, mean_interval) as calls:
+    with recorded(PCA.fit, PCA.shrink, PCA.error_curve, mean_interval) as calls:
         baselines = fit_baselines(**SPLITS, groups=GROUPS)[0]
-    for call in calls["fit_gaussian"]:
-        assert_are("train", call["train"])
-        assert_are("valid", call["valid"])
+    assert_are("train", *(call["events"] for call in calls["fit"]))
+    assert_are("valid", *(call["valid"] for call in calls["shrink"]))
     for call in calls["mean_interval"]:
         assert call["groups"].tolist() == GROUPS["test"]
     for call in calls["error_curve"]:
-        assert call["groups"].tolist() == groups_of_images(call["batches"].rows)
         assert_are("test", call["groups"])
     assert all(calls.values())
     arguments = {}

@@ -70,7 +70,7 @@ def test_images_are_measured_and_scored_against_ood_images(tmp_path):
         wide, narrow = measures.measure_images(about, [model, model.at_dim(3)])
         measures.measure_aurocs(about, model, "noise")
     assert {"sample_quality: train", "sample_quality: test", "score_parts: train"} <= checked
-    pca = PCA.fit(pca_batches(images["x_train"]))
+    pca = PCA.fit(images["x_train"])
     errors = torch.cat([pca.squared_errors(x)[:, 6] for x in pca_batches(images["x_test"])])
     assert wide["pca"]["value"] == pytest.approx(errors.mean().item(), rel=1e-3)
     assert wide["encoder"]["n"] == len(images["x_test"])

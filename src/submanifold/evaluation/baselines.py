@@ -17,19 +17,16 @@ from submanifold.evaluation.likelihood import per_event, to_bits_per_dim
 
 PCA_BATCH_SIZE, MAX_BATCH_NUMBERS = 1024, 2**23
 LARGEST_COVARIANCE = 6144
-LEADING, OVERSAMPLING, ITERATIONS = 2048, 16, 4
-MOST_FITTED = 16384
-
-
+LEADING = 2048
+MOST_NUMBERS = 2**27  # of events that PCA is fitted to: 1 GB
 MEASURED = 512  # evenly spaced training and validation events, and test events of a brief run
 PROJECTED = 64  # test events whose default and nearest projections are measured
 
 
 @dataclass(frozen=True)
 class PCA:
-    """Principal components of flattened events in R^D, fitted to batches (:ref:`theory-4`).
+    """Principal components of flattened events in R^D, and a Gaussian (:ref:`theory-4`).
 
-    scikit-learn's PCA needs all data in memory as floats (4 GB for 160,000 images of 3,072 bytes).
     Variances beyond those of the k axes are all equal to the mean of the rest (probabilistic PCA,
     Tipping & Bishop 1999).
     """
@@ -40,33 +37,27 @@ class PCA:
     shrinkage: float = 0.0  # weight of the isotropic covariance in the Gaussian, in [0, 1]
 
     @classmethod
-    def fit(cls, batches: Iterable[Tensor]) -> "PCA":
-        """Fit all axes to batches (batch, ...) in one pass, in double precision."""
-        events = (batch.flatten(1).double() for batch in batches)
-        count, mean, moment = _moments(events, lambda x: x.T @ x)
-        variances, axes = torch.linalg.eigh(moment - mean.outer(mean))
-        # deviations from the mean of n events span at most n - 1 dimensions
-        return cls(mean, axes.flip(1)[:, : count - 1], variances.flip(0).clamp_min(0))
+    def fit(cls, events: np.ndarray) -> "PCA":
+        """Fit scikit-learn's PCA to uint8 images or float vectors (N, ...), evenly spaced ones.
 
-    @classmethod
-    def fit_leading(cls, batches: Iterable[Tensor], count: int) -> "PCA":
-        """Fit the first `count` axes by subspace iteration (Halko, Martinsson & Tropp 2011)."""
-        n, mean, square = _moments(batch.flatten(1).double() for batch in batches)
-        total = (square - mean.square()).sum()
-        size = min(count + OVERSAMPLING, len(mean))
-        generator = torch.Generator(mean.device).manual_seed(0)
-        image = torch.randn(len(mean), size, generator=generator, device=mean.device)
-        for _ in range(ITERATIONS):
-            basis = torch.linalg.qr(image).Q
-            image = torch.zeros_like(basis)
-            for batch in batches:
-                flat = (batch.flatten(1) - mean).float()
-                image.addmm_(flat.T, flat @ basis)
-        values, vectors = torch.linalg.eigh((basis.T @ image).double() / n)
-        axes = torch.linalg.qr(basis.double() @ vectors.flip(1)[:, :count]).Q
-        leading = values.flip(0)[:count].clamp_min(0)
-        rest = (total - leading.sum()).clamp_min(0) / max(len(mean) - count, 1)
-        return cls(mean, axes, torch.cat([leading, rest.expand(len(mean) - count)]))
+        It has all axes, or with more than 6,144 coordinates at most 2,048, by randomized SVD.
+        """
+        from sklearn.decomposition import PCA as LinearPCA  # loads slowly
+
+        chosen = evenly_spaced(events, MOST_NUMBERS // math.prod(events.shape[1:]))
+        x = torch.cat([batch.flatten(1).double() for batch in pca_batches(chosen)]).numpy()
+        count, dim = x.shape
+        most = min(dim, count - 1)  # deviations from the mean span at most n - 1 dimensions
+        if dim <= LARGEST_COVARIANCE:
+            fitted = LinearPCA(most, svd_solver="covariance_eigh").fit(x)
+        else:
+            leading = min(LEADING, most)
+            fitted = LinearPCA(leading, svd_solver="randomized", random_state=0).fit(x)
+        scale = (count - 1) / count  # of the likelihood's estimate
+        rest = np.full(dim - len(fitted.components_), scale * fitted.noise_variance_)
+        variances = np.concatenate([scale * fitted.explained_variance_, rest])
+        mean, axes = fitted.mean_, fitted.components_.T.copy()
+        return cls(*map(torch.from_numpy, (mean, axes, variances)))
 
     def project(self, x: Tensor, dim: int) -> Tensor:
         """Project x (batch, ...) onto the first `dim` principal axes."""
@@ -114,9 +105,9 @@ class PCA:
         shrunk = (1 - self.shrinkage) * self.variances + self.shrinkage * isotropic
         return shrunk.clamp_min(torch.finfo(torch.float64).tiny)
 
-    def shrink(self, valid: Iterable[Tensor]) -> "PCA":
-        """Choose the shrinkage that maximizes the likelihood of validation batches."""
-        _, square, _ = _moments(map(self._all_squares, valid))
+    def shrink(self, valid: np.ndarray) -> "PCA":
+        """Choose the shrinkage that maximizes the likelihood of validation events (N, ...)."""
+        _, square, _ = _moments(map(self._all_squares, pca_batches(valid)))
 
         def loss(shrunk: PCA) -> float:
             variances = shrunk.shrunk_variances()
@@ -168,34 +159,10 @@ def _mean_over_groups(
     return mean, float(scipy.stats.t.ppf(0.975, count - 1)) * error
 
 
-class EventBatches(Batches):
-    """Batches of events without their context, which can be transformed."""
-
-    transform: Callable[[Tensor], Tensor] | None = None
-
-    def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
-        events = (x for x, _ in self.in_order())
-        return events if self.transform is None else map(self.transform, events)
-
-
-def pca_batches(events: np.ndarray) -> EventBatches:
-    """Split events (N, ...) into batches of at most 64 MB in double precision."""
+def pca_batches(events: np.ndarray) -> Iterator[Tensor]:
+    """Iterate over events (N, ...) in batches of at most 64 MB in double precision."""
     size = max(1, MAX_BATCH_NUMBERS // math.prod(events.shape[1:]))
-    return EventBatches(events, min(PCA_BATCH_SIZE, size))
-
-
-def fit_pca(batches: Iterable[Tensor], dim: int, most: int) -> PCA:
-    """Fit all axes to events in R^dim, or with more than 6,144 coordinates at most these many."""
-    is_small = dim <= LARGEST_COVARIANCE
-    return PCA.fit(batches) if is_small else PCA.fit_leading(batches, min(LEADING, most))
-
-
-def fit_gaussian(train: np.ndarray, valid: np.ndarray) -> tuple[PCA, int]:
-    """Fit PCA, to at most 16,384 large events, and count them; shrink it by validation data."""
-    dim = math.prod(train.shape[1:])
-    fitted = train if dim <= LARGEST_COVARIANCE else train[:: math.ceil(len(train) / MOST_FITTED)]
-    pca = fit_pca(pca_batches(fitted), dim, len(fitted) - 1)
-    return pca.shrink(pca_batches(valid)), len(fitted)
+    return (x for x, _ in Batches(events, min(PCA_BATCH_SIZE, size)))
 
 
 def fit_baselines(
@@ -208,7 +175,7 @@ def fit_baselines(
     :func:`projected_events`. ``pca`` are the mean and
     up to 2,048 axes as rows, float16 (1 + axes, D), for a file.
     """
-    pca, n_train = fit_gaussian(train, valid)
+    pca = PCA.fit(train).shrink(valid)
     bits = to_bits_per_dim(per_event(pca.log_prob, pca_batches(test)), test)
     of_test = groups_of(groups, "test")
 
@@ -223,7 +190,7 @@ def fit_baselines(
         "measured": errors(evenly_spaced(np.arange(len(test)), MEASURED)),
         "projected": errors(projected_events(len(test))),
         "gaussian": {"bits_per_dim": mean_interval(bits, of_test), "shrinkage": pca.shrinkage},
-        "n_train": n_train,
+        "n_train": len(train),
     }
     axes = torch.cat([pca.mean[:, None], pca.axes[:, :LEADING]], 1).T
     return baselines, axes.half().cpu().numpy()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from submanifold.common.device import choose_device
 from submanifold.data.splits import Groups, groups_of
-from submanifold.evaluation.baselines import fit_gaussian, pca_batches
+from submanifold.evaluation.baselines import PCA, pca_batches
 from submanifold.evaluation.calibration import COMBINATION, Calibration, false_alarms
 from submanifold.evaluation.intervals import interval_level
 from submanifold.evaluation.likelihood import per_event
@@ -98,7 +98,7 @@ def score_parts(
 def _linear_scores(
     dim: int, train: np.ndarray, valid: np.ndarray
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    pca, _ = fit_gaussian(train, valid)
+    pca = PCA.fit(train).shrink(valid)
     few = pca.explaining(EXPLAINED_VARIANCE)
     dims = [min(dim, pca.axes.shape[1]), few]
 

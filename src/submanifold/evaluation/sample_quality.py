@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import scipy  # submodules load on first use; scipy.stats takes half a second
 import torch
 
 from submanifold.data.splits import Groups, groups_of
@@ -14,7 +13,7 @@ from submanifold.evaluation.intervals import (
     Interval,
     jackknife_interval,
     jackknife_subsets,
-    mean_interval,
+    proportion_interval,
 )
 
 NEIGHBORS, MIN_IMAGES = 3, 4
@@ -170,7 +169,7 @@ def precision(
     Improved precision of Kynkaanniemi et al., NeurIPS 2019. The manifold is the union of balls
     around the real features with the distance to the k-th nearest neighbor as radius. Two samples
     of one distribution do not reach 1: compare values of equal numbers of images only. The interval
-    is Wilson's for fixed balls, or of the bootstrap over the groups of the fakes.
+    is the exact one for fixed balls (:func:`.proportion_interval`).
     """
     from sklearn.metrics import pairwise_distances_chunked  # scikit-learn takes seconds to import
     from sklearn.neighbors import NearestNeighbors
@@ -181,14 +180,9 @@ def precision(
         fake, real, reduce_func=lambda distances, _: (distances <= radii).any(axis=1)
     )
     inside = np.concatenate(list(chunks))
-    counts = {"n_real": len(real), "n_fake": len(fake)}
-    if groups[1] is not None:
-        interval = mean_interval(inside, groups[1])
-        del interval["n"]
-        return interval | counts
-    test: Any = scipy.stats.binomtest(int(inside.sum()), len(inside))
-    low, high = map(float, test.proportion_ci(0.95, method="wilson"))
-    return {"value": float(test.statistic), "low": low, "high": high, **counts}
+    interval = proportion_interval(inside, groups[1])
+    del interval["n"]
+    return interval | {"n_real": len(real), "n_fake": len(fake)}
 
 
 def recall(

@@ -11,7 +11,7 @@ from torch import Tensor
 from submanifold.common.device import choose_device
 from submanifold.data.batches import Batches
 from submanifold.data.splits import groups_of
-from submanifold.evaluation.baselines import PCA, pca_batches
+from submanifold.evaluation.baselines import PCA
 from submanifold.evaluation.intervals import mean_interval, median_interval
 from submanifold.evaluation.likelihood import dequantized_log_probs, per_event, to_bits_per_dim
 from submanifold.evaluation.ood import measure_ood, score_parts
@@ -73,7 +73,7 @@ def measure_images(run: CachedRun, models: Sequence[Model]) -> list[Measured]:
     test = run.load("x_test")
     batches = Batches(test[:PROJECTED], NEAREST_BATCH_SIZE, device=device)
     groups = groups_of(run.groups, "test")
-    pca = PCA.fit(pca_batches(run.load("x_train")))
+    pca = PCA.fit(run.load("x_train"))
     by_model = []
     for model in models:
         measured: Measured = {}

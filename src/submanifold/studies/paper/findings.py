@@ -10,7 +10,7 @@ import torch
 
 from submanifold.data.batches import Batches
 from submanifold.data.splits import groups_of
-from submanifold.evaluation.baselines import PCA, pca_batches
+from submanifold.evaluation.baselines import PCA
 from submanifold.evaluation.intervals import (
     Interval,
     interval_over_seeds,
@@ -137,7 +137,7 @@ def smaller_delta_loses_outliers(runs: Runs) -> Iterator[Finding]:
     first = deltas[max(deltas)][0]
     test = Batches(first.load("x_test"), 1024)
     groups = groups_of(first.groups, "test")
-    pca, dim = PCA.fit(pca_batches(first.load("x_train"))), first.load("metrics")["dims"][-1]
+    pca, dim = PCA.fit(first.load("x_train")), first.load("metrics")["dims"][-1]
     residuals = _squares(lambda x: pca.project(x, dim), test)
     outliers = residuals >= np.quantile(residuals, 1 - OUTLIERS)
 
