@@ -73,6 +73,7 @@ class RunHooks:
         self._seconds: dict[str, float] = defaultdict(float)
         self._computed: set[str] = set()
         self._is_mlflow_enabled = False
+        self._lock.close()  # of a run that Ctrl-C has ended in this process
         check_experiment(loader.experiment, run_params["pipeline_names"] or [])
         for output, part in (("x_train", "data"), ("x_ood", "ood")):
             if output in outputs:
