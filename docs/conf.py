@@ -1,11 +1,7 @@
 """Configuration of the documentation: sphinx-build -W docs build/site."""
 
 import re
-import sys
 from importlib.metadata import version as installed_version
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 project = "submanifold"
 version = release = installed_version("submanifold")
@@ -18,10 +14,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_click",
     "sphinx_copybutton",
-    "mathml",
-    "reference",
 ]
-exclude_patterns = ["_ext"]
 highlight_language = "bash"  # of indented blocks
 suppress_warnings = ["misc.highlighting_failure"]
 smartquotes = False  # options such as --params stay as they are typed
@@ -61,7 +54,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"submanifold\..*(\._\w+|ChartEncoding|[Mm]odel\.data|settings\.Model)"),
 ]
 
-# The theme; all of its files are local
+# The theme; its files are local. The browser loads MathJax, which shows formulas, from its server
 html_theme = "furo"
 html_title = f"submanifold {release}"
 html_theme_options = {

@@ -17,6 +17,7 @@ def browse(address, profile):
         "--headless",
         "--no-sandbox",
         "--disable-gpu",
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost",  # no network
         f"--user-data-dir={profile}",
         "--enable-logging=stderr",
         "--v=0",

@@ -20,10 +20,10 @@ def cells(page):
 
 
 def pictures(page):
-    """Return the label, the text and the pixels of the strips of each row of images."""
+    """Return the label, the text and the pixels of each row of images; of several, a list."""
     texts = dict(re.findall(r'<div class="caption"><b>([^<]*)</b>([^<]*)</div>', page))
-    strips = {}
+    shown = {}
     for label, image in re.findall(r'<img class="pixels" alt="([^"]*)" src="[^,]*,([^"]*)"', page):
         pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(image))))
-        strips.setdefault(label, []).append(pixels)
-    return [(label, texts[label].strip(), strips[label]) for label in texts if label in strips]
+        shown.setdefault(label, []).append(pixels)
+    return [(label, texts[label].strip(), shown[label]) for label in texts if label in shown]

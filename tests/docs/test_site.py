@@ -65,15 +65,20 @@ def server(site):
         server.shutdown()
 
 
+def errors(console):
+    """Lines of the console, without those on MathJax, which is not loaded without a network."""
+    return [line for line in console if "mathjax" not in line]
+
+
 def test_pages_show_without_errors(server, tmp_path):
     address, missing = server
     document, console = browse(f"{address}/all-pages.html", tmp_path)
     assert "<title>done</title>" in document
-    assert not console
+    assert not errors(console)
     assert not missing
 
 
 def test_search_finds_a_method(server, tmp_path):
     document, console = browse(f"{server[0]}/search.html?q=log_prob", tmp_path)
     assert "submanifold.models.Model.log_prob" in document
-    assert not console
+    assert not errors(console)

@@ -11,24 +11,15 @@ import pytest
 import torch
 from efficientnet_lite_pytorch import EfficientNet
 from scipy.ndimage import gaussian_filter
+from sklearn.decomposition import PCA
 from torch_fidelity import feature_extractor_inceptionv3 as inception
 
-from benchmarks.feature_distances import changed_images
 from calibrated import smooth_images
 from submanifold.common.errors import UserError
 from submanifold.data.sources.photos import read_photos
 from submanifold.evaluation import features
 from submanifold.evaluation.features import efficientnet_features, inception_features
 from submanifold.evaluation.sample_quality import frechet_distance, kernel_distance
-
-CHANGES = (
-    "none",
-    "blur of 1 pixels",
-    "projection onto 50 principal axes",
-    "samples of a Gaussian",
-    "shuffled 8 x 8 patches",
-    "20 images, repeated",
-)
 
 
 def noise(count, channels=3, seed=0):
@@ -170,6 +161,30 @@ def test_other_efficientnet_weights_are_not_read(monkeypatch, tmp_path):
         efficientnet_features([noise(2)])
 
 
+def changed_images(images, train):
+    """Changes of images (n, 3, 32, 32); principal axes are those of `train`, such images."""
+    rng, count = np.random.default_rng(0), len(images)
+    pca = PCA(random_state=0).fit(train.reshape(len(train), -1))
+    codes = pca.transform(images.reshape(count, -1))
+    leading = codes * (np.arange(codes.shape[1]) < 50)
+    normal = rng.standard_normal(codes.shape) * np.sqrt(pca.explained_variance_)
+    patches = images.reshape(count, 3, 4, 8, 4, 8).transpose(0, 2, 4, 1, 3, 5)
+    patches = np.stack([rng.permutation(patch) for patch in patches.reshape(count, -1, 3, 8, 8)])
+    patches = patches.reshape(count, 4, 4, 3, 8, 8).transpose(0, 3, 1, 4, 2, 5)
+    changes = {
+        "none": images,
+        "blur": gaussian_filter(1.0 * images, 1, axes=(2, 3)),
+        "axes": pca.inverse_transform(leading),
+        "gaussian": pca.inverse_transform(normal),
+        "shuffled": patches,
+        "repeated": images[np.arange(count) % 20],
+    }
+    return {
+        name: x.reshape(images.shape).round().clip(0, 255).astype(np.uint8)
+        for name, x in changes.items()
+    }
+
+
 @pytest.fixture(scope="module")
 def distances():
     """KID and Fréchet distance of patches of photographs, changed and not, from other patches."""
@@ -181,19 +196,19 @@ def distances():
         patches.append(photo[row : row + 32, column : column + 32].transpose(2, 0, 1))
     real, others, train = np.split(np.stack(patches), [120, 240])
     changes = changed_images(others, train)
-    of_real, *of_changes = efficientnet_features([real, *(changes[name] for name in CHANGES)])
+    of_real, *of_changes = efficientnet_features([real, *changes.values()])
     scale = np.sqrt(np.mean(of_real**2))
     return {
         name: {
             "kid": kernel_distance(of_real / scale, x / scale)["value"],
             "frechet_distance": frechet_distance(of_real, x)["value"],
         }
-        for name, x in zip(CHANGES, of_changes, strict=True)
+        for name, x in zip(changes, of_changes, strict=True)
     }
 
 
 @pytest.mark.parametrize("metric", ["kid", "frechet_distance"])
 def test_distances_order_changes_of_photographs_as_an_eye_does(metric, distances):
-    none, blur, axes, gaussian, shuffled, repeated = (x[metric] for x in distances.values())
-    assert none < blur < axes < gaussian
-    assert min(shuffled, repeated) > 1.3 * blur
+    measured = {name: x[metric] for name, x in distances.items()}
+    assert measured["none"] < measured["blur"] < measured["axes"] < measured["gaussian"]
+    assert min(measured["shuffled"], measured["repeated"]) > 1.3 * measured["blur"]

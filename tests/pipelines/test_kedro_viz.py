@@ -38,7 +38,7 @@ def test_static_site_has_layers_namespaces_and_previews(project):
     } <= tasks
     kinds = {
         "x_train": "ImagePreview",
-        "stage_2.u_train": "ImagePreview",
+        "stage_2.u_train": None,
         "hierarchy": "JSONPreview",
         "metrics_table": "TablePreview",
     }

@@ -28,7 +28,7 @@ from submanifold.pipelines.reporting.sections import (
     warnings,
 )
 from submanifold.plots.pages import render
-from submanifold.plots.strips import strips
+from submanifold.plots.sheets import sheet
 
 RNG = np.random.default_rng(0)
 SCORES = {"density": RNG.standard_normal(400)}
@@ -72,7 +72,7 @@ def test_extreme_images_are_the_most_and_the_least_likely_ones():
         (least, "Least likely test images", "4.00 to 5.00 bits per dimension", [3, 0]),
     ):
         assert [entry["name"], entry["text"]] == expected
-        assert entry["strips"] == strips(test[numbers], 8)
+        assert entry["image"] == sheet(test[numbers], 8)
 
 
 def test_anomalous_rows_are_listed_with_their_columns():
@@ -284,7 +284,7 @@ def test_the_ood_page_has_numbers_and_images_under_their_names(tmp_path):
     ]
     for row, (label, numbers, word, images) in zip(rows_of_images(page), expected, strict=True):
         assert row[:2] == (label, f"p-values {numbers} of these 16 are {word} at 5%")
-        assert all(map(np.array_equal, row[2], strips(images[:16], 8)))
+        assert np.array_equal(*row[2], sheet(images[:16], 8))
 
 
 def nested(values):
@@ -455,12 +455,12 @@ def test_the_report_has_numbers_and_images_under_their_names(tmp_path):
     shown = {label: (text, pictures) for label, text, pictures in rows_of_images(page)}
     assert [shown[name][0] for name in names] == ["", *errors]
     for label, (images, columns) in expected.items():
-        assert all(map(np.array_equal, shown[label][1], strips(images, columns))), label
+        assert np.array_equal(shown[label][1][0], sheet(images, columns)), label
     for label, images in (("samples", samples), ("nearest training images", samples + 16)):
-        blocks = [*strips(images[:8], 8), *strips(images[8:16], 8)]
+        blocks = [sheet(images[:8], 8), sheet(images[8:16], 8)]
         assert all(map(np.array_equal, shown[label][1], blocks)), label
     residuals = shown["original, projection, difference, edges"][1]
-    for number, images in ((0, test), (1, encoded)):  # in rows of four pictures of four images
+    for number, images in ((0, test), (1, encoded)):  # in rows of 16 images, four of each
         left = 9 * number
         np.testing.assert_array_equal(
             residuals[0][:8, left : left + 8], images[0].transpose(1, 2, 0)

@@ -30,7 +30,7 @@ from submanifold.pipelines.evaluation import nodes
 from submanifold.pipelines.ood.nodes import gather_images
 from submanifold.pipelines.reporting import sections
 from submanifold.pipelines.training.nodes import calibrate_model
-from submanifold.plots.strips import strips
+from submanifold.plots.sheets import sheet
 
 RNG = np.random.default_rng(0)
 LEVELS = {"train": (0, 60), "valid": (60, 110), "test": (110, 160)}
@@ -155,8 +155,8 @@ def test_reports_read_the_scores_and_groups_of_each_split():
         low, high = false_alarm_range(row["rate"], test_groups, 99)
         assert row["expected"] == {"low": low, "high": high}
     most, least = sections.extremes(scored, TEST)
-    assert most["strips"] == strips(TEST[:16], sections.COLUMNS)
-    assert least["strips"] == strips(TEST[:31:-1], sections.COLUMNS)
+    assert most["image"] == sheet(TEST[:16], sections.COLUMNS)
+    assert least["image"] == sheet(TEST[:31:-1], sections.COLUMNS)
 
 
 def test_neighbors_are_training_images_and_other_pictures_test_images(model, monkeypatch):

@@ -21,7 +21,7 @@ from submanifold.plots.ood import (
     score_histograms,
     threshold_histogram,
 )
-from submanifold.plots.strips import strips
+from submanifold.plots.sheets import sheet
 from submanifold.plots.tables import marginals, pairs
 
 RNG = np.random.default_rng(0)
@@ -73,17 +73,10 @@ def test_tiles_contain_the_images_in_order(count, columns, channels, size):
     assert grid.shape[1] == min(count, columns) * step - (step - size)
 
 
-@pytest.mark.parametrize(("count", "columns"), [(1, 16), (3, 8), (9, 9), (32, 16)])
-def test_strips_have_at_most_four_images_in_a_row(count, columns):
-    images, step = noise(count, 3, 32), 34
-    shown = strips(images, columns)
-    assert len(shown) == -(-min(count, columns) // 4)
-    for index, image in enumerate(images):
-        row, column = divmod(index, columns)
-        strip, left, top = np.asarray(shown[column // 4]), column % 4 * step, row * step
-        assert strip.shape[1] <= 4 * step
-        part = strip[top : top + 32, left : left + 32]
-        np.testing.assert_array_equal(part, image.transpose(1, 2, 0))
+@pytest.mark.parametrize(("size", "side"), [(32, 32), (128, 128), (130, 65)])
+def test_large_images_of_a_sheet_are_reduced(size, side):
+    picture = sheet(noise(2, 3, size), 1)
+    assert picture.size[0] == side
 
 
 # ---- training

@@ -9,8 +9,9 @@ import scipy  # its submodules load when they are used; scipy.stats takes half a
 
 Array = np.ndarray
 
-GRID = 513
-NODES, WEIGHTS = np.polynomial.legendre.leggauss(12)
+GRID = 513  # parameters among which the nearest point is searched
+PIECES = 1024  # of the curve, each with 16 nodes: 2^14 in all
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(16)
 
 
 def log_normal(distance: Array, variance: float | Array, dim: int = 1) -> Array:
@@ -37,7 +38,6 @@ class Curve:
     velocity: Callable[[Array], Array]  #: The derivative of the points.
     log_density: Callable[[Array], Array]  #: Of the parameter, nats.
     ends: tuple[float, float]  #: Range of the parameter.
-    curvature: float  #: Largest curvature, an inverse length.
     #: Log-density at y of a noisy point c, by the standard deviation of the noise.
     kernel: Callable[[Array, Array, float], Array] = log_point
 
@@ -66,32 +66,24 @@ class Curve:
     def log_prob(self, y: Array, noise: float) -> Array:
         r"""Log-density of noisy points, :math:`\log \int q(t)\, k(y, c(t))\, dt`.
 
-        The curve is cut into pieces of nearly equal length, each with 12 Gauss-Legendre nodes. Near
-        the nearest point, at a distance delta, the integrand varies like a normal density of width
-        sigma or like :math:`e^{-\delta s / \sigma^2}`. Pieces are therefore shorter than 4 sigma,
-        than :math:`20 \sigma^2 / \delta` and than the least radius of curvature; those on which the
-        integrand is below :math:`e^{-50}` of its maximum are omitted. The relative error is below
-        1e-10 (measured), except far away, where 65,536 pieces are too few.
+        The integral is a sum over a grid of 2^14 Gauss-Legendre nodes, without the pieces of the
+        curve on which the integrand is below :math:`e^{-50}` of its maximum. The relative error is
+        below 1e-7 (measured), except far away, where the integrand varies within a piece.
         """
-        grid = np.linspace(*self.ends, GRID)
-        length = np.append(0, np.cumsum(abs(np.diff(self.point(grid)))))
-        delta = abs(y - self.point(self.nearest(y)))
-        reach = np.sqrt(delta**2 + 100 * noise**2)
-        finest = 1 / (4 * noise) + delta / (20 * noise**2) + self.curvature
-        # powers of two, so that points share their pieces
-        pieces = 2 ** np.ceil(np.log2(length[-1] * finest)).clip(0, 16).astype(int)
+        edges = np.linspace(*self.ends, PIECES + 1)
+        middle, half = (edges[1:] + edges[:-1]) / 2, (edges[1] - edges[0]) / 2
+        longest = abs(np.diff(self.point(edges))).max()
+        log_weights = np.log(half * WEIGHTS)
+        reach = np.sqrt(abs(y - self.point(self.nearest(y))) ** 2 + 100 * noise**2)
         result = np.empty(len(y))
-        for count in np.unique(pieces):
-            cuts = np.interp(np.linspace(0, length[-1], count + 1), length, grid)
-            middle, half = (cuts[1:] + cuts[:-1]) / 2, np.diff(cuts) / 2
-            for block in _blocks(np.flatnonzero(pieces == count), count):
-                near = abs(y[block, None] - self.point(middle)) - length[-1] / count
-                row, piece = np.nonzero(near <= reach[block, None])
-                t = middle[piece, None] + half[piece, None] * NODES
-                terms = self.kernel(y[block][row, None], self.point(t), noise) + self.log_density(t)
-                sums = scipy.special.logsumexp(terms + np.log(half[piece, None] * WEIGHTS), axis=1)
-                first = np.searchsorted(row, np.arange(len(block)))
-                result[block] = np.logaddexp.reduceat(sums, first)
+        for block in _blocks(np.arange(len(y)), PIECES):
+            distance = abs(y[block, None] - self.point(middle))
+            row, piece = np.nonzero(distance - longest <= reach[block, None])
+            t = middle[piece, None] + half * NODES
+            terms = self.kernel(y[block][row, None], self.point(t), noise) + self.log_density(t)
+            sums = scipy.special.logsumexp(terms + log_weights, axis=1)
+            first = np.searchsorted(row, np.arange(len(block)))
+            result[block] = np.logaddexp.reduceat(sums, first)
         return result
 
 

@@ -238,7 +238,7 @@ class CurveManifold(Manifold):
         return self._join(curve.point(curve.nearest(y)), other)
 
     def _log_prob(self, x: Array) -> Array:
-        """Points of similar size together: a distant one needs a long curve, cut finely."""
+        """Points of similar size together: a distant one needs a long curve."""
         y, _ = self._split(x)
         octave = np.ceil(np.log2(1 + abs(y)))
         result = np.empty(len(y))
@@ -267,7 +267,6 @@ class Torus(CurveManifold):
             velocity=lambda t: 1j * self.minor * np.exp(1j * t),
             log_density=lambda t: np.log((1 + ratio * np.cos(t)) / (2 * math.pi)),
             ends=(-math.pi, math.pi),
-            curvature=1 / self.minor,
             kernel=log_ring,
         )
 
@@ -297,13 +296,11 @@ class SwissRoll(CurveManifold):
         return math.log(np.ptp(self.ends) * self.height) + (high - low) / float(np.ptp(self.ends))
 
     def _curve(self, y: Array) -> Curve:
-        t_squared = self.ends[0] ** 2
         return Curve(
             point=lambda t: t * np.exp(1j * t),
             velocity=lambda t: (1 + 1j * t) * np.exp(1j * t),
             log_density=lambda t: np.full_like(t, -math.log(np.ptp(self.ends))),
             ends=self.ends,
-            curvature=(2 + t_squared) / (1 + t_squared) ** 1.5,
         )
 
     def _split(self, x: Array) -> tuple[Array, Array]:
@@ -357,7 +354,6 @@ class ThinSpiral(CurveManifold):
             velocity=lambda t: (1j * t - 1) * np.exp(-1j * t) / 3,
             log_density=self._log_density,
             ends=(0.0, far),
-            curvature=6.0,
         )
 
     def _log_density(self, t: Array) -> Array:
@@ -410,7 +406,6 @@ class Paraboloid(CurveManifold):
             velocity=lambda s: 1 + 1j * s,
             log_density=lambda s: np.log(s) - s**2 / 2,
             ends=(0.0, nearest.max(initial=0) + (8 * 50 * self.noise**2) ** 0.25),
-            curvature=1.0,
             kernel=log_ring,
         )
 

@@ -8,7 +8,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
-from scipy.stats import norm
 
 from submanifold.plots.images import panel_grid
 
@@ -135,16 +134,4 @@ def dimension_curves(
     axes.xaxis.set_minor_formatter(LogFormatter())
     axes.grid(alpha=0.25, which="both")
     axes.legend()
-    return figure
-
-
-def latent_histogram(latents: np.ndarray) -> Figure:
-    """Draw the histogram of coordinates (N, d) of 2,000 points, and the normal density."""
-    values = np.asarray(latents[:2000], dtype=float).ravel()
-    figure, (axes,) = panel_grid(1, 1, (5, 3))
-    edges = np.linspace(-5, 5, 101)
-    axes.hist(values.clip(-5, 5), edges.tolist(), density=True, alpha=0.6, label="coordinates u")
-    axes.plot(edges, norm.pdf(edges), color="C3", label="N(0, 1)")
-    axes.set_title(f"{latents.shape[0]:,} points in {latents.shape[1]:,} dimensions", fontsize=9)
-    axes.legend(fontsize=8)
     return figure

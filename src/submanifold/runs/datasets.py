@@ -149,12 +149,12 @@ class ArrayDataset(LocalDataset):
             np.save(file, data)
 
     def preview(self) -> ImagePreview:
-        from submanifold.plots.curves import latent_histogram
         from submanifold.plots.images import as_png, image_grid
 
         array = self.load()
-        figure = image_grid(array[:64], columns=16) if array.ndim == 4 else latent_histogram(array)
-        return ImagePreview(base64.b64encode(as_png(figure)).decode())
+        if array.ndim != 4:
+            raise DatasetError(f"{self._filepath}: only images have a preview.")
+        return ImagePreview(base64.b64encode(as_png(image_grid(array[:64], 16))).decode())
 
 
 class ArraysDataset(LocalDataset):

@@ -4,17 +4,13 @@ Every Kedro command imports this module, so torch and MLflow are imported in the
 them.
 """
 
-import atexit
-import json
 import logging
 import os
-import signal
-import threading
 import time
 from collections import defaultdict
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 from kedro.framework.context import KedroContext
@@ -38,15 +34,18 @@ PAGES = ("report", "ood_report")
 
 
 class RunHooks:
-    """Refuses runs that cannot succeed, records the others, and adds to kedro-mlflow's hook.
+    """Refuses runs that cannot succeed, records the others, and calls kedro-mlflow's hook.
 
     - MLflow is connected when a run starts, which may create its database, and not before.
-    - A run holds a lock, whose name is in its record and a tag in MLflow. An interrupted run is
-      KILLED, also after SIGTERM; the next one marks those that could not do so themselves.
-    - A run of which all outputs and a finished MLflow run exist, and every rank but the first, have
-      no MLflow run. One of some nodes is nested in that of the whole pipeline.
+    - A run that computes something holds a lock, whose name is in its record.
+    - A run of which all outputs and an MLflow run exist, and every rank but the first, have no
+      MLflow run.
     - Metrics and curves are logged although Kedro skips their nodes; the model once.
     """
+
+    def __init__(self) -> None:
+        self._is_mlflow_enabled = False  # whether this run has an MLflow run
+        self._lock = ExitStack()  # of its record
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
@@ -75,6 +74,7 @@ class RunHooks:
         self._seconds: dict[str, float] = defaultdict(float)
         self._computed: set[str] = set()
         self._is_mlflow_enabled = False
+        self._lock.close()  # of a run that Ctrl-C has ended in this process
         check_experiment(loader.experiment, run_params["pipeline_names"] or [])
         for output, part in (("x_train", "data"), ("x_ood", "ood")):
             if output in outputs:
@@ -83,62 +83,41 @@ class RunHooks:
             return
         missing = select_missing(pipeline, catalog)
         check_inputs(missing if run_params["only_missing_outputs"] else pipeline, catalog)
-        computes = missing.nodes or not run_params["only_missing_outputs"]
-        lock, self._held = f".{uuid4().hex}.lock", ExitStack()
-        if computes or loader.experiment.register_as or not tracking.is_recorded(loader):
-            self._is_mlflow_enabled = True
-            self._held.enter_context(locked(loader.project / FOLDER, "this run", lock))
         if "hierarchy" in outputs:
-            with nullcontext() if missing.nodes else suppress(OSError):  # may be read-only
-                record = replace(loader.record(), lock=lock)
-                record = write_record(loader.project, record, loader.experiment.name)
-                if missing.nodes:
-                    log.info("Run %s: if interrupted, the same command continues it", record.name)
-        if self._is_mlflow_enabled:
-            self._start_run(run_params, pipeline, catalog, lock)
+            self._record(computes=bool(missing.nodes))
+        computes = missing.nodes or not run_params["only_missing_outputs"]
+        if computes or loader.experiment.register_as or not tracking.is_recorded(loader):
+            self._start_mlflow_run(run_params, pipeline, catalog)
 
-    def _start_run(
-        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol, lock: str
+    def _record(self, computes: bool) -> None:
+        """Write the record of this run, which is *running* while the lock is held."""
+        record, name = self._loader.record(), self._loader.experiment.name
+        if not computes:
+            with suppress(OSError):  # may be read-only
+                write_record(self._loader.project, record, name)
+            return
+        record = replace(record, lock=f".{uuid4().hex}.lock")
+        self._lock.enter_context(locked(self._loader.project / FOLDER, "this run", record.lock))
+        record = write_record(self._loader.project, record, name)
+        log.info("Run %s: if interrupted, the same command continues it", record.name)
+
+    def _start_mlflow_run(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol
     ) -> None:
         import mlflow
 
         from submanifold.runs import tracking
 
-        loader, outputs = self._loader, pipeline.all_outputs()
+        outputs = pipeline.all_outputs()
         is_part = "hierarchy" not in outputs or outputs.isdisjoint(PAGES)
-        self._mlflow.mlflow_config.tracking.run.name = loader.run_name + (
-            " (part)" if is_part else ""
-        )
-        # at the exit no interrupted call of MLflow locks its database any more
-        atexit.register(self._end_run, "KILLED")
-        if threading.current_thread() is threading.main_thread():
-            handler = signal.signal(signal.SIGTERM, _exit) or signal.SIG_DFL
-            self._held.callback(signal.signal, signal.SIGTERM, handler)
-        with tracking.required(loader):
-            tracking.end_killed_runs(loader.project)
-            tags = tracking.tags(loader, is_part) | {tracking.LOCK: lock}
-            # MLflow creates the run with these tags: it may be killed before it could set them
-            context = os.environ.get("MLFLOW_RUN_CONTEXT")
-            os.environ["MLFLOW_RUN_CONTEXT"] = json.dumps(json.loads(context or "{}") | tags)
-            try:
-                self._mlflow.before_pipeline_run(run_params, pipeline, catalog)
-            finally:
-                del os.environ["MLFLOW_RUN_CONTEXT"]
-                if context is not None:
-                    os.environ["MLFLOW_RUN_CONTEXT"] = context
-            mlflow.set_tags(tags)  # also of a run that an orchestrator created
-            tracking.log_parameters(loader)
-            if not is_part:
-                tracking.nest_parts(self._mlflow.run_id, loader.artifact_keys["model"])
+        name = self._loader.run_name + (" (part)" if is_part else "")
+        self._mlflow.mlflow_config.tracking.run.name = name
+        self._is_mlflow_enabled = True
+        with tracking.required(self._loader):
+            self._mlflow.before_pipeline_run(run_params, pipeline, catalog)
+            mlflow.set_tags(tracking.tags(self._loader, is_part))
+            tracking.log_parameters(self._loader)
         tracking.observer.get().on_run(self._mlflow.run_id)
-
-    def _end_run(self, status: str | None = None) -> None:
-        atexit.unregister(self._end_run)
-        if status:
-            import mlflow
-
-            mlflow.end_run(status)
-        self._held.close()
 
     @hook_impl
     def before_node_run(self) -> None:
@@ -155,14 +134,16 @@ class RunHooks:
     ) -> None:
         outputs = pipeline.all_outputs()
         if self._is_mlflow_enabled:
+            import mlflow
             from mlflow.exceptions import MlflowException
 
             from submanifold.runs import tracking
 
             with tracking.required(self._loader, MlflowException):
                 self._log_results(outputs, catalog)
+                mlflow.set_tags(tracking.key_tags(self._loader))
                 self._mlflow.after_pipeline_run(run_params, pipeline, catalog)
-            self._end_run()
+        self._lock.close()
         for name in sorted(pipeline.outputs()):
             if not is_kept(name, catalog):
                 log.warning("%s: computed, but not kept. Add it to conf/base/catalog.yml.", name)
@@ -203,18 +184,13 @@ class RunHooks:
         from submanifold.runs import tracking
 
         if self._is_mlflow_enabled:
-            self._end_run("KILLED" if isinstance(error, tracking.Pruned) else "FAILED")
+            mlflow.end_run("KILLED" if isinstance(error, tracking.Pruned) else "FAILED")
+        self._lock.close()
         cause: BaseException | None = error
         while cause is not None:
-            if isinstance(cause, OSError) and hasattr(
-                cause, "request"
-            ):  # of requests, with the URL
-                cause = UserError(tracking.failure(mlflow.get_tracking_uri(), cause)[1])
+            if isinstance(cause, OSError) and hasattr(cause, "request"):  # of requests
+                cause = UserError(tracking.reason(mlflow.get_tracking_uri(), cause))
             is_of_disk = isinstance(cause, OSError) and cause.errno in DISK
             if isinstance(cause, UserError) or is_of_disk:
                 raise UserError(str(cause)) from error
             cause = cause.__cause__
-
-
-def _exit(number: int, frame: Any) -> NoReturn:
-    raise SystemExit(128 + number)

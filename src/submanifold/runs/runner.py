@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import torch
 import torch.distributed as dist
 from kedro.io import CatalogProtocol, DatasetError
@@ -42,8 +43,23 @@ class RankRunner(AbstractRunner):
     ) -> dict[str, Any]:
         """Run a pipeline in a process group of all ranks, and choose the number of threads.
 
-        A damaged file that is found meanwhile is computed again if outputs may be missing.
+        A damaged file that is found meanwhile is computed again if outputs may be missing. Ctrl-C
+        ends the MLflow run as KILLED: it calls no hook, and MLflow would take the run for finished.
         """
+        try:
+            return self._run_on_ranks(pipeline, catalog, hook_manager, run_id, only_missing_outputs)
+        except KeyboardInterrupt:
+            mlflow.end_run("KILLED")
+            raise
+
+    def _run_on_ranks(
+        self,
+        pipeline: Pipeline,
+        catalog: CatalogProtocol,
+        hook_manager: Any,
+        run_id: str | None,
+        only_missing_outputs: bool,
+    ) -> dict[str, Any]:
         damaged = set[Path]()
         with process_group(), use_threads(catalog.load("params:threads")):
             if not only_missing_outputs:

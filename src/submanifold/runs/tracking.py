@@ -15,7 +15,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import unquote
 
 import mlflow
 from kedro.framework.context import KedroContext
@@ -25,9 +24,8 @@ from mlflow.entities import Metric, Run
 from mlflow.utils.file_utils import local_file_uri_to_path
 
 from submanifold.common.errors import UserError, unexpected
-from submanifold.common.files import is_locked, locked
+from submanifold.common.files import locked
 from submanifold.config.loader import ExperimentConfigLoader
-from submanifold.inference.records import FOLDER
 
 if TYPE_CHECKING:
     from submanifold.training.phases import Log
@@ -52,8 +50,7 @@ PARAMETERS = re.compile(
 )
 """Names of the parameters of MLflow, besides those that the user has set."""
 KEYS = {"model", "run", "ood_run"}  # artifacts whose keys are tags of their run
-LOCK, PART, PARENT = "submanifold.lock", "submanifold.part", "mlflow.parentRunId"  # tags
-LOCK_NAME = re.compile(r"\.[0-9a-f]{32}\.lock")
+PART = "submanifold.part"  # tag of a run of some nodes
 SECONDS = 1.0  # between rows of training losses; a request takes milliseconds
 
 
@@ -95,8 +92,8 @@ def log_callback(first_step: int, first_stage: int) -> "Log | None":
             try:
                 mlflow.log_metrics(curves, first_step + step)
             except Exception as error:  # the training continues; history.json has all rows
-                _, reason = failure(mlflow.get_tracking_uri(), error)
-                log.warning("MLflow has not received the losses of step %d (%s)", step, reason)
+                why = reason(mlflow.get_tracking_uri(), error)
+                log.warning("MLflow has not received the losses of step %d (%s)", step, why)
         if on_log:
             on_log(phase, step, values)
 
@@ -129,30 +126,30 @@ def log_history(history: Mapping[str, Any], first_step: int, run_id: str) -> Non
 
 def tags(loader: ExperimentConfigLoader, is_part: bool) -> dict[str, str]:
     """Return the tags of a run; one of some nodes is nested in that of the whole experiment."""
-    experiment, keys = loader.experiment, loader.artifact_keys
+    experiment = loader.experiment
     chosen = {
         "dataset": experiment.data_name,
         "method": experiment.method,
         "seed": str(experiment.seed),
         **observer.get().tags,
-        **{f"keys.{name}": keys[name] for name in KEYS & keys.keys()},
     }
     if is_part:
         chosen[PART] = "true"
-        whole = [run.info.run_id for run in runs_of(keys["model"]) if PART not in run.data.tags]
-        chosen |= dict(zip([PARENT], whole, strict=False))
+        model = loader.artifact_keys["model"]
+        whole = [run.info.run_id for run in runs_of(model) if PART not in run.data.tags]
+        if whole:
+            chosen["mlflow.parentRunId"] = whole[0]
     return chosen
 
 
-def nest_parts(run_id: str, key: str) -> None:
-    """Nest runs of some nodes in a run of all nodes for the same model, by its key."""
-    for run in runs_of(key):
-        if PART in run.data.tags:
-            mlflow.MlflowClient().set_tag(run.info.run_id, PARENT, run_id)
+def key_tags(loader: ExperimentConfigLoader) -> dict[str, str]:
+    """Return the tags by which :func:`runs_of` finds a run, which are set when all is logged."""
+    keys = loader.artifact_keys
+    return {f"keys.{name}": keys[name] for name in KEYS & keys.keys()}
 
 
 def runs_of(key: str) -> list[Run]:
-    """Return the runs of a model by its key, also of some nodes; the newest first."""
+    """Return the runs of a model that ended well, also of some nodes; the newest first."""
     query = f"tags.`keys.model` = '{key}'"
     runs: list[Run] = mlflow.search_runs(filter_string=query, output_format="list")
     return runs
@@ -169,24 +166,10 @@ def own_metrics(runs: Sequence[Run]) -> dict[str, float]:
 
 
 def is_recorded(loader: ExperimentConfigLoader) -> bool:
-    """Whether MLflow has a finished run of these artifacts: one may be killed at its end."""
-    keys, query = loader.artifact_keys, "attributes.status = 'FINISHED'"
-    for name in (KEYS - {"model"}) & keys.keys():
-        query += f" and tags.`keys.{name}` = '{keys[name]}'"
+    """Whether MLflow has a run with all results of these artifacts."""
+    tags = {name: key for name, key in key_tags(loader).items() if name != "keys.model"}
+    query = " and ".join(f"tags.`{name}` = '{key}'" for name, key in tags.items())
     return bool(mlflow.search_runs(filter_string=query, max_results=1, output_format="list"))
-
-
-def end_killed_runs(project: Path) -> None:
-    """Mark runs of this folder whose lock their process no longer holds."""
-    query = "attributes.status = 'RUNNING'"
-    for run in mlflow.search_runs(filter_string=query, output_format="list"):
-        name = run.data.tags.get(LOCK, "")  # anyone can set it on a server
-        lock = project / FOLDER / name
-        if not LOCK_NAME.fullmatch(name) or not lock.is_file():  # no file: of another folder
-            continue
-        if not is_locked(lock):
-            mlflow.MlflowClient().set_terminated(run.info.run_id, "KILLED")
-            lock.unlink()
 
 
 def log_parameters(loader: ExperimentConfigLoader) -> None:
@@ -280,22 +263,18 @@ def required(loader: ExperimentConfigLoader, errors: Any = Exception) -> Iterato
     except UserError:
         raise
     except errors as error:
-        address, reason = failure(str(loader["mlflow"]["server"]["mlflow_tracking_uri"]), error)
+        uri = str(loader["mlflow"]["server"]["mlflow_tracking_uri"])
+        got = "one with credentials" if has_credentials(uri) else uri
         fix = "Start its server, free its database or its disk, or change MLFLOW_TRACKING_URI"
         expected = "a tracking URI that can be used"
-        raise unexpected("mlflow.yml", expected, f"{address} ({reason})", fix) from None
+        raise unexpected("mlflow.yml", expected, f"{got} ({reason(uri, error)})", fix) from None
 
 
-def failure(uri: str, error: Exception) -> tuple[str, str]:
-    """Return the address of a tracking URI and the reason of an error, without credentials.
+def reason(uri: str, error: Exception) -> str:
+    """Return the reason of an error, or only its kind if the tracking URI may have a password."""
+    return type(error).__name__ if has_credentials(uri) else str(error).partition("\n")[0]
 
-    The address is the scheme and the host, or all of a local one. A reason with any other word of
-    the URI is replaced by the kind of the error: libraries read passwords with / or # as hosts.
-    """
-    match = re.fullmatch(r"([\w+.-]+://)(?:[^/?#]*@)?([^@/?#]*)(?:[/?#][^@]*)?", uri)
-    is_local = not re.search("[@?#]|://[^/]", uri)
-    address = uri if is_local else match[1] + match[2] if match else "***"
-    words, shown = re.findall(r"\w+", f"{uri} {unquote(uri)}".lower()), address.lower()
-    reason = str(error).partition("\n")[0]
-    is_secret = any(word in reason.lower() for word in words if word not in shown)
-    return address, type(error).__name__ if is_secret else reason
+
+def has_credentials(uri: str) -> bool:
+    """Whether a tracking URI may have a password or a token."""
+    return not {"@", "?", "#"}.isdisjoint(uri)

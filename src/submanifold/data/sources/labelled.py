@@ -1,6 +1,7 @@
 """Labelled data sets with official splits: those of torchvision, and MedMNIST's npz files."""
 
 import gzip
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,10 +112,15 @@ def _files(name: str, root: Path) -> list[Path]:
 
 
 def _read_idx(path: Path) -> np.ndarray:
-    """Read a file of MNIST: two zeros, the type, the number of dimensions, their sizes, bytes."""
-    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    shape = np.frombuffer(content, ">i4", content[3], 4)
-    return np.frombuffer(content, np.uint8, offset=4 + shape.nbytes).reshape(shape)
+    from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
+
+    if path.suffix == ".gz":
+        with tempfile.TemporaryDirectory() as folder:
+            unpacked = Path(folder, path.stem)
+            unpacked.write_bytes(gzip.decompress(path.read_bytes()))
+            return _read_idx(unpacked)
+    array: np.ndarray = read_sn3_pascalvincent_tensor(str(path)).numpy()
+    return array
 
 
 def _load(name: str, root: Path, download: bool = False) -> Labelled:

@@ -65,7 +65,7 @@ def write_page(
         score_histograms,
         threshold_histogram,
     )
-    from submanifold.plots.strips import strips
+    from submanifold.plots.sheets import sheet
 
     parts = {part: scored[scored["part"] == part] for part in (NORMAL, OOD)}
     by_score = {
@@ -92,7 +92,7 @@ def write_page(
 
     def show(part: str, chosen: np.ndarray, p_values: np.ndarray) -> dict[str, Any]:
         if of_images:
-            return {"strips": strips(np.asarray(events[part])[chosen], sections.COLUMNS)}
+            return {"image": sheet(np.asarray(events[part])[chosen], sections.COLUMNS)}
         preprocessor = Preprocessor.from_dict(model.data["table"])
         table = preprocessor.inverse_transform(events[part][chosen])
         table.index = pd.Index(np.array(rows["test"])[chosen] if part == NORMAL else chosen)

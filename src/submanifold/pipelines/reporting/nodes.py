@@ -85,7 +85,7 @@ def report_images(
     from submanifold.plots.curves import dimension_curves
     from submanifold.plots.images import image_grid
     from submanifold.plots.paper import interleave, rejection_blocks, rejections
-    from submanifold.plots.strips import by_dim, side_by_side, strips
+    from submanifold.plots.sheets import by_dim, sheet, side_by_side
 
     first_order, dim = _first_order(histories), metrics["dims"][-1]
     projected = np.asarray(test[: len(projections)])
@@ -95,7 +95,7 @@ def report_images(
     for name, images in drawn.items():
         title = f"Samples at temperature {TEMPERATURES[name]:g}"
         figures[name] = image_grid(images[:64], columns=16, title=title)
-    # at -3, -1, 1 and 3 standard deviations, because phones show four images in a row
+    # at -3, -1, 1 and 3 standard deviations
     path, changed = illustrations["interpolation"], illustrations["traversal"][:, ::2]
     nested = {
         name.removeprefix("by_dim_"): images
@@ -107,17 +107,17 @@ def report_images(
         "by_dim": by_dim(illustrations["originals"], nested) if nested else None,
         "extremes": sections.extremes(scored_events, test),
         "samples": [
-            {"name": f"Temperature {TEMPERATURES[name]:g}", "strips": strips(images[:64], 16)}
+            {"name": f"Temperature {TEMPERATURES[name]:g}", "image": sheet(images[:64], 16)}
             for name, images in drawn.items()
         ],
         "neighbors": sections.neighbors(samples, test, illustrations),
         "by_class": [
-            {"name": f"Label {label}", "strips": strips(row, len(row))}
+            {"name": f"Label {label}", "image": sheet(row, len(row))}
             for label, row in enumerate(illustrations.get("by_class", ()))
         ],
-        "interpolation": strips(path, len(path)),
-        "traversal": strips(changed.reshape(-1, *changed.shape[2:]), changed.shape[1]),
-        "residuals": strips(interleave(rejections(projected, projections)), 16),
+        "interpolation": sheet(path, len(path)),
+        "traversal": sheet(changed.reshape(-1, *changed.shape[2:]), changed.shape[1]),
+        "residuals": sheet(interleave(rejections(projected, projections)), 16),
         "traversed": len(changed),
         "is_rotated": first_order is not None,
     }

@@ -29,7 +29,7 @@ from submanifold.evaluation.metrics import (
 from submanifold.evaluation.reconstruction import SHOWN_DIMS
 from submanifold.models import Model
 from submanifold.plots.ood import density_histogram
-from submanifold.plots.strips import strips
+from submanifold.plots.sheets import sheet
 
 COLUMNS, EXTREMES = 8, 16
 TOO_LARGE = 2.0  # times PCA's error: the report warns of an encoder projection's
@@ -168,8 +168,8 @@ def extremes(scored: pd.DataFrame, test: np.ndarray) -> list[dict[str, Any]]:
     entries = []
     for name, rows in zip(names, (order[:count], order[::-1][:count]), strict=True):
         ends = text.format(rows[column].min(), rows[column].max())
-        pictures = strips(test[rows["number"].to_numpy()], COLUMNS)
-        entries.append({"name": f"{name} test images", "strips": pictures, "text": ends})
+        picture = sheet(test[rows["number"].to_numpy()], COLUMNS)
+        entries.append({"name": f"{name} test images", "image": picture, "text": ends})
     return entries
 
 
@@ -200,7 +200,7 @@ def neighbors(samples: np.ndarray, test: np.ndarray, found: Arrays) -> dict[str,
     for start in range(0, count, COLUMNS):
         part = slice(start, start + COLUMNS)
         named = {"samples": samples[part], "nearest training images": nearest[part]}
-        blocks.append([{"name": k, "strips": strips(v, COLUMNS)} for k, v in named.items()])
+        blocks.append([{"name": k, "image": sheet(v, COLUMNS)} for k, v in named.items()])
     errors = {
         "samples": pixel_errors(nearest, np.asarray(samples[:count])),
         "test images": pixel_errors(of_test, np.asarray(test[: len(of_test)])),

@@ -11,7 +11,6 @@ from submanifold.evaluation.illustrations import pixel_errors
 from submanifold.evaluation.reconstruction import psnr
 from submanifold.plots.images import tile
 
-PHONE = 4  # most images of a strip, which a phone shows in a row
 MAX_SIDE = 128  # largest side of an image on a page, in pixels; larger images are reduced
 EXACT = 1e-9  # squared errors below this count as zero
 KINDS = {
@@ -22,42 +21,35 @@ KINDS = {
 }
 
 
-def strips(images: np.ndarray, columns: int) -> list[Image.Image]:
-    """Arrange uint8 images (N, channels, height, width) in rows of `columns` images.
-
-    They are cut into strips of at most four columns, which a page shows side by side, or one below
-    the other on a phone.
-    """
+def sheet(images: np.ndarray, columns: int) -> Image.Image:
+    """Arrange uint8 images (N, channels, height, width) in rows of `columns` images."""
     factor = math.ceil(max(images.shape[2:]) / MAX_SIDE)
-    column = np.arange(len(images)) % columns
-    parts = [images[column // PHONE == k] for k in range(column.max() // PHONE + 1)]
-    widths = [len({*column[column // PHONE == k]}) for k in range(len(parts))]
-    sheets = [Image.fromarray(tile(*each)) for each in zip(parts, widths, strict=True)]
-    return [sheet.reduce(factor) if factor > 1 else sheet for sheet in sheets]
+    picture = Image.fromarray(tile(images, columns))
+    return picture.reduce(factor) if factor > 1 else picture
 
 
 def by_dim(originals: np.ndarray, projected: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     """Prepare rows of originals, and of their nearest and PCA's projections at each dimension."""
-    rows = [{"name": "original", "strips": strips(originals, len(originals)), "text": ""}]
+    rows = [{"name": "original", "image": sheet(originals, len(originals)), "text": ""}]
     for number, dim in enumerate(projected["dims"].tolist()):
         for kind in ("nearest", "pca"):
             images = projected[kind][number]
             error = _describe(pixel_errors(images, originals).mean())
-            pictures = strips(images, len(images))
-            rows.append({"name": f"d = {dim}, {KINDS[kind]}", "strips": pictures, "text": error})
+            picture = sheet(images, len(images))
+            rows.append({"name": f"d = {dim}, {KINDS[kind]}", "image": picture, "text": error})
     return rows
 
 
 def side_by_side(
     originals: np.ndarray, projections: Mapping[str, np.ndarray]
 ) -> list[dict[str, Any]]:
-    """Prepare the ``name``, ``strips`` and ``text`` of originals and of their projections."""
-    rows = [{"name": "original", "strips": strips(originals, len(originals)), "text": ""}]
+    """Prepare the ``name``, ``image`` and ``text`` of originals and of their projections."""
+    rows = [{"name": "original", "image": sheet(originals, len(originals)), "text": ""}]
     for kind, name in KINDS.items():
         if kind in projections:
             error = _describe(pixel_errors(projections[kind], originals).mean())
-            pictures = strips(projections[kind], len(originals))
-            rows.append({"name": name, "strips": pictures, "text": error})
+            picture = sheet(projections[kind], len(originals))
+            rows.append({"name": name, "image": picture, "text": error})
     return rows
 
 
