@@ -339,7 +339,6 @@ PACKAGES = {
     "flows": TRAINED,
     "geometry": TRAINED,
     "inference": {"run", "ood_run"},
-    "inverse": MEASURED,
     "losses": TRAINED,
     "models": TRAINED,
     "pipelines/data": set(),

@@ -14,7 +14,7 @@ from submanifold.config.schema import Experiment, effective
 PACKAGE = Path(__file__).parents[1]
 DATA = ("data",)
 TRAINING = ("common", "flows", "geometry", "losses", "models", "training")
-MEASURES = ("evaluation", "inverse")
+MEASURES = ("evaluation",)
 REPORTS = ("inference", "plots")
 PIPELINES = {"run": ("evaluation", "reporting"), "ood_run": ("ood",)}
 """Of a user's own pipelines no result depends."""

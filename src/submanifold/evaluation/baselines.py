@@ -181,13 +181,10 @@ def _mean_over_groups(
 
 
 class EventBatches(Batches):
-    """Batches of events without their context, which can be transformed."""
-
-    transform: Callable[[Tensor], Tensor] | None = None
+    """Batches of events without their context."""
 
     def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
-        events = (x for x, _ in self.in_order())
-        return events if self.transform is None else map(self.transform, events)
+        return (x for x, _ in self.in_order())
 
 
 def pca_batches(events: np.ndarray) -> EventBatches:

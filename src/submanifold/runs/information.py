@@ -15,7 +15,7 @@ from submanifold.evaluation.calibration import Calibration
 from submanifold.flows import context_of
 from submanifold.inference.predictor import Predictor
 from submanifold.inference.records import read_records
-from submanifold.models import Hierarchy, Mixture, Model
+from submanifold.models import Mixture, Model
 
 USUAL_ALPHA = 5  # percent of false alarms of the command, if the calibration supports it
 
@@ -86,10 +86,6 @@ def usage_commands(model: Model, name: str) -> list[tuple[str, str]]:
         lines.insert(0, ("score", f"{inputs} --alpha={alpha}%", text))
         text = f"for many: on average at most {2 * alpha}% of the flagged are normal"
         lines.insert(1, ("score", f"{many} --fdr={2 * alpha}%", text))
-    if isinstance(model, Hierarchy) and not of_table:
-        dim = "" if model.has_density else f" --dim={model.dim}"
-        options = f"{inputs} --simulate --task=denoise:0.1{dim}"
-        lines.append(("restore", options, "noise is added to pictures and removed"))
     label = " --label=0" if "classes" in context else ""
     return [*((f"{command % verb} {rest}{label}", text) for verb, rest, text in lines), info]
 
