@@ -13,7 +13,6 @@ from submanifold.common.errors import UserError, unexpected
 from submanifold.flows.bijection import Context
 from submanifold.flows.conditional import embedding_of
 from submanifold.flows.softflow import is_noise_conditional
-from submanifold.geometry.linearization import is_traced
 from submanifold.geometry.nearest import Nearest, gauss_newton, nearest_point
 from submanifold.models.io import build, describe, limited_parameters, load_tensors, save_tensors
 
@@ -266,7 +265,7 @@ class Model(nn.Module, ABC):
         if nearest and self.dim <= FEW:
             return gauss_newton(self._decode, x, u, GAUSS_NEWTON_STEPS, context)
         gradients, precision = NEAREST_GRADIENTS if nearest else GRADIENTS, None
-        if not nearest and len(self.event_shape) == 3 and not is_traced(x):  # a graph is portable
+        if not nearest and len(self.event_shape) == 3:
             precision = choose_precision("auto", u)
         return nearest_point(self._decode, x, u, gradients, self.eigenvalues, precision, context)
 
