@@ -267,7 +267,6 @@ LAYERS = (
     ),
     ("config", "conf/, validation, keys of outputs", DATA),
     ("inference | training", "Predictor | phases, optimizers, rotation", FLOW),
-    ("inverse", "restoration: operators, sampler", FLOW),
     ("plots", "figures, templates of pages", FLOW),
     ("evaluation", "metrics, intervals, anomaly scores", FLOW),
     ("losses", "objective and its terms", FLOW),

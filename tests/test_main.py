@@ -17,7 +17,6 @@ COMMANDS = {
     "info",
     "project",
     "reproduce",
-    "restore",
     "run",
     "runs",
     "sample",

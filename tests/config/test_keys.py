@@ -140,7 +140,7 @@ def test_a_version_stands_for_the_recorded_code(name):
 def test_every_package_has_a_version_or_none():
     """Results do not depend on the code of the others, which select, start and keep runs."""
     others = {"cli.py", "conf", "config", "pipeline_registry.py", "runs", "settings.py"}
-    others |= {"inverse", "sklearn.py", "studies"}
+    others |= {"sklearn.py", "studies"}
     found = {path.name for path in PACKAGE.iterdir() if not path.name.startswith("__")}
     named = {name.partition("/")[0] for names in PACKAGES.values() for name in names}
     assert found == named | others

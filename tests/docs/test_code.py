@@ -27,7 +27,6 @@ TESTED_OTHERWISE = {
     "docs/tutorials/python.md",
     "docs/how-to/add-a-node.md",
     "docs/how-to/deploy.md",
-    "docs/how-to/export.md",
 }
 FRAGMENTS = {"docs/how-to/extend.md"}
 """Pages on which only blocks that are whole files or programs run."""

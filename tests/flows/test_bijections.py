@@ -15,7 +15,7 @@ from torch import nn
 
 from strategies import DTYPES, assert_close, assert_finite_gradients, perturb, tolerance
 from submanifold.common.errors import UserError
-from submanifold.evaluation.audit import dense_log_det, inverse_error
+from submanifold.evaluation.integral import dense_log_det
 from submanifold.flows import (
     FLOWS,
     ActNorm,
@@ -188,7 +188,8 @@ def test_inverse_undoes_forward_and_forward_the_inverse(kind, data):
     assert z[0].numel() == x[0].numel()
     forward, inverse = (lambda x: bijection(x, context)), (lambda z: bijection.inverse(z, context))
     noise = torch.randn_like(z)
-    assert (inverse_error(forward, inverse, x) < tolerance(x)).all()
+    with torch.no_grad():
+        assert ((inverse(forward(x)[0]) - x).abs() < tolerance(x)).all()
     assert_close(forward(inverse(noise))[0], noise)
 
 

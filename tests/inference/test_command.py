@@ -273,14 +273,14 @@ def test_mistakes_are_reported_in_one_message(
 
 
 def test_two_commands_do_not_mix_their_files_in_a_folder(tmp_path):
-    out = tmp_path / "restorations"
+    out = tmp_path / "projections"
 
     def write(name, meanwhile=lambda: None):
         with output("--out", out) as folder:
             (folder / name).touch()
             meanwhile()
 
-    with pytest.raises(UserError, match=r"^--out=.*restorations: expected an empty folder"):
+    with pytest.raises(UserError, match=r"^--out=.*projections: expected an empty folder"):
         write("slow.png", lambda: write("fast.png"))
     assert os.listdir(out) == ["fast.png"]
 
@@ -429,117 +429,3 @@ def test_samples_of_points_are_written_as_arrays_only(tmp_path):
     assert_rejected(result, "64 samples of shape (3,). Use an .npz file.")
     run("sample", file, "--out", tmp_path / "x.npz", "-n", 9)
     assert np.load(tmp_path / "x.npz")["samples"].shape == (9, 3)
-
-
-@pytest.fixture
-def short_sampler(monkeypatch):
-    monkeypatch.setattr("submanifold.inverse.sampler.LEAPFROG_STEPS", 1)
-    monkeypatch.setattr("submanifold.inverse.posterior.GAUSS_NEWTON_STEPS", 1)
-    monkeypatch.setattr("submanifold.inverse.linear.ENSEMBLE", 256)
-
-
-@pytest.mark.usefixtures("short_sampler")
-@pytest.mark.parametrize("task", ["denoise:0.1", "inpaint:3", "superresolve:2", "sense:40"])
-def test_restore_simulates_observations_and_measures_errors(
-    model_file, images, tmp_path, task, caplog
-):
-    out = tmp_path / "restored"
-    result = run("restore", model_file, images[0], "--simulate", "--task", task, "--out", out)
-    assert result.exit_code == 0, result.output
-    assert "PSNR" in result.output
-    assert "Skipped 1 unreadable images" in caplog.text
-    table = pd.read_csv(out / "restorations.csv")
-    assert [*table] == [
-        "picture",
-        "std",
-        "residual",
-        "acceptance",
-        "r_hat",
-        "converged",
-        "psnr",
-        "coverage",
-    ]
-    assert len(table) == 4
-    assert table["coverage"].between(0, 1).all()
-    restored = np.asarray(Image.open(out / "00002-2.png")).transpose(2, 0, 1) / 255.0
-    original = smooth_images(4, 2)[2] / 255
-    psnr = -10 * np.log10(np.mean((restored - original) ** 2))
-    assert psnr == pytest.approx(table["psnr"][2], abs=0.3)
-    assert Image.open(out / "00002-2-std.png").size == (8, 8)
-    rows = np.asarray(Image.open(out / "sheet.png"))[2 * 72 : 2 * 72 + 64 : 8, ::8] / 255.0
-    cells = [rows[:, start : start + 8].transpose(2, 0, 1) for start in range(0, rows.shape[1], 9)]
-    expected = [restored, np.asarray(Image.open(out / "00002-2-std.png")).transpose(2, 0, 1) / 255]
-    np.testing.assert_array_equal(cells[-2:], expected)
-    assert len(cells) == (2 if task == "sense:40" else 3)
-    if task == "inpaint:3":
-        assert cells[0][:, 2:5, 2:5].max() == 0
-        cells[0][:, 2:5, 2:5] = original[:, 2:5, 2:5]
-    if len(cells) == 3:
-        kept = (
-            original
-            if task != "superresolve:2"
-            else original[:, ::2, ::2].repeat(2, 1).repeat(2, 2)
-        )
-        assert np.abs(cells[0] - kept).mean() < 0.15
-
-
-@pytest.mark.usefixtures("short_sampler")
-def test_restorations_replace_earlier_ones_alone(model_file, images, tmp_path):
-    out = tmp_path / "restored"
-    command = "restore", model_file, "--simulate", "--task=denoise:0.1", "--out", out
-    assert run(*command, images[0]).exit_code == 0
-    assert len(os.listdir(out)) == 2 * 4 + 2
-    assert run(*command, images[1]).exit_code == 0
-    assert sorted(os.listdir(out)) == [
-        "00000-noise-std.png",
-        "00000-noise.png",
-        "restorations.csv",
-        "sheet.png",
-    ]
-    (out / "mine.png").touch()
-    assert_rejected(run(*command, images[0]), "expected an empty folder")
-    assert len(os.listdir(out)) == 5
-
-
-@pytest.mark.usefixtures("short_sampler")
-def test_restore_takes_pictures_in_the_size_of_the_observations(model_file, tmp_path):
-    small = tmp_path / "small.png"
-    small.write_bytes(png(smooth_images(1, 0)[0][:, ::2, ::2]))
-    out = tmp_path / "large"
-    result = run("restore", model_file, small, "--task=superresolve:2", "--dim=5", "--out", out)
-    assert result.exit_code == 0, result.output
-    assert "PSNR" not in result.output
-    assert Image.open(out / "00000-small.png").size == (8, 8)
-    columns = ["picture", "std", "residual", "acceptance", "r_hat", "converged"]
-    assert [*pd.read_csv(out / "restorations.csv")] == columns
-    hole = tmp_path / "hole.png"
-    hole.write_bytes(png(smooth_images(1, 0)[0]))
-    result = run("restore", model_file, hole, "--task=inpaint:3", "--out", tmp_path / "filled")
-    assert result.exit_code == 0, result.output
-
-
-def test_restore_uses_its_options(model_file, images, tmp_path, monkeypatch):
-    def restore(self, y, operator, noise, **options):
-        raise UserError(f"{len(y)} {noise} {options}")
-
-    monkeypatch.setattr(Predictor, "restore", restore)
-    options = ["--task=inpaint:3", "--noise=0.2", "--dim=5", "--iterations=7", "--label=2"]
-    result = run("restore", model_file, images[0], "--out", tmp_path / "out", *options)
-    assert_rejected(result, "4 0.2 {'dim': 5, 'iterations': 7, 'label': 2}")
-
-
-def test_restore_refuses_what_does_not_fit(model_file, images, tmp_path):
-    def restore(*options):
-        return run("restore", model_file, images[0], "--out", tmp_path / "out", *options)
-
-    knows = "The model knows only images of 8 x 8 pixels. Restore crops of 4 x 4 pixels, or add"
-    size = "0.png", "of 4 x 4 pixels, got 8 x 8", knows, "add --simulate"
-    assert_rejected(restore("--task=superresolve:2"), *size)
-    assert_rejected(restore("--task=sense:40"), "--task=sense:40: expected --simulate")
-    assert_rejected(restore("--task=blur:1"), "--task=blur:1", "Did you mean deblur?")
-    assert_rejected(restore("--task=denoise:1", "--dim=999"), "dim: expected 1 to 192")
-    assert_rejected(restore("--task=denoise:1", "--noise=0"), "--noise: expected 1 as in task")
-    for noise in ("0", "1e300", "nan"):
-        message = "noise: expected a number above 1e-18 and below 1e18, got"
-        assert_rejected(restore("--task=inpaint:3", f"--noise={noise}"), message)
-    assert not (tmp_path / "out").exists()

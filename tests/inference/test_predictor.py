@@ -31,7 +31,6 @@ from submanifold.data.batches import as_input, context_tensor
 from submanifold.data.images import load_pictures
 from submanifold.evaluation.calibration import calibrate
 from submanifold.flows import Glow, RealNVP, SoftRealNVP, make_conditional, with_noise_scale
-from submanifold.inverse import Denoise
 from submanifold.models import Hierarchy, Stage
 from submanifold.models.io import load_tensors, save_tensors
 
@@ -272,20 +271,6 @@ def test_projections_have_the_index_of_their_rows():
     frame, _ = case.predictor.project(case.x)
     assert frame.index.tolist() == case.x.index.tolist() == [*range(5, 25)]
     pd.testing.assert_frame_equal(case.predictor.project(case.x[3:5])[0], frame[3:5], rtol=1e-3)
-
-
-def test_restorations_depend_on_the_seed_and_the_label():
-    case = build("images with labels")
-    y = torch.from_numpy(case.x[:2]).float() / 256
-
-    def restored(**options):
-        found = case.predictor.restore(y, Denoise(), 0.1, iterations=3, **options)
-        return found.samples
-
-    first = restored(label=0)
-    assert torch.equal(restored(label=0, seed=0), first)
-    assert not torch.equal(restored(label=0, seed=1), first)
-    assert not torch.equal(restored(label=1), first)
 
 
 def test_the_progress_of_each_method_is_shown(monkeypatch, caplog):

@@ -383,10 +383,6 @@ def test_arrays_are_matched_by_position(tmp_path):
         ),
         (["sample", "{model}", "--out", "{folder}/s.png"], "expected .csv or .parquet, got .png"),
         (["sample", "{points}", "--out", "{folder}/s.csv"], "expected .png or .npz, got .csv"),
-        (
-            ["restore", "{model}", "{table}", "--task=denoise:1"],
-            "MODEL: expected a model of images",
-        ),
     ],
 )
 def test_mistakes_are_reported_in_one_line(

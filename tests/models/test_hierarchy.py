@@ -9,7 +9,7 @@ from scipy.stats import norm
 
 from strategies import assert_close, hierarchies
 from submanifold.data.batches import dequantize
-from submanifold.evaluation.audit import dense_log_det
+from submanifold.evaluation.integral import dense_log_det
 from submanifold.flows import Conformal, Flow
 from submanifold.models import Hierarchy, Stage
 from submanifold.models.model import bits_per_dim

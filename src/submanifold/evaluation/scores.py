@@ -13,7 +13,7 @@ from submanifold.common import distributed
 from submanifold.common.progress import track
 from submanifold.data.batches import as_input, fixed_batches
 from submanifold.data.tables import Preprocessor
-from submanifold.evaluation.likelihood import Draws, log_prob, redraw, table_of
+from submanifold.evaluation.likelihood import log_prob, redraw, table_of
 from submanifold.flows import is_noise_conditional
 from submanifold.flows.bijection import Context
 from submanifold.geometry.linearization import jacobian
@@ -83,18 +83,16 @@ def score_batch(
     names: Collection[str],
     context: Context = None,
     table: Preprocessor | None = None,
-    draws: Draws | None = None,
 ) -> dict[str, Tensor]:
     """Score a batch x (batch, ...), which is also given before its dequantization, by name.
 
     ``density`` and ``complexity`` are missing for models without a density on all of space,
     ``complexity`` for vectors, and ``smoothed_density`` for models that are not noise-conditional.
-    Errors of vectors are in the units of the model's input. ``table`` and ``draws`` are those of
+    Errors of vectors are in the units of the model's input. ``table`` is that of
     :func:`.likelihood.log_prob`.
     """
     scores: dict[str, Tensor] = {}
-    if draws is None and table is not None:
-        draws = redraw(table, x)
+    draws = None if table is None else redraw(table, x)
     with torch.no_grad():
         u, v, of_x = model(x, context)
         scores["on_manifold"] = -standard_normal_log_prob(model.coordinates(u))

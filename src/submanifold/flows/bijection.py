@@ -121,8 +121,8 @@ class Flow(Bijection):
 
 def _check_noise_scale(scale: Tensor) -> None:
     """Raise :class:`UserError` for noise scales outside of [0, 1], such as another variable."""
-    # elsewhere the check would wait for the device, and a graph has no values
-    if scale.device.type != "cpu" or isinstance(scale.shape[0], torch.SymInt) or not len(scale):
+    # elsewhere the check would wait for the device
+    if scale.device.type != "cpu" or not len(scale):
         return
     low, high = scale.aminmax()
     if not (low >= 0 and high <= 1):

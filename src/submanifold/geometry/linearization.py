@@ -39,23 +39,12 @@ class Linearization:
     def jvp(self, directions: Tensor) -> Tensor:
         """Compute J p, in the shape of the image, for one direction p (batch, d) at each point."""
         with torch.no_grad():
-            if not is_traced(self.u):
-                return jvp(self.decode, self.u.detach(), directions)
-        # forward mode traces a graph for one batch size: differentiate J^T w by w
-        with torch.enable_grad():
-            weights = torch.zeros_like(self.image, requires_grad=True)
-            (gradient,) = torch.autograd.grad(self._image, self.u, weights, create_graph=True)
-        return torch.autograd.grad(gradient, weights, directions)[0]
+            return jvp(self.decode, self.u.detach(), directions)
 
     def vjp(self, weights: Tensor) -> Tensor:
         """Compute J^T w, (batch, d), for weights w in the shape of the image."""
         (gradient,) = torch.autograd.grad(self._image, self.u, weights, retain_graph=True)
         return gradient
-
-
-def is_traced(x: Tensor) -> bool:
-    """Whether a graph for any batch size is traced, which has all branches."""
-    return isinstance(x.shape[0], torch.SymInt)
 
 
 def jvp(decode: Callable[[Tensor], Tensor], u: Tensor, directions: Tensor) -> Tensor:

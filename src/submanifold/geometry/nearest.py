@@ -1,14 +1,14 @@
 """Projections onto a manifold by nonlinear conjugate gradients or Gauss-Newton steps."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from submanifold.common.device import autocast
 from submanifold.flows.bijection import Context
-from submanifold.geometry.linearization import Linearization, is_traced, jacobian, select
+from submanifold.geometry.linearization import Linearization, jacobian, select
 from submanifold.geometry.solvers import damped_steps
 
 FIRST_LENGTH = 0.06  # of steps with eigenvalues; 0.03 to 0.1 have equal errors after three
@@ -79,7 +79,7 @@ def nearest_point(
     at, image, start_error = linearize(u)
     error = start_error
     lost = _is_lost(decode_all, x, u, error)
-    if _any(lost):
+    if lost.any():
         u = torch.where(lost[:, None], 0.0, u)
         at, image, error = linearize(u)
     best, best_error, tried = u, error, u.clone()
@@ -129,8 +129,8 @@ def nearest_point(
     images = decode_all(tried)
     error = _squared_error(x, images)
     doubtful = ~is_smaller(error, start_error) | (error > best_error)
-    if _any(doubtful):
-        rows: Any = slice(None) if is_traced(x) else doubtful.nonzero()[:, 0]
+    if doubtful.any():
+        rows = doubtful.nonzero()[:, 0]
         other = torch.where(is_smaller(best_error, start_error)[:, None], best, start)[rows]
         other_image = select(decode, context, rows)(other)
         nearer = doubtful[rows] & (_squared_error(x[rows], other_image) <= error[rows])
@@ -168,13 +168,9 @@ def _is_lost(decode: Callable[[Tensor], Tensor], x: Tensor, u: Tensor, error: Te
     A nearly singular decoder can put the encoder's point where no step helps.
     """
     lost = error > RESTART_FACTOR * x.flatten(1).square().sum(1)
-    if _any(lost):
+    if lost.any():
         lost &= error > RESTART_FACTOR * _squared_error(x, decode(torch.zeros_like(u)))
     return lost
-
-
-def _any(mask: Tensor) -> bool:
-    return is_traced(mask) or bool(mask.any())
 
 
 def _least_squares(columns: Tensor, target: Tensor) -> Tensor:

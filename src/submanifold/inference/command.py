@@ -4,7 +4,6 @@ They import NumPy and torch when they run.
 """
 
 import logging
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,10 +32,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MAX_SHEET = 32  #: Number of restorations on a sheet.
 MAX_PNG = 10_000  #: Number of images in a PNG file.
 MAX_TRAINING = 0.1  #: Share of training images or rows among inputs without a message.
-RESTORED = re.compile(r"\d{5}-.*\.png|sheet\.png|restorations\.csv")  #: Files of restorations.
 MAX_STEM = 50  #: Characters of an image's name in the name of the file of its projection.
 
 
@@ -264,159 +261,7 @@ def sample(
         _write_arrays(out, {"samples": samples})
 
 
-@click.command()
-@model_argument
-@click.argument("pictures", nargs=-1, required=True, type=ExpandedPath())
-@click.option(
-    "--task",
-    required=True,
-    help="denoise:0.1 (standard deviation of the noise), "
-    "inpaint:mask.png (black pixels are missing) or inpaint:12 (a square hole), "
-    "superresolve:4 (factor), deblur:1.5 (standard deviation of the kernel, pixels), or "
-    "sense:600 (number of random measurements).",
-)
-@click.option(
-    "--noise",
-    type=float,
-    help="Standard deviation of the noise of the observations, "
-    "pixels in [0, 1].  [default: 0.01, or that of denoise]",
-)
-@click.option(
-    "--simulate",
-    is_flag=True,
-    help="PICTURES are clean: make the observations from them, and measure the errors.",
-)
-@click.option(
-    "--iterations", type=click.IntRange(3), help="Iterations of the sampler.  [default: 30]"
-)
-@dim_option
-@label_option
-@out_option("Folder of PNG files and restorations.csv.", "restorations")
-@device_option
-def restore(
-    model: str,
-    pictures: tuple[str, ...],
-    task: str,
-    noise: float | None,
-    simulate: bool,
-    iterations: int | None,
-    dim: int | None,
-    label: int | None,
-    out: Path,
-    device: str,
-) -> None:
-    """Restore PICTURES: denoise, inpaint, superresolve or deblur them, with the model as the prior.
-
-    PICTURES are the observations, in the size of the model's images, or smaller by the factor of
-    superresolve. With --simulate they are clean images of any size.
-
-    Writes the restorations (posterior means), maps of their errors (four times the posterior
-    standard deviations), and sheet.png: observation, restoration and map of the first 32 in rows.
-    """
-    predictor = load_predictor(model, device)
-    check_output("--out", out, (FOLDER,), [model_path(model)], RESTORED)
-    import numpy as np
-    import pandas as pd
-    import torch
-    from PIL import Image
-
-    from submanifold.common.processes import check_memory
-    from submanifold.evaluation.reconstruction import psnr
-    from submanifold.evaluation.samples import stored
-    from submanifold.inference.inputs import read_images
-    from submanifold.inverse.operators import Inpaint, Sense, parse
-    from submanifold.inverse.restoration import CHAINS, CONVERGED, ITERATIONS, LEVEL, coverage
-
-    if not predictor.is_image or "size" not in predictor.model.data:
-        raise UserError("MODEL: expected a model of images, got another one. Use another model.")
-    try:
-        problem = parse(task, predictor.model.event_shape, noise)
-    except UserError as error:
-        raise UserError(f"--{error}") from error
-    iterations = iterations or ITERATIONS
-    if not simulate and isinstance(problem.operator, Sense):
-        expected = "--simulate, because random measurements are not pictures. Add --simulate"
-        raise UserError(f"--task={task}: expected {expected}.")
-    form, hint = predictor.model.data, None
-    if not simulate:  # pictures in the size of the observations
-        channels, side, _ = predictor.model.event_shape
-        size = side // getattr(problem.operator, "factor", 1)
-        form = {"size": size, "channels": channels, "crop": "square"}
-        hint = (
-            f"The model knows only images of {side} x {side} pixels. Restore crops of {size} x "
-            f"{size} pixels, or add --simulate: it makes observations from clean pictures of "
-            "any size."
-        )
-    read = read_images(pictures, form, hint)
-    size = 4 * (CHAINS * iterations + 4) * predictor.model.event_dim
-    check_memory("PICTURES", len(read.names), size)
-    x = (torch.from_numpy(read.events).float() + 0.5) / 256
-    if simulate:
-        y = problem.observe(x, torch.Generator().manual_seed(1))
-    else:
-        y = problem.operator(x) if isinstance(problem.operator, Inpaint) else x
-    restored = predictor.restore(
-        y, problem.operator, problem.noise, dim=dim, iterations=iterations, label=label
-    )
-    residual = (problem.operator(restored.image) - y).flatten(1).square().mean(1).sqrt()
-    table = pd.DataFrame(
-        {
-            "picture": read.names,
-            "std": restored.std.flatten(1).square().mean(1).sqrt(),
-            "residual": residual / problem.noise,
-            "acceptance": restored.acceptance,
-            "r_hat": restored.r_hat,
-            "converged": restored.r_hat <= CONVERGED,
-        }
-    )
-    if simulate:
-        errors = (restored.image - x).square().flatten(1).mean(1).double().numpy()
-        table = table.assign(psnr=psnr(errors), coverage=coverage(restored, x))
-    drawn = (problem.draw(y, restored.image), restored.image, 4 * restored.std)
-    shown = [stored(images - 0.5) for images in drawn if images is not None]
-    sheet = np.stack([images[:MAX_SHEET] for images in shown], 1)
-    with output("--out", out, RESTORED) as folder:
-        for end, images in zip(("", "-std"), shown[-2:], strict=True):
-            for number, (name, image) in enumerate(zip(read.names, images, strict=True)):
-                picture = Image.fromarray(image.transpose(1, 2, 0).squeeze())
-                picture.save(folder / _picture(number, name, end))
-        content = as_sheet(sheet.reshape(-1, *sheet.shape[2:]), sheet.shape[1])
-        (folder / "sheet.png").write_bytes(content)
-        table.to_csv(folder / "restorations.csv", index=False)
-    if simulate:
-        click.echo(
-            f"PSNR {table['psnr'].mean():.2f} dB; {table['coverage'].mean():.1%} of the "
-            f"pixels are inside the posterior's intervals of {LEVEL:.0%}"
-        )
-    _echo(out)
-
-
-@click.command()
-@model_argument
-@click.argument("file", type=ExpandedPath(path_type=Path))
-def export(model: str, file: Path) -> None:
-    """Write a model with its calibration to FILE, .onnx or .pt2, for programs without submanifold.
-
-    The inputs of the graph are uint8 images, or rows of a table as numbers, and alpha; the outputs
-    are log-density, anomaly score, p-value, coordinates u and projection. It needs the extra
-    export.
-    """
-    from submanifold.inference.export import OUTPUTS, SUFFIXES
-    from submanifold.inference.export import export as write
-
-    check_output("FILE", file, SUFFIXES, [model_path(model)])
-    predictor = load_predictor(model, "cpu")
-    logging.getLogger("onnx_ir").setLevel(logging.WARNING)
-    write(predictor, file)
-    size = file.stat().st_size / 2**20
-    click.echo(
-        f"{size:.1f} MB, outputs {', '.join(OUTPUTS)}, with a calibration on "
-        f"{predictor.calibrated().basis}"
-    )
-    _echo(file)
-
-
-COMMANDS = [calibrate, encode, project, sample, restore, export]
+COMMANDS = [calibrate, encode, project, sample]
 
 
 def load_predictor(name: str, device: str, dim: int | None = None) -> "Predictor":
@@ -501,9 +346,9 @@ def as_sheet(images: "np.ndarray", columns: int) -> bytes:
     return as_png(sample_sheet(images, columns))
 
 
-def _picture(number: int, name: str, end: str = "") -> str:
+def _picture(number: int, name: str) -> str:
     """Return the name of the file of a picture."""
-    return f"{number:05d}-{Path(name).stem[:MAX_STEM]}{end}.png"
+    return f"{number:05d}-{Path(name).stem[:MAX_STEM]}.png"
 
 
 def _echo(path: Path) -> None:

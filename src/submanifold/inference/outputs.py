@@ -1,7 +1,6 @@
 """Check output paths before the computation, and write outputs atomically."""
 
 import os
-import re
 import tempfile
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,13 +23,11 @@ def check_output(
     path: Path,
     suffixes: tuple[str, ...],
     inputs: Iterable[str | Path] = (),
-    replaced: re.Pattern[str] | None = None,
 ) -> None:
     """Raise a UserError unless the output of an option can be written, and replaces no input.
 
     The path is a file, or a folder (suffix :data:`FOLDER`), which must be new or contain only
-    hidden files, or those whose names match ``replaced``. Inputs are files, and folders, of which
-    no file may be the output.
+    hidden files. Inputs are files, and folders, of which no file may be the output.
     """
     name, is_folder = f"{option}={path}", path.suffix == FOLDER
     if path.suffix.lower() not in suffixes:
@@ -41,8 +38,7 @@ def check_output(
         if path.exists() and not (path.is_dir() if is_folder else path.is_file()):
             kind = "folder" if is_folder else "file"
             raise UserError(f"{name}: expected a {kind}, got something else. Use another path.")
-        present = [file.name for file in path.glob("[!.]*")] if is_folder else []
-        if not all(replaced and replaced.fullmatch(file) for file in present):
+        if is_folder and any(path.glob("[!.]*")):
             raise UserError(f"{name}: expected an empty folder. Empty it, or use another path.")
         places = [path, *path.absolute().parents] if path.is_file() else []
         for file in filter(os.path.exists, inputs):
@@ -56,11 +52,8 @@ def check_output(
 
 
 @contextmanager
-def output(option: str, path: Path, replaced: re.Pattern[str] | None = None) -> Iterator[Path]:
-    """Yield a path for a file, or a folder for files; they appear at ``path`` on success only.
-
-    Files in the folder whose names match ``replaced`` are those of an earlier command.
-    """
+def output(option: str, path: Path) -> Iterator[Path]:
+    """Yield a path for a file, or a folder for files; they appear at ``path`` on success only."""
     if path.suffix != FOLDER:
         with atomic_write(path) as partial:
             yield partial
@@ -71,9 +64,7 @@ def output(option: str, path: Path, replaced: re.Pattern[str] | None = None) -> 
         # inside the folder, which may be the working directory or the root of a file system
         with tempfile.TemporaryDirectory(prefix=".", dir=path) as folder:
             yield Path(folder)
-            check_output(option, path, (FOLDER,), (), replaced)  # another command may write there
-            for earlier in path.glob("[!.]*"):
-                earlier.unlink()
+            check_output(option, path, (FOLDER,))  # another command may write there
             for file in sorted(Path(folder).iterdir()):
                 os.replace(file, path / file.name)
     except BaseException:

@@ -27,7 +27,6 @@ from submanifold.evaluation.likelihood import log_prob, to_bits_per_dim
 from submanifold.evaluation.samples import stored
 from submanifold.evaluation.scores import QUICK, SMOOTHED_DENSITY, score_batch
 from submanifold.flows import context_of
-from submanifold.inverse.restoration import ITERATIONS, Restoration, restore
 from submanifold.models import Model
 from submanifold.models.model import ProjectionKind
 
@@ -371,35 +370,6 @@ class Predictor:
         if rows is not None:
             rows = rows.iloc[np.arange(len(rows)).repeat(count)]
         return self._in_units(np.concatenate(samples), rows)
-
-    def restore(
-        self,
-        y: Tensor,
-        operator: Any,
-        noise: float | None = None,
-        *,
-        dim: int | None = None,
-        iterations: int = ITERATIONS,
-        seed: int = 0,
-        label: Label = None,
-    ) -> Restoration:
-        """Restore images from observations y = A(x) + noise of pixels in [0, 1].
-
-        The arguments are those of :func:`submanifold.inverse.restoration.restore`, whose result is
-        on the CPU.
-        """
-        context, _ = self._context(label, None)
-        restored = restore(
-            self.model,
-            y,
-            operator,
-            noise,
-            dim=dim,
-            iterations=iterations,
-            generator=_generator(seed),
-            context=None if context is None else torch.from_numpy(context),
-        )
-        return Restoration._make(None if part is None else part.cpu() for part in restored)
 
     def events(self, x: Any, label: Label = None) -> np.ndarray:
         """Return the arrays that the model describes: uint8 images, or standardized vectors.

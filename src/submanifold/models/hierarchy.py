@@ -205,7 +205,7 @@ class Hierarchy(Model):
         if dim == self.dim:
             return self
         view = Hierarchy(self.stages, dim)
-        view.notes, view.data, view.gaussian = self.notes, self.data, self.gaussian
+        view.notes, view.data = self.notes, self.data
         scale = self.calibration.get("noise_scale")  # the density at it is the same
         view.calibration = {
             "noise_scale": scale,

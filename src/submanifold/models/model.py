@@ -13,12 +13,10 @@ from submanifold.common.errors import UserError, unexpected
 from submanifold.flows.bijection import Context
 from submanifold.flows.conditional import embedding_of
 from submanifold.flows.softflow import is_noise_conditional
-from submanifold.geometry.linearization import is_traced
 from submanifold.geometry.nearest import Nearest, gauss_newton, nearest_point
 from submanifold.models.io import build, describe, limited_parameters, load_tensors, save_tensors
 
-FORMAT = 2  #: Version of model files; raise it with every change of what :func:`.describe` returns.
-GAUSSIAN = "gaussian."  #: Prefix of the names of tensors of :attr:`Model.gaussian`.
+FORMAT = 3  #: Version of model files; raise it with every change of what :func:`.describe` returns.
 FACTS = ("notes", "data", "calibration")  #: Attributes of models in the header.
 
 GRADIENTS, NEAREST_GRADIENTS = 4, 16  #: Gradients of the default and of the nearest projection.
@@ -62,8 +60,6 @@ class Model(nn.Module, ABC):
         calibration: JSON-serializable quantiles of anomaly scores on held-out data
             (:class:`submanifold.evaluation.calibration.Calibration`). Without a calibration it is
             empty or contains the reason as ``why``.
-        gaussian: Tensors of a Gaussian with the covariance of the training data, for restoration
-            (:class:`submanifold.evaluation.gaussian.Gaussian`). Empty without one.
     """
 
     kind: ClassVar[str]
@@ -76,7 +72,6 @@ class Model(nn.Module, ABC):
         self.notes: dict[str, Any] = {}
         self.data: dict[str, Any] = {}
         self.calibration: dict[str, Any] = {}
-        self.gaussian: dict[str, Tensor] = {}
 
     def __call__(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor, Tensor]:
         """Call :meth:`forward`, after a check of the context."""
@@ -220,8 +215,7 @@ class Model(nn.Module, ABC):
         """Write the model to a safetensors file, atomically."""
         header = {"format": FORMAT, "model": self.kind, "config": describe(self)}
         header |= {name: getattr(self, name) for name in FACTS}
-        gaussian = {f"{GAUSSIAN}{name}": tensor for name, tensor in self.gaussian.items()}
-        save_tensors(self.state_dict() | gaussian, Path(path), header)
+        save_tensors(self.state_dict(), Path(path), header)
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Self:
@@ -246,8 +240,6 @@ class Model(nn.Module, ABC):
                 )
             facts = {name: dict(header[name]) for name in FACTS}
             kinds = {kind.kind: kind for kind in Model.__subclasses__()}
-            names = [name for name in tensors if name.startswith(GAUSSIAN)]
-            gaussian = {name.removeprefix(GAUSSIAN): tensors.pop(name) for name in names}
             shapes = {name: t.shape for name, t in tensors.items()}
             most = 10 * sum(1 + t.numel() for t in tensors.values())  # they may be registered again
             for device in ("meta", "cpu"):  # on the first they take no memory
@@ -263,7 +255,6 @@ class Model(nn.Module, ABC):
             raise UserError(f"{path}: expected a {cls.kind}, got a {model.kind}. Use Model.load.")
         model.to(next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32))
         model.load_state_dict(tensors)
-        model.gaussian = gaussian
         for name, value in facts.items():
             setattr(model, name, value)
         return model.to(target).eval()
@@ -274,7 +265,7 @@ class Model(nn.Module, ABC):
         if nearest and self.dim <= FEW:
             return gauss_newton(self._decode, x, u, GAUSS_NEWTON_STEPS, context)
         gradients, precision = NEAREST_GRADIENTS if nearest else GRADIENTS, None
-        if not nearest and len(self.event_shape) == 3 and not is_traced(x):  # a graph is portable
+        if not nearest and len(self.event_shape) == 3:
             precision = choose_precision("auto", u)
         return nearest_point(self._decode, x, u, gradients, self.eigenvalues, precision, context)
 

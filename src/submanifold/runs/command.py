@@ -261,9 +261,10 @@ def info(model: str, is_audited: bool, as_json: bool) -> None:
         return
     import torch
 
-    from submanifold.evaluation.audit import EVENTS, audit
+    from submanifold.evaluation.audit import EVENTS
     from submanifold.flows import context_of
     from submanifold.runs.experiments import load_events
+    from submanifold.runs.information import audit_model
 
     context, rows, condition = None, None, ""
     source = "Training and validation data of the run"
@@ -272,9 +273,14 @@ def info(model: str, is_audited: bool, as_json: bool) -> None:
         context = torch.zeros(depends["columns"]) if "columns" in depends else torch.tensor(0)
         held_out, rows = None, context.expand(EVENTS, *context.shape)
         condition = " given average columns" if context.ndim else " given label 0"
-    if held_out is None:
+    if x is None or held_out is None:
         source, x = "Samples on the manifold", loaded.sample(EVENTS, context=rows)
-    click.echo(f"{source}{condition}\n{audit(loaded, x, held_out, context)}")
+    table = audit_model(loaded, x, held_out, context).map(_write)
+    click.echo(f"{source}{condition}\n{format_table(table.reset_index().to_dict('records'))}")
+
+
+def _write(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.3g}"
 
 
 def _row(record: RunRecord, project: Path) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """What pages and commands say about a run: its facts, and commands that use its model."""
 
+import copy
 import math
 import shlex
 import sys
@@ -10,12 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
+from torch import Tensor
 
+from submanifold.common.errors import unexpected
+from submanifold.evaluation.audit import EVENTS, audit
 from submanifold.evaluation.calibration import Calibration
 from submanifold.flows import context_of
 from submanifold.inference.predictor import Predictor
 from submanifold.inference.records import read_records
 from submanifold.models import Hierarchy, Mixture, Model
+from submanifold.models.stage import standard_normal_log_prob
 
 USUAL_ALPHA = 5  # percent of false alarms of the command, if the calibration supports it
 
@@ -66,6 +72,53 @@ def facts(model: Model) -> tuple[dict[str, Any], pd.DataFrame | None]:
     return texts, table
 
 
+def audit_model(
+    model: Model, x: Tensor, held_out: Tensor | None, context: Tensor | None
+) -> pd.DataFrame:
+    """Audit the density of a model (:func:`.audit`), given the context of one event or None.
+
+    A :class:`.UserError` for a model without an exact density on R^D, or with noise or charts.
+    """
+    stages = getattr(model, "stages", ())
+    if not stages or not model.has_density or any(stage.noise for stage in stages):
+        expected, got = "a model with an exact density on R^D", "one with an injection or charts"
+        raise unexpected("MODEL", expected, got, "Audit its invertible stages")
+    # of a view: its coordinates are not normal behind a flow on the code
+    hierarchy = Hierarchy(stages).eval()
+    models = {dtype: copy.deepcopy(hierarchy).to(dtype) for dtype in (torch.float32, torch.float64)}
+    scales = hierarchy.off_manifold_scales
+
+    def rows(x: Tensor) -> Tensor | None:
+        if context is None:
+            return None
+        repeated = context.expand(len(x), *context.shape)
+        return repeated.to(x) if context.is_floating_point() else repeated
+
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        u, v, log_prob = models[x.dtype](x, rows(x))
+        z = torch.cat([u, v / scales], 1)
+        return z, log_prob - standard_normal_log_prob(z)
+
+    def inverse(z: Tensor) -> Tensor:
+        u, v = z.tensor_split([hierarchy.dim], 1)
+        return models[z.dtype].decode(u, scales * v, rows(z))
+
+    def sample(count: int) -> Tensor:
+        with torch.no_grad():
+            latents = torch.randn(count, model.event_dim)
+            return torch.cat([*map(inverse, latents.split(EVENTS))])
+
+    return audit(
+        lambda x: models[x.dtype].log_prob(x, rows(x)),
+        sample,
+        x,
+        held_out,
+        forward,
+        inverse,
+        models[x.dtype].parameters(),
+    )
+
+
 def usage_commands(model: Model, name: str) -> list[tuple[str, str]]:
     """Return commands that use a model, by the name of its run or its folder, with explanations."""
     command, context = f"submanifold %s {shlex.quote(name)}", context_of(model)
@@ -86,10 +139,6 @@ def usage_commands(model: Model, name: str) -> list[tuple[str, str]]:
         lines.insert(0, ("score", f"{inputs} --alpha={alpha}%", text))
         text = f"for many: on average at most {2 * alpha}% of the flagged are normal"
         lines.insert(1, ("score", f"{many} --fdr={2 * alpha}%", text))
-    if isinstance(model, Hierarchy) and not of_table:
-        dim = "" if model.has_density else f" --dim={model.dim}"
-        options = f"{inputs} --simulate --task=denoise:0.1{dim}"
-        lines.append(("restore", options, "noise is added to pictures and removed"))
     label = " --label=0" if "classes" in context else ""
     return [*((f"{command % verb} {rest}{label}", text) for verb, rest, text in lines), info]
 

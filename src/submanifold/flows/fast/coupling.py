@@ -25,7 +25,6 @@ def supports(x: Tensor, nets: Iterable[nn.Module]) -> bool:
         # torch.func and torch.compile do not know the kernels
         and torch._C._functorch.peek_interpreter_stack() is None
         and not torch.compiler.is_compiling()
-        and not isinstance(x.shape[0], torch.SymInt)
         # tangents have no gradient
         and not (torch.is_grad_enabled() and _is_dual(x))
         and all(_is_glow_net(net, x) for net in nets)

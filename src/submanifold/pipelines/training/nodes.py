@@ -11,7 +11,6 @@ from submanifold.common.device import choose_device
 from submanifold.data.settings import TableSettings
 from submanifold.data.splits import Groups, groups_of
 from submanifold.evaluation.calibration import calibrate
-from submanifold.evaluation.gaussian import Gaussian
 from submanifold.inference.training_events import training_hashes
 from submanifold.models import Hierarchy, Model, ModelSettings
 from submanifold.runs.tracking import log_callback
@@ -125,7 +124,7 @@ def collect_histories(*histories: dict[str, Any]) -> dict[str, Any]:
 def calibrate_model(
     model: Model, data: Any, train: np.ndarray, valid: np.ndarray, groups: Groups, device: str
 ) -> Model:
-    """Add facts about the training data, their covariance and a calibration of anomaly scores."""
+    """Add facts about the training data and a calibration of anomaly scores."""
     numbers = groups_of(groups, "valid")
     normal, numbers = valid[:MAX_NORMAL], None if numbers is None else numbers[:MAX_NORMAL]
     calibrated = copy.copy(model)
@@ -133,6 +132,4 @@ def calibrate_model(
     on = choose_device(device)
     calibrated.calibration = calibrate(calibrated, normal, on, numbers, train)
     calibrated.calibration["training"] = training_hashes(calibrated, train, normal)
-    if len(model.event_shape) == 3:
-        calibrated.gaussian = Gaussian.fit(train, valid).to_tensors()
     return calibrated
