@@ -42,22 +42,22 @@ class PCA:
 
         It has all axes, or with more than 6,144 coordinates at most 2,048, by randomized SVD.
         """
-        from sklearn.decomposition import PCA as LinearPCA  # loads slowly
+        from sklearn import decomposition  # loads slowly
 
         chosen = evenly_spaced(events, MOST_NUMBERS // math.prod(events.shape[1:]))
         x = torch.cat([batch.flatten(1).double() for batch in pca_batches(chosen)]).numpy()
         count, dim = x.shape
         most = min(dim, count - 1)  # deviations from the mean span at most n - 1 dimensions
         if dim <= LARGEST_COVARIANCE:
-            fitted = LinearPCA(most, svd_solver="covariance_eigh").fit(x)
+            fitted = decomposition.PCA(most, svd_solver="covariance_eigh").fit(x)
         else:
             leading = min(LEADING, most)
-            fitted = LinearPCA(leading, svd_solver="randomized", random_state=0).fit(x)
+            fitted = decomposition.PCA(leading, svd_solver="randomized", random_state=0).fit(x)
         scale = (count - 1) / count  # of the likelihood's estimate
         rest = np.full(dim - len(fitted.components_), scale * fitted.noise_variance_)
         variances = np.concatenate([scale * fitted.explained_variance_, rest])
-        mean, axes = fitted.mean_, fitted.components_.T.copy()
-        return cls(*map(torch.from_numpy, (mean, axes, variances)))
+        axes = torch.from_numpy(fitted.components_.T.copy())
+        return cls(torch.from_numpy(fitted.mean_), axes, torch.from_numpy(variances))
 
     def project(self, x: Tensor, dim: int) -> Tensor:
         """Project x (batch, ...) onto the first `dim` principal axes."""
