@@ -2,6 +2,7 @@ r"""The rotation that orders latents by their contribution to the data (:ref:`th
 
 import math
 import time
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -91,8 +92,6 @@ def fit_rotation(
     rotation = stage.rotation or stage.add_rotation()
     per_round = PROBES_PER_EVENT * batches.batch_size
     rounds = math.ceil((probes or PROBES_PER_AXIS * rotation.directions) / per_round)
-    every = min(HELD_OUT_EVERY, rounds)
-    precision = torch.float32 if rotation.is_dense else torch.bfloat16
     path = Path(folder, "rotation.safetensors") if folder else None
     identity = {
         **batches.identity,
@@ -110,30 +109,24 @@ def fit_rotation(
         drawn = [tensors[str(number)].to(batches.device) for number in range(len(tensors))]
         seconds = header["seconds"]
     distributed.barrier()  # before another process writes the file
-    saved = time.monotonic()
-    started, total, tuner = saved - seconds, rounds * per_round, ThreadTuner(batches.device)
-    with ProgressBar(name, "probes", total, len(drawn) * per_round) as meter:
-        for number in range(len(drawn), rounds):
-            with tuner.unit():
-                computed = draw_probes(model, batches, outer, number).float()
-            norms = computed.square().sum(1)
-            is_finite = norms.isfinite()
-            limit = LARGEST_RATIO * norms[is_finite].median()
-            inliers = computed[is_finite & (norms <= limit)]
-            drawn.append(inliers.to(precision))
-            meter.update(len(computed))
-            if path and time.monotonic() - saved > SAVE_EVERY:
-                saved = time.monotonic()
-                rows = {str(index): rows for index, rows in enumerate(drawn)}
-                checkpoint.write(path, identity, rows, seconds=saved - started)
+    started = time.monotonic() - seconds
+
+    def save() -> None:
+        if path:
+            rows = {str(index): rows for index, rows in enumerate(drawn)}
+            checkpoint.write(path, identity, rows, seconds=time.monotonic() - started)
+
+    with ProgressBar(name, "probes", rounds * per_round, len(drawn) * per_round) as meter:
+        _draw_rounds(model, batches, outer, drawn, rounds, meter, save)
     decomposed, kept = time.monotonic(), sum(map(len, drawn))
+    every = min(HELD_OUT_EVERY, rounds)
     held_out = drawn[every - 1 :: every]
     others = [rows for number, rows in enumerate(drawn) if number % every < every - 1]
     fitting, testing = torch.cat(others or held_out), torch.cat(held_out)
     if min(len(fitting), len(testing)) < 2:
         fix = "Train this stage again, with a lower training.learning_rate"
-        expected = "finite derivatives of the decoder"
-        raise unexpected(name, expected, f"{kept or 'none'} in {total} probes", fix)
+        got = f"{kept or 'none'} in {rounds * per_round} probes"
+        raise unexpected(name, "finite derivatives of the decoder", got, fix)
     mse = _set_rotation(stage, fitting, testing)
     spaced = {round(stage.latent_dim ** (n / CURVE_POINTS)) for n in range(CURVE_POINTS + 1)}
     dims = sorted(d for d in spaced if d < len(mse))
@@ -141,7 +134,7 @@ def fit_rotation(
     ended = time.monotonic()
     fitted = {
         "probes": kept,
-        "left_out": total - kept,
+        "left_out": rounds * per_round - kept,
         "dims": dims,
         "mse": [float(mse[d]) / event_dim for d in dims],
         "seconds": ended - started,
@@ -150,6 +143,36 @@ def fit_rotation(
     if path:
         checkpoint.write(path, identity, rotation.state_dict(), fitted=fitted)
     return fitted
+
+
+def _draw_rounds(
+    model: Hierarchy,
+    batches: Batches,
+    outer: Hierarchy | None,
+    drawn: list[Tensor],
+    rounds: int,
+    meter: ProgressBar,
+    save: Callable[[], None],
+) -> None:
+    """Append the probes of the missing rounds, without those that are far too large."""
+    rotation, tuner, saved = (
+        model.stages[-1].rotation,
+        ThreadTuner(batches.device),
+        time.monotonic(),
+    )
+    precision = torch.float32 if rotation and rotation.is_dense else torch.bfloat16
+    for number in range(len(drawn), rounds):
+        with tuner.unit():
+            computed = draw_probes(model, batches, outer, number).float()
+        norms = computed.square().sum(1)
+        is_finite = norms.isfinite()
+        limit = LARGEST_RATIO * norms[is_finite].median()
+        inliers = computed[is_finite & (norms <= limit)]
+        drawn.append(inliers.to(precision))
+        meter.update(len(computed))
+        if time.monotonic() - saved > SAVE_EVERY:
+            saved = time.monotonic()
+            save()
 
 
 def draw_probes(model: Hierarchy, batches: Batches, outer: Hierarchy | None, number: int) -> Tensor:
