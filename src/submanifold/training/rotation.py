@@ -128,8 +128,7 @@ def fit_rotation(
         got = f"{kept or 'none'} in {rounds * per_round} probes"
         raise unexpected(name, "finite derivatives of the decoder", got, fix)
     mse = _set_rotation(stage, fitting, testing)
-    spaced = {round(stage.latent_dim ** (n / CURVE_POINTS)) for n in range(CURVE_POINTS + 1)}
-    dims = sorted(d for d in spaced if d < len(mse))
+    dims = _spaced(stage.latent_dim, len(mse))
     event_dim = (outer or model).event_dim
     ended = time.monotonic()
     fitted = {
@@ -143,6 +142,12 @@ def fit_rotation(
     if path:
         checkpoint.write(path, identity, rotation.state_dict(), fitted=fitted)
     return fitted
+
+
+def _spaced(latent_dim: int, count: int) -> list[int]:
+    """Return dimensions from 1 to ``latent_dim``, at equal ratios, below ``count``."""
+    spaced = {round(latent_dim ** (n / CURVE_POINTS)) for n in range(CURVE_POINTS + 1)}
+    return sorted(d for d in spaced if d < count)
 
 
 def _draw_rounds(
