@@ -18,8 +18,11 @@ from submanifold.common.errors import UserError, import_extra, list_names, print
 from submanifold.common.files import DISK
 from submanifold.config.merge import format_params
 from submanifold.config.project import conf_source, configure, project_folder, set_kedro_defaults
-from submanifold.inference.command import COMMANDS as MODEL_COMMANDS
-from submanifold.inference.command import ExpandedPath
+from submanifold.inference.commands.calibrate import calibrate
+from submanifold.inference.commands.encode import encode
+from submanifold.inference.commands.options import ExpandedPath
+from submanifold.inference.commands.project import project
+from submanifold.inference.commands.sample import sample
 from submanifold.runs.command import COMMANDS as RUN_COMMANDS
 from submanifold.runs.command import ParamsOption
 
@@ -218,5 +221,12 @@ def _project() -> Path:
     return project
 
 
-for _command in (_Run("run", help="Run the pipeline."), *MODEL_COMMANDS, *RUN_COMMANDS):
+for _command in (
+    _Run("run", help="Run the pipeline."),
+    calibrate,
+    encode,
+    project,
+    sample,
+    *RUN_COMMANDS,
+):
     cli.add_command(_command)

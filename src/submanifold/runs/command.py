@@ -12,7 +12,7 @@ from submanifold.common.files import read_json
 from submanifold.common.text_tables import format_table
 from submanifold.config.merge import parse_params
 from submanifold.config.project import project_folder, session, set_kedro_defaults
-from submanifold.inference.command import id_option, model_argument, out_option
+from submanifold.inference.commands.options import id_option, model_argument, out_option
 from submanifold.inference.outputs import check_output, output
 from submanifold.inference.records import (
     RunRecord,

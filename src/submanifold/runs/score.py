@@ -4,14 +4,15 @@ import logging
 import math
 import re
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from submanifold.common.errors import UserError, unexpected
 from submanifold.config.project import configure, set_kedro_defaults
-from submanifold.inference.command import (
+from submanifold.inference.commands.options import (
     MAX_TRAINING,
     ExpandedPath,
     as_sheet,
@@ -29,7 +30,9 @@ from submanifold.inference.records import find_record, records_folder
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
 
+    from submanifold.evaluation.calibration import Calibration
     from submanifold.inference.inputs import Inputs
     from submanifold.inference.predictor import Predictor
 
@@ -112,51 +115,70 @@ def score(
 
     --alpha bounds how many normal inputs are flagged, --fdr how many of the flagged are normal.
     """
-    rates = {"--own": own or None, "--alpha": alpha, "--fdr": fdr}
-    if len(several := [option for option, rate in rates.items() if rate is not None]) > 1:
-        raise UserError(f"{' and '.join(several)}: expected one of them. Omit the other.")
+    _check_options({"--own": own or None, "--alpha": alpha, "--fdr": fdr})
     predictor = load_predictor(model, device)
-    unit, of_others = (
-        ("rows", {"--sheet": sheet})
-        if predictor.is_table
-        else ("images", {"--id": identifier, "--explain": explain})
-    )
-    if unusable := [option for option, value in of_others.items() if value]:
-        raise UserError(f"{unusable[0]}: expected none for a model of {unit}. Omit it.")
+    of_others = {"--sheet": sheet} if predictor.is_table else {"--id": identifier}
+    _refuse_unusable(predictor, of_others | ({} if predictor.is_table else {"--explain": explain}))
     if out is None:
-        columns, sheets = ["_columns.csv"] * explain, [".png"] * own
-        out = default_output("scores", ".csv", *columns, *sheets)
-    check_path("--out", out, TABLES, predictor, model, inputs)
+        others = ["_columns.csv"] * explain + [".png"] * own
+        out = default_output("scores", ".csv", *others)
     if own and sheet is None and predictor.is_image:
         sheet = out.with_suffix(".png")
+    by_column = out.with_stem(f"{out.stem}_columns")
+    check_path("--out", out, TABLES, predictor, model, inputs)
     if sheet is not None:
         check_path("--sheet", sheet, (".png",), predictor, model, inputs)
+    if explain:
+        check_path("--explain", by_column, TABLES, predictor, model, inputs)
     import numpy as np
     import pandas as pd
 
-    from submanifold.evaluation.attribution import EXPLAINED_ROWS
-    from submanifold.evaluation.intervals import false_alarm_range
-
     calibration = predictor.calibrated(alpha) if fdr is None else predictor.calibrated(fdr, "fdr")
-    by_column = out.with_stem(f"{out.stem}_columns")
-    if explain:
-        check_path("--explain", by_column, TABLES, predictor, model, inputs)
     read = read_inputs(predictor, inputs, identifier)
     count, events = len(read.names), read.events.loc if predictor.is_table else read.events
     parts = cross_fit(model, predictor, read) if own else [(np.arange(count), predictor)]
-    table = pd.concat(
-        [
-            fitted.score(events[part], nearest, alpha=alpha, label=label).set_axis(part)
-            for part, fitted in parts
-        ]
-    ).sort_index()
+    of_parts = [
+        fitted.score(events[part], nearest, alpha=alpha, label=label).set_axis(part)
+        for part, fitted in parts
+    ]
+    scores = pd.concat(of_parts).sort_index()
     if own:
-        table["p_value"] = table["anomaly_score"].rank(ascending=False, method="max", pct=True)
+        ranks = scores["anomaly_score"].rank(ascending=False, method="max", pct=True)
+        scores["p_value"] = ranks
     if fdr is not None:
-        table["ood"] = predictor.select(table["p_value"].to_numpy(), fdr)
-    scores, table = table, table.sort_values("anomaly_score", ascending=False, kind="stable")
-    write_rows(out, table.copy() if own else scores, read)
-    if not own and (share := training_share_of(predictor, read, label)) > MAX_TRAINING:
+        scores["ood"] = predictor.select(scores["p_value"].to_numpy(), fdr)
+    ranked = scores.sort_values("anomaly_score", ascending=False, kind="stable")
+    write_rows(out, (ranked if own else scores).copy(), read)
+    if not own:
+        _warn_of_training_events(predictor, read, label)
+    click.echo(f" p-value  {read.label}, the most anomalous first")
+    for number in ranked.index[:LISTED]:
+        click.echo(f"{ranked['p_value'][number]:8.4f}  {read.names[number]}")
+    unit = "rows" if predictor.is_table else "images"
+    if alpha is not None:
+        click.echo(_alpha_summary(ranked, alpha, calibration, unit))
+    if fdr is not None:
+        click.echo(_fdr_summary(ranked, fdr, calibration, unit))
+    if explain:
+        _explain(ranked, parts, read, by_column, label)
+    if sheet is not None:
+        _write_sheet(sheet, read.events[ranked.index.to_numpy()])
+
+
+def _check_options(rates: Mapping[str, Any]) -> None:
+    if len(several := [option for option, rate in rates.items() if rate is not None]) > 1:
+        raise UserError(f"{' and '.join(several)}: expected one of them. Omit the other.")
+
+
+def _refuse_unusable(predictor: "Predictor", options: Mapping[str, Any]) -> None:
+    unit = "rows" if predictor.is_table else "images"
+    if unusable := [option for option, value in options.items() if value]:
+        raise UserError(f"{unusable[0]}: expected none for a model of {unit}. Omit it.")
+
+
+def _warn_of_training_events(predictor: "Predictor", read: "Inputs", label: int | None) -> None:
+    if (share := training_share_of(predictor, read, label)) > MAX_TRAINING:
+        unit = "rows" if predictor.is_table else "images"
         log.warning(
             "INPUTS: expected new %s, got about %.0f%% training %s, whose p-values are "
             "too large. Score others, or add --own.",
@@ -164,68 +186,90 @@ def score(
             100 * share,
             unit,
         )
-    click.echo(f" p-value  {read.label}, the most anomalous first")
-    for number in table.index[:LISTED]:
-        click.echo(f"{table['p_value'][number]:8.4f}  {read.names[number]}")
-    flagged = f"{table['ood'].sum()} of {count} {unit} are flagged" if "ood" in table else ""
-    if alpha is not None:
-        low, high = false_alarm_range(alpha, count, calibration.groups)
-        click.echo(
-            f"{flagged} (p-value at most {alpha:g}); if all were like the training "
-            f"{unit}, {count * low:.0f} to {count * high:.0f} would be in 95% of "
-            "cases."
+
+
+def _alpha_summary(
+    scores: "pd.DataFrame", alpha: float, calibration: "Calibration", unit: str
+) -> str:
+    """Say how many are flagged, and how many would be if all were normal."""
+    from submanifold.evaluation.intervals import false_alarm_range
+
+    count = len(scores)
+    low, high = false_alarm_range(alpha, count, calibration.groups)
+    return (
+        f"{scores['ood'].sum()} of {count} {unit} are flagged (p-value at most {alpha:g}); if all "
+        f"were like the training {unit}, {count * low:.0f} to {count * high:.0f} would be in 95% "
+        "of cases."
+    )
+
+
+def _fdr_summary(scores: "pd.DataFrame", fdr: float, calibration: "Calibration", unit: str) -> str:
+    """Say how many are flagged and, if none is, which calibration it takes."""
+    count, is_any = len(scores), scores["ood"].any()
+    least = math.ceil(count * calibration.smallest_p_value / fdr)
+    lines = [
+        f"{scores['ood'].sum()} of {count} {unit} are flagged; on average at most "
+        f"{100 * fdr:.3g}% of the flagged are like the training {unit}. Fewer than {least} of "
+        f"{count} cannot be flagged with a calibration on {calibration.basis}."
+    ]
+    few = math.ceil(RARE * count)
+    if not is_any and least > few:
+        needed = math.ceil(count / (fdr * few)) - 1
+        kind = unit if calibration.groups == calibration.count else "groups"
+        lines.append(
+            f"To flag {few}, it takes a calibration on {needed:,} {kind}: train with "
+            f"--params=data.counts.valid={needed}, or run `submanifold calibrate`."
         )
-    if fdr is not None:
-        least = math.ceil(count * calibration.smallest_p_value / fdr)
-        click.echo(
-            f"{flagged}; on average at most {100 * fdr:.3g}% of the flagged are like the "
-            f"training {unit}. Fewer than {least} of {count} cannot be flagged with a "
-            f"calibration on {calibration.basis}."
+    elif not is_any:
+        lines.append(
+            f"If some of these {calibration.basis} are anomalies, they hide others: "
+            "`submanifold calibrate` takes normal ones."
         )
-        few = math.ceil(RARE * count)
-        if not table["ood"].any() and least > few:
-            needed = math.ceil(count / (fdr * few)) - 1
-            kind = unit if calibration.groups == calibration.count else "groups"
-            click.echo(
-                f"To flag {few}, it takes a calibration on {needed:,} {kind}: train with "
-                f"--params=data.counts.valid={needed}, or run `submanifold calibrate`."
-            )
-        elif not table["ood"].any():
-            click.echo(
-                f"If some of these {calibration.basis} are anomalies, they hide others: "
-                "`submanifold calibrate` takes normal ones."
-            )
-    if explain:
-        is_any = "ood" in table and table["ood"].any()
-        rows = table[table["ood"]] if is_any else table[:EXPLAINED_ROWS]
-        explained = pd.concat(
-            [
-                fitted.explain(events[chosen], label=label)
-                for part, fitted in parts
-                if len(chosen := rows.index.intersection(pd.Index(part)))
-            ]
-        ).loc[rows.index]
-        kind = "flagged" if is_any else "most anomalous"
-        only = f", the first {LISTED}" if len(rows) > LISTED else ""
-        click.echo(
-            f"Columns that contribute most to the anomaly of the {len(rows)} {kind} rows{only}"
-        )
-        for number in rows.index[:LISTED]:
-            entries = explained.loc[[number]].to_dict("records")
-            texts = [
-                "{column} = {value} (+{contribution:.3g} with {usual})".format_map(entry)
-                for entry in entries
-                if entry["contribution"]
-            ]
-            click.echo(f"{read.names[number]}: {'; '.join(texts) or 'no single column'}")
-        write_rows(by_column, explained, read)
-    if sheet is not None:
-        images = read.events[table.index.to_numpy()]
-        shown = max(1, min(MAX_SHEET, count // 2))
-        blank = np.full((-shown % 8 + 8, *images.shape[1:]), 255, np.uint8)
-        pictures = np.concatenate([images[:shown], blank, images[::-1][:shown]])
-        with output("--sheet", sheet) as partial:
-            partial.write_bytes(as_sheet(pictures, columns=8))
+    return "\n".join(lines)
+
+
+def _explain(
+    scores: "pd.DataFrame",
+    parts: "Sequence[tuple[np.ndarray, Predictor]]",
+    read: "Inputs",
+    path: Path,
+    label: int | None,
+) -> None:
+    """Write and print the columns that contribute most to the anomaly of the first rows."""
+    import pandas as pd
+
+    from submanifold.evaluation.attribution import EXPLAINED_ROWS
+
+    is_any = "ood" in scores and scores["ood"].any()
+    rows = scores[scores["ood"]] if is_any else scores[:EXPLAINED_ROWS]
+    of_parts = [
+        fitted.explain(read.events.loc[chosen], label=label)
+        for part, fitted in parts
+        if len(chosen := rows.index.intersection(pd.Index(part)))
+    ]
+    explained = pd.concat(of_parts).loc[rows.index]
+    kind = "flagged" if is_any else "most anomalous"
+    only = f", the first {LISTED}" if len(rows) > LISTED else ""
+    click.echo(f"Columns that contribute most to the anomaly of the {len(rows)} {kind} rows{only}")
+    for number in rows.index[:LISTED]:
+        texts = [
+            "{column} = {value} (+{contribution:.3g} with {usual})".format_map(entry)
+            for entry in explained.loc[[number]].to_dict("records")
+            if entry["contribution"]
+        ]
+        click.echo(f"{read.names[number]}: {'; '.join(texts) or 'no single column'}")
+    write_rows(path, explained, read)
+
+
+def _write_sheet(path: Path, images: "np.ndarray") -> None:
+    """Write the most and the least anomalous of images in this order, with a gap between them."""
+    import numpy as np
+
+    shown = max(1, min(MAX_SHEET, len(images) // 2))
+    blank = np.full((-shown % 8 + 8, *images.shape[1:]), 255, np.uint8)
+    pictures = np.concatenate([images[:shown], blank, images[::-1][:shown]])
+    with output("--sheet", path) as partial:
+        partial.write_bytes(as_sheet(pictures, columns=8))
 
 
 def cross_fit(
