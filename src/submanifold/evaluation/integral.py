@@ -4,9 +4,8 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import scipy  # submodules load on first use; scipy.stats takes half a second
 import torch
-from scipy.special import log_expit, logsumexp
-from scipy.stats import multivariate_t
 from torch import Tensor
 
 COMPONENTS, FREEDOM = 16, 5  # of the proposal: normals, and degrees of freedom of the Student-t
@@ -28,7 +27,7 @@ def integrate(log_prob: Callable[[Tensor], Tensor], samples: Tensor) -> tuple[fl
     n, dim = drawn.shape
     mixture = GaussianMixture(COMPONENTS, tol=1e-2, max_iter=300, random_state=0).fit(fitted)
     shape = 2 * np.cov(fitted.T).reshape(dim, dim) + 1e-6 * np.eye(dim)
-    wide = multivariate_t(np.zeros(dim), shape, FREEDOM, seed=0)
+    wide = scipy.stats.multivariate_t(np.zeros(dim), shape, FREEDOM, seed=0)
     proposed = mixture.sample(n // 2)[0], wide.rvs(n - n // 2).reshape(-1, dim)
 
     def log_ratio(y: np.ndarray) -> np.ndarray:
@@ -39,8 +38,8 @@ def integrate(log_prob: Callable[[Tensor], Tensor], samples: Tensor) -> tuple[fl
 
     outside, inside, log_r = log_ratio(np.concatenate(proposed)), log_ratio(drawn), 0.0
     for _ in range(1000):
-        parts = log_expit(outside - log_r), log_expit(log_r - inside)
-        means = [logsumexp(part) - math.log(n) for part in parts]
+        parts = scipy.special.log_expit(outside - log_r), scipy.special.log_expit(log_r - inside)
+        means = [scipy.special.logsumexp(part) - math.log(n) for part in parts]
         log_r += means[0] - means[1]
     terms = [np.exp(part - mean) for part, mean in zip(parts, means, strict=True)]
     value = float(np.exp(log_r))
