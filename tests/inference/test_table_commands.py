@@ -222,7 +222,7 @@ def test_missing_values_are_shown_as_missing():
     table = rows(500, 0)[["weight", "age", "city"]]
     table.loc[::10, "weight"] = np.nan
     torch.manual_seed(0)
-    model = table_model(RealNVP(4), 3, table, table[:200])
+    model = table_model(RealNVP(3), 2, table, table[:200])
     shown = Predictor(model).explain(table[:2])
     assert shown.groupby(level=0)["column"].agg(set).tolist() == [{*table}] * 2
     missing, weight = shown.query("column == 'weight'")["value"]

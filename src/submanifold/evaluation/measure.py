@@ -11,7 +11,7 @@ from torch import Tensor
 
 from submanifold.common.progress import track
 from submanifold.data.arrays import context_of_array
-from submanifold.data.batches import Batches, as_input
+from submanifold.data.batches import Batches
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.baselines import FULL, Extent, compared_events, evenly_spaced, pca_error
 from submanifold.evaluation.intervals import ENDS, Interval, mean_interval, proportion_interval
@@ -81,9 +81,9 @@ def measure(
     if gaussian and table is not None:
         bits = {end: gaussian["bits_per_dim"][end] for end in ENDS}
         # of the density of complete rows, less the entropy of the noise of missing values
-        rows = as_input(test).numpy()
-        noise = table.missing_numbers(rows).sum(1).mean() * (1 + math.log(2 * math.pi)) / 2
-        constant = float(table.log_dets(rows).mean() + noise)
+        contexts, count = context_of_array(test), len(test)
+        noise = table.missing(contexts, count).sum(1).mean() * (1 + math.log(2 * math.pi)) / 2
+        constant = float(table.log_dets(contexts, count).mean() + noise)
         nats = {end: x and x * model.event_dim * math.log(2) - constant for end, x in bits.items()}
         gaussian = {**gaussian, "nll": nats}
     return metrics | {
@@ -128,7 +128,7 @@ def density(
             nats = per_event(partial(log_prob, model, table=table), tracked)
             metrics["bits_per_dim"] = interval(nats)
             if table is not None:
-                log_dets = table.log_dets(as_input(test).numpy())
+                log_dets = table.log_dets(context_of_array(test), len(test))
                 metrics["nll"] = mean_interval(-(nats + log_dets), groups)
     else:
         log_probs = dequantized_log_probs(model, test, dequantizations, batches.device)

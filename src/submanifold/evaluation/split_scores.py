@@ -9,7 +9,8 @@ import pandas as pd
 
 from submanifold.common.device import choose_device
 from submanifold.common.progress import track
-from submanifold.data.batches import Batches, as_input
+from submanifold.data.arrays import context_of_array
+from submanifold.data.batches import Batches
 from submanifold.data.splits import Groups, groups_of
 from submanifold.evaluation.calibration import COMBINATION, Calibration
 from submanifold.evaluation.intervals import Interval, mean_interval
@@ -67,7 +68,7 @@ def score_splits(
             tracked = track(batches, f"bits per dimension, {split}", len(events))
             columns["bits_per_dim"] = to_bits_per_dim(per_event(density, tracked), events)
         if table_of_rows is not None:
-            columns["log_det"] = table_of_rows.log_dets(as_input(events).numpy())
+            columns["log_det"] = table_of_rows.log_dets(context_of_array(events), len(events))
         tables.append(pd.DataFrame({"split": split, **columns}))
     table = pd.concat(tables, ignore_index=True)
     if "bits_per_dim" not in table:

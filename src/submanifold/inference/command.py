@@ -391,32 +391,7 @@ def restore(
     _echo(out)
 
 
-@click.command()
-@model_argument
-@click.argument("file", type=ExpandedPath(path_type=Path))
-def export(model: str, file: Path) -> None:
-    """Write a model with its calibration to FILE, .onnx or .pt2, for programs without submanifold.
-
-    The inputs of the graph are uint8 images, or rows of a table as numbers, and alpha; the outputs
-    are log-density, anomaly score, p-value, coordinates u and projection. It needs the extra
-    export.
-    """
-    from submanifold.inference.export import OUTPUTS, SUFFIXES
-    from submanifold.inference.export import export as write
-
-    check_output("FILE", file, SUFFIXES, [model_path(model)])
-    predictor = load_predictor(model, "cpu")
-    logging.getLogger("onnx_ir").setLevel(logging.WARNING)
-    write(predictor, file)
-    size = file.stat().st_size / 2**20
-    click.echo(
-        f"{size:.1f} MB, outputs {', '.join(OUTPUTS)}, with a calibration on "
-        f"{predictor.calibrated().basis}"
-    )
-    _echo(file)
-
-
-COMMANDS = [calibrate, encode, project, sample, restore, export]
+COMMANDS = [calibrate, encode, project, sample, restore]
 
 
 def load_predictor(name: str, device: str, dim: int | None = None) -> "Predictor":
