@@ -412,10 +412,10 @@ AMBIGUOUS = {
 
 
 @pytest.mark.parametrize("name", AMBIGUOUS)
-def test_columns_that_are_not_clear_are_refused_with_the_setting_that_decides(name):
+def test_columns_that_are_not_clear_are_refused_unless_their_kind_is_set(name):
     values, message = AMBIGUOUS[name]
     frame = pd.DataFrame({name: values, "other": RNG.normal(size=N)})
-    with pytest.raises(UserError, match=f"{message}.*data.columns.{name}=ignore"):
+    with pytest.raises(UserError, match=message):
         Preprocessor.fit(frame)
     assert Preprocessor.fit(frame, columns={name: "ignore"}).inputs == ("other",)
     if name in ("price", "share", "comma", "day"):

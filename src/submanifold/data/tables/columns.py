@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias, cast
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, cast
 
 import numpy as np
 import pandas as pd
@@ -78,167 +78,125 @@ class Constant(_Column):
 
 @dataclass(frozen=True, kw_only=True)
 class _Number(_Column):
-    """What columns of numbers have."""
+    r"""Numbers v, which become :math:`x = (n - \text{offset}) / \text{scale}`.
+
+    Without a step n is :math:`v - \text{origin}`. The origin is subtracted first, in float64, so
+    that small differences of large values are kept. With a step n is k + w, of
+    :math:`v = \text{origin} + k\, \text{step}` and uniform noise w in [0, 1).
+    """
 
     low: Finite  #: Smallest training value.
     high: Finite  #: Largest training value.
+    origin: Finite
+    step: Positive | None = None  #: Difference between neighboring values of the grid.
+    decimals: int = 0  #: Of values of a grid.
     offset: Finite
     scale: Positive
     few: bool = False  #: Whether its values are so few that they may be codes.
+
+    @classmethod
+    def fit(
+        cls,
+        values: np.ndarray,
+        grid: tuple[float, int] | None = None,
+        is_scaled: bool = True,
+        **facts: Any,
+    ) -> Self:
+        """Standardize values (N,) of a grid with a step and decimals, unless not ``is_scaled``."""
+        low, high = float(values.min()), float(values.max())
+        few = 2 < len(np.unique(values)) <= min(MAX_CODES, len(values) // 2)
+        facts |= {"low": low, "high": high, "few": few}
+        if grid is None:
+            shift, scale = float((values - low).mean()), float((values - low).std())
+            place = (low + shift, 0.0, scale) if is_scaled else (low, -low, 1.0)
+        else:
+            step, decimals = grid
+            steps = np.rint((values - low) / step)
+            place = (low, float(steps.mean()) + 0.5, _scale(steps))
+            place = place if is_scaled else (low, -low / step, 1 / step)
+            facts |= {"step": step, "decimals": decimals}
+        origin, offset, scale = place
+        return cls(origin=origin, offset=offset, scale=scale, **facts)
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether values are on a grid."""
+        return self.step is not None
+
+    @property
+    def unit(self) -> float:
+        """Change of the dequantized value when x changes by one."""
+        return self.scale * (self.step or 1)
+
+    @property
+    def found(self) -> str:
+        """The range and the step, as text."""
+        ends = (f"{end:.{12 if end.is_integer() else 6}g}" for end in (self.low, self.high))
+        return f"numbers, {' to '.join(ends)}" + (
+            f", in steps of {self.step:.6g}" if self.step else ""
+        )
 
     def to_numbers(self, values: pd.Series) -> np.ndarray:
         """Convert values to float64 (N,), NaN where they are no finite numbers."""
         return to_numbers(values)[0]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Continuous(_Number):
-    r"""Numbers v, which become :math:`x = (v - \text{origin} - \text{offset}) / \text{scale}`.
-
-    The origin is subtracted first, in float64, so that small differences of large values are kept.
-    """
-
-    kind: Literal["continuous"] = "continuous"
-    origin: Finite
-
-    is_discrete: ClassVar[bool] = False
-    used: ClassVar[str] = "as they are"
-
-    @classmethod
-    def fit(cls, values: np.ndarray, is_scaled: bool, **facts: Any) -> "Continuous":
-        """Standardize values (N,), unless not ``is_scaled``."""
-        low, high = float(values.min()), float(values.max())
-        shift, scale = float((values - low).mean()), float((values - low).std())
-        place: dict[str, Any] = {"origin": low + shift, "offset": 0.0, "scale": scale}
-        if not is_scaled:
-            place = {"origin": low, "offset": -low, "scale": 1.0}
-        return cls(low=low, high=high, few=_are_few(values), **place, **facts)
-
-    @property
-    def unit(self) -> float:
-        """Change of the value when x changes by one."""
-        return self.scale
-
-    @property
-    def found(self) -> str:
-        """The range, as text."""
-        return f"numbers, {_extent(self.low, self.high)}"
-
     def encode(self, values: pd.Series) -> np.ndarray:
-        """Return the differences from the origin (N,)."""
-        return self.to_numbers(values) - self.origin
+        """Return the differences from the origin (N,), in steps and rounded down if there are."""
+        shifted = self.to_numbers(values) - self.origin
+        return shifted if self.step is None else np.floor(shifted / self.step + SNAP)
 
     def decode(self, numbers: np.ndarray) -> Any:
         """Invert :meth:`encode`."""
-        return restore_type(self.origin + numbers, self.dtype)
+        return restore_type(self._from_numbers(numbers), self.dtype)
+
+    def _from_numbers(self, numbers: np.ndarray) -> np.ndarray:
+        if self.step is None:
+            return self.origin + numbers
+        return np.round(self.origin + numbers * self.step, self.decimals)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continuous(_Number):
+    """Numbers without a step."""
+
+    kind: Literal["continuous"] = "continuous"
+    used: ClassVar[str] = "as they are"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantized(_Number):
-    r"""Numbers on a grid :math:`\text{low} + k\, \text{step}`, with noise over the step.
-
-    k becomes :math:`x = (k + w - \text{offset}) / \text{scale}`, where w is uniform in [0, 1).
-    """
+    """Numbers on a grid."""
 
     kind: Literal["quantized"] = "quantized"
-    step: Positive  #: Difference between neighboring values of the grid.
-    decimals: int  #: Of the values.
-
-    is_discrete: ClassVar[bool] = True
+    step: Positive
     used: ClassVar[str] = "with noise over the step"
-
-    @classmethod
-    def fit(
-        cls, values: np.ndarray, step: float, decimals: int, is_scaled: bool, **facts: Any
-    ) -> "Quantized":
-        """Standardize values (N,) of a grid, unless not ``is_scaled``."""
-        low, high = float(values.min()), float(values.max())
-        steps = np.rint((values - low) / step)
-        place: dict[str, Any] = {"offset": float(steps.mean()) + 0.5, "scale": _scale(steps)}
-        if not is_scaled:
-            place = {"offset": -low / step, "scale": 1 / step}
-        few = _are_few(values) and decimals == 0
-        return cls(low=low, high=high, step=step, decimals=decimals, few=few, **place, **facts)
-
-    @property
-    def unit(self) -> float:
-        """Change of the dequantized value when x changes by one."""
-        return self.scale * self.step
-
-    @property
-    def found(self) -> str:
-        """The range and the step, as text."""
-        return f"numbers, {_extent(self.low, self.high)}, in steps of {self.step:.6g}"
-
-    def encode(self, values: pd.Series) -> np.ndarray:
-        """Return the numbers of steps from the origin (N,), rounded down."""
-        return np.floor((self.to_numbers(values) - self.low) / self.step + SNAP)
-
-    def decode(self, numbers: np.ndarray) -> Any:
-        """Invert :meth:`encode`."""
-        return restore_type(np.round(self.low + numbers * self.step, self.decimals), self.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Date(_Column):
+class Date(_Number):
     """Dates, as the numbers of seconds since 1970."""
 
     kind: Literal["date"] = "date"
-    seconds: Annotated[Continuous | Quantized, Field(discriminator="kind")]
     format: str  #: Of dates as text; empty for pandas' types of dates.
     unit_us: int  #: Microseconds of which all dates are multiples.
-
     used: ClassVar[str] = "as numbers of seconds"
-
-    @property
-    def is_discrete(self) -> bool:
-        """Whether the seconds are on a grid."""
-        return self.seconds.is_discrete
-
-    @property
-    def low(self) -> float:
-        """Seconds of the first training date."""
-        return self.seconds.low
-
-    @property
-    def high(self) -> float:
-        """Seconds of the last training date."""
-        return self.seconds.high
-
-    @property
-    def offset(self) -> float:
-        """Offset of the seconds."""
-        return self.seconds.offset
-
-    @property
-    def scale(self) -> float:
-        """Scale of the seconds."""
-        return self.seconds.scale
-
-    @property
-    def unit(self) -> float:
-        """Seconds by which the date changes when x changes by one."""
-        return self.seconds.unit
 
     @property
     def found(self) -> str:
         """The first and the last date, as text."""
-        low, high = self._restore(np.array([self.low, self.high])).astype(str)
-        return f"dates, {low} to {high}"
+        return "dates, {} to {}".format(
+            *self._to_dates(np.array([self.low, self.high])).astype(str)
+        )
 
     def to_numbers(self, values: pd.Series) -> np.ndarray:
         """Convert values to seconds since 1970, float64 (N,), NaN where they are no dates."""
         return to_numbers(values, self.format)[0]
 
-    def encode(self, values: pd.Series) -> np.ndarray:
-        """Return what the column of seconds does."""
-        return self.seconds.encode(pd.Series(self.to_numbers(values)))
-
     def decode(self, numbers: np.ndarray) -> Any:
         """Invert :meth:`encode`."""
-        return self._restore(np.asarray(self.seconds.decode(numbers)))
+        return self._to_dates(self._from_numbers(numbers))
 
-    def _restore(self, seconds: np.ndarray) -> pd.Series:
+    def _to_dates(self, seconds: np.ndarray) -> pd.Series:
         """Convert seconds since 1970 to dates of the column's type and format."""
         units = np.rint(seconds.clip(FIRST_DATE, LAST_DATE) * (10**6 / self.unit_us))
         microseconds = units.astype(np.int64) * self.unit_us
@@ -323,15 +281,6 @@ def _scale(numbers: np.ndarray) -> float:
     return math.sqrt(float(numbers.var()) + 1 / 12)
 
 
-def _are_few(values: np.ndarray) -> bool:
-    return 2 < len(np.unique(values)) <= min(MAX_CODES, len(values) // 2)
-
-
-def _extent(low: float, high: float) -> str:
-    texts = (f"{value:.{12 if value.is_integer() else 6}g}" for value in (low, high))
-    return " to ".join(texts)
-
-
 def restore_type(values: np.ndarray, dtype: str) -> Any:
     """Convert numbers, or text, (N,) to the type of the table's column."""
     if dtype in ("bool", "boolean"):
@@ -363,6 +312,7 @@ class TableError(UserError):
     """Columns cannot be used."""
 
     def __init__(self, problems: Sequence[ColumnProblem], fix: str) -> None:
+        self.problems = problems
         columns: dict[str, list[str]] = {}
         for problem in problems:
             columns.setdefault(problem.what, []).append(problem.column)

@@ -22,7 +22,7 @@ class RowEncoder:
 
     Example:
         >>> from submanifold.data.tables.columns import Quantized
-        >>> age = Quantized.fit(np.array([20.0, 21, 24]), 1.0, 0, True, name="age", dtype="int64")
+        >>> age = Quantized.fit(np.array([20.0, 21, 24]), grid=(1.0, 0), name="age", dtype="int64")
         >>> encoder = RowEncoder([age])
         >>> x, log_weights = encoder.encode(np.array([[0.0], [4.0]]), np.full((2, 1), 0.5))
         >>> encoder.decode(x, np.zeros((2, 1), bool)).tolist()

@@ -71,9 +71,7 @@ def fit_columns(
         except ColumnProblem as problem:
             problems.append(problem)
     if problems:
-        first = problems[0].column
-        choices = f"{_setting(first, 'ignore')}, or {_setting(first, 'category')} for categories"
-        raise TableError(problems, f"Correct the values, or leave the column out: {choices}")
+        raise TableError(problems, "Correct these values, or leave these columns out")
     counted = [column.name for column in columns if _counts_rows(column, frame[column.name])]
     if counted:
         log.warning(
@@ -122,16 +120,17 @@ def _fit_column(
         facts["texts"] = tuple(text for text, _ in counts.most_common(MAX_NAMED + 1))
     precision = PRECISIONS.get(dtype.lower(), 2.0**-53)
     is_constant = np.ptp(known) <= MAX_ROUNDING * precision * abs(known).max()
-    column = None if is_constant else _fit_numbers(known, kind, scale, precision, facts)
-    if not isinstance(column, Continuous) and _are_rounded(values, numbers):
+    grid = None if is_constant else _find_grid(known, kind, scale, precision, name)
+    if (is_constant or grid) and _are_rounded(values, numbers):
         if kind is not None or not _has_few_values(values):
             raise ColumnProblem("integers beyond 2^53, which are not kept exactly,", name)
         return _fit_categories(values, training, {"name": name, "dtype": dtype})
-    if column is None:
+    if is_constant:
         return Constant.fit(values[training & ~is_missing], name=name, dtype=dtype)
+    facts |= {"grid": grid, "is_scaled": scale == "standard"}
     if form is not None:
-        return Date(seconds=column, format=form, unit_us=_resolution(known), **facts)
-    return column
+        return Date.fit(known, format=form, unit_us=_resolution(known), **facts)
+    return Quantized.fit(known, **facts) if grid else Continuous.fit(known, **facts)
 
 
 def _is_text(values: pd.Series, numbers: np.ndarray, is_text: np.ndarray) -> bool:
@@ -223,17 +222,14 @@ def _resolution(seconds: np.ndarray) -> int:
     return 1
 
 
-def _fit_numbers(
-    values: np.ndarray,
-    kind: ColumnKind | None,
-    scale: Scale,
-    precision: float,
-    facts: dict[str, Any],
-) -> Continuous | Quantized:
+def _find_grid(
+    values: np.ndarray, kind: ColumnKind | None, scale: Scale, precision: float, name: str
+) -> tuple[float, int] | None:
+    """Find the step of quantized values and their decimals, and check the range of all values."""
     extent, largest = float(np.ptp(values)), float(abs(values).max())
     if largest > MAX_VALUE or extent < 1 / MAX_VALUE:
         what = f"values beyond {MAX_VALUE:g}, or a range below {1 / MAX_VALUE:g},"
-        raise ColumnProblem(what, facts["name"])
+        raise ColumnProblem(what, name)
     step, decimals = 0.0, 0
     for part in (values[:PREFIX], values):  # more values only decrease the step
         step, decimals = _grid(part, precision)
@@ -241,15 +237,12 @@ def _fit_numbers(
             step = math.nan
             break
     if kind == "integer" and math.isnan(step):
-        raise ColumnProblem(f"no step, or more than {MAX_STEPS:,},", facts["name"])
-    is_quantized = not math.isnan(step) and kind != "number"
-    resolution = step if is_quantized else float(values.std()) / 100
+        raise ColumnProblem(f"no step, or more than {MAX_STEPS:,},", name)
+    is_continuous = math.isnan(step) or kind == "number"
+    resolution = float(values.std()) / 100 if is_continuous else step
     if scale == "none" and resolution < MIN_RESOLUTION * largest:
-        what = "differences that float32 cannot represent (scale=none)"
-        raise ColumnProblem(what, facts["name"])
-    if is_quantized:
-        return Quantized.fit(values, step, decimals, scale == "standard", **facts)
-    return Continuous.fit(values, scale == "standard", **facts)
+        raise ColumnProblem("differences that float32 cannot represent (scale=none)", name)
+    return None if is_continuous else (step, decimals)
 
 
 def _grid(values: np.ndarray, precision: float) -> tuple[float, int]:
@@ -275,7 +268,7 @@ def describe_columns(columns: Sequence[Column]) -> pd.DataFrame:
     """
     rows = []
     for column in columns:
-        found, used, change = column.found, column.used, _setting(column.name, "ignore")
+        found, used, change = column.found, column.used, kind_setting(column.name, "ignore")
         if column.missing:
             found += f"; {column.missing:.1%} missing"
             found += f", such as {named(column.texts)}" if column.texts else ""
@@ -283,12 +276,12 @@ def describe_columns(columns: Sequence[Column]) -> pd.DataFrame:
         if isinstance(column, Constant):
             change = ""
         elif isinstance(column, Continuous | Quantized) and (column.few or column.texts):
-            change = _setting(column.name, "category")
+            change = kind_setting(column.name, "category")
         rows.append((column.name, found, used, change))
     return pd.DataFrame(rows, columns=["column", "found", "used", "change"])
 
 
-def _setting(name: str, kind: str) -> str:
+def kind_setting(name: str, kind: str) -> str:
     """Return the value of --params that sets the kind of a column, quoted for a shell."""
     if re.fullmatch(r"\w[\w -]*", name):
         return shlex.quote(f"data.columns.{name}={kind}")

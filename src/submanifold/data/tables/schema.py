@@ -40,7 +40,7 @@ from submanifold.data.tables.columns import (
     named,
 )
 from submanifold.data.tables.files import list_files, read_table
-from submanifold.data.tables.fit import missing_values
+from submanifold.data.tables.fit import kind_setting, missing_values
 from submanifold.data.tables.preprocessor import Preprocessor, events_of
 
 log = logging.getLogger(__name__)
@@ -162,12 +162,16 @@ def _fit(settings: TableFields, frame: pd.DataFrame, train: np.ndarray) -> Table
     if settings.missing == "drop":
         complete = _complete(settings, frame)
         used, training = used[complete], training[complete]
-    preprocessor = Preprocessor.fit(
-        used,
-        columns={name: kinds[name] for name in names if name in kinds},
-        scale=settings.scale,
-        training=training,
-    )
+    chosen = {name: kinds[name] for name in names if name in kinds}
+    try:
+        preprocessor = Preprocessor.fit(
+            used, columns=chosen, scale=settings.scale, training=training
+        )
+    except TableError as error:
+        name = error.problems[0].column
+        choices = f"{kind_setting(name, 'ignore')}, or {kind_setting(name, 'category')}"
+        fix = f"Correct these values, leave the column out, or take it for categories: {choices}"
+        raise TableError(error.problems, fix) from error
     if settings.strict:
         _refuse_all_but_numbers(preprocessor, kinds)
     ignored = tuple(str(name) for name in frame if name not in names)
