@@ -44,13 +44,16 @@ class RowEncoder:
         Returns x, float32 (N, D), and log-weights -log q (N,) of the noise given the numbers in
         standard units, but for a constant.
         """
-        is_missing = np.isnan(numbers)
-        z = np.where(self.is_discrete, numbers + noise, numbers)
-        of_categories, of_noise = numbers[:, self.categorical], noise[:, self.categorical]
-        line = to_line(of_categories, of_noise, self.counts)
-        z[:, self.categorical] = line
-        log_weights = np.nan_to_num(tail_log_weight(line, self.counts)).sum(1)
-        x = ((z - self.offset) / self.scale).astype(np.float32)
+        is_missing, log_weights = np.isnan(numbers), np.zeros(len(numbers))
+        z = numbers + noise * self.is_discrete
+        if len(self.categorical):
+            categories, of_noise = numbers[:, self.categorical], noise[:, self.categorical]
+            line = to_line(categories, of_noise, self.counts)
+            z[:, self.categorical] = line
+            log_weights += np.nan_to_num(tail_log_weight(line, self.counts)).sum(1)
+        z -= self.offset
+        z /= self.scale
+        x = z.astype(np.float32)
         # float32 may round to another integer
         moved = self.is_discrete & ~is_missing & (self._round(x) != numbers)
         if moved.any():
@@ -67,7 +70,8 @@ class RowEncoder:
         return np.where(is_missing, np.nan, self._round(x))
 
     def _round(self, x: np.ndarray) -> np.ndarray:
-        numbers = x * self.scale + self.offset
+        numbers = x * self.scale
+        numbers += self.offset
         np.floor(numbers, out=numbers, where=self.is_discrete)
         numbers[:, self.categorical] = numbers[:, self.categorical].clip(0, self.counts - 1)
         return numbers
