@@ -61,7 +61,8 @@ def table_model(flow, dim, train, held_out):
         make_conditional(flow, columns=len(preprocessor.maskable))
     model = perturb(Hierarchy([Stage(flow, dim)]), 0.1).eval()
     model.data = {"table": preprocessor.to_dict(), "label": None}
-    model.calibration = calibrate(model, preprocessor.transform(held_out), torch.device("cpu"))
+    events, of_training = (preprocessor.transform(rows) for rows in (held_out, train))
+    model.calibration = calibrate(model, events, torch.device("cpu"), train=of_training)
     return model
 
 

@@ -16,7 +16,6 @@ from submanifold.evaluation.calibration import (
     MIN_IMAGES,
     Calibration,
     calibrate,
-    interpolation,
     select,
 )
 from submanifold.evaluation.scores import best_noise_scale, score
@@ -302,12 +301,3 @@ def test_a_calibration_needs_finite_scores():
 )
 def test_a_selection_steps_up(p_values, selected):
     assert np.flatnonzero(select(np.array(p_values), 0.1)).tolist() == selected
-
-
-@pytest.mark.parametrize("is_traced", [False, True])
-def test_interpolation_is_that_of_numpy(monkeypatch, is_traced):
-    monkeypatch.setattr(module, "is_traced", lambda _: is_traced)
-    t, y = np.array([-1.0, 0.0, 0.5, 1.0, 1.5, 4.0, 9.0]), np.array([0.0, 0.2, 0.4, 0.6, 1.0])
-    for x in ([0.0, 1.0, 1.0, 1.0, 4.0], [0.0, 0.0, 0.0, 4.0, 4.0]):
-        computed = interpolation(np.array(x), y)(torch.from_numpy(t))
-        np.testing.assert_allclose(computed, np.interp(t, x, y), rtol=1e-15)

@@ -1,7 +1,7 @@
 """Conformal calibration of anomaly scores on normal events: p-values and a combined score."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -9,7 +9,6 @@ import numpy as np
 import scipy  # submodules load on first use; scipy.stats takes half a second
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from submanifold.common.errors import UserError, unexpected
 from submanifold.common.settings import Settings, read_settings
@@ -27,7 +26,6 @@ from submanifold.evaluation.scores import (
     score,
 )
 from submanifold.flows import is_noise_conditional
-from submanifold.geometry.linearization import is_traced
 from submanifold.models import Model
 
 log = logging.getLogger(__name__)
@@ -212,7 +210,7 @@ class Calibration:
         median = -float(np.median(scores["density"])) if "density" in scores else None
         quantiles = _quantiles(scores, weights)
         fitted = replace(self, count=len(weights), median=median, quantiles=quantiles)
-        z = fitted._normal_scores()(_tensors(scores, self.combined)).numpy()
+        z = fitted._normal_scores(scores)
         covariance = np.atleast_2d(np.cov(z.T, aweights=weights)) + RIDGE * np.eye(z.shape[1])
         mean = np.average(z, axis=0, weights=weights)
         return replace(fitted, mean=mean, precision=np.linalg.inv(covariance))
@@ -233,38 +231,22 @@ class Calibration:
         complete = dict(scores)
         if self.median is not None:
             complete["typicality"] = np.abs(scores["density"] + self.median)
-        combination = self.combination()(_tensors(complete, self.combined))
-        return {**complete, COMBINATION: combination.numpy()}
+        return {**complete, COMBINATION: self._combine(complete)}
 
-    def combination(self) -> Callable[[Mapping[str, Tensor]], Tensor]:
-        """Return the function of scores (N,) that combines them, with operators that ONNX has."""
+    def _combine(self, scores: Scores) -> np.ndarray:
         if len(self.combined) == 1:
-            return lambda scores: scores[self.combined[0]]
-        normal_scores, scale = self._normal_scores(), 10.0**DECIMALS
-        mean, precision = torch.from_numpy(self.mean), torch.from_numpy(self.precision)
-
-        def combine(scores: Mapping[str, Tensor]) -> Tensor:
-            z = normal_scores(scores) - mean
-            return ((z @ precision * z).sum(1) * scale).round() / scale
-
-        return combine
+            return np.array(scores[self.combined[0]], np.float64)
+        z = self._normal_scores(scores) - self.mean
+        return np.round((z @ self.precision * z).sum(1), DECIMALS)
 
     def p_values(self, name: str, values: np.ndarray) -> np.ndarray:
         """Return the p-values, (N,) between the smallest and 1, of values (N,) of a score."""
-        return self.p_values_of(name)(_tensors({name: values}, [name])[name]).numpy()
-
-    def p_values_of(self, name: str) -> Callable[[Tensor], Tensor]:
-        """Return :meth:`p_values` of a score, with operators that ONNX has."""
+        finite = _finite(values)
         # negated, so that normal scores that equal a value count as at least as high
-        above_finite = interpolation(-self.quantiles[name][::-1], 1 - LEVELS[::-1])
-        infinite, finite_share = self.infinite_share, 1 - self.infinite_share
-
-        def p_values(values: Tensor) -> Tensor:
-            finite = _finite(values)
-            above = infinite + finite_share * above_finite(ROUNDING * finite.abs() - finite)
-            return (1 + self.groups * above) / (self.groups + 1)
-
-        return p_values
+        lower = ROUNDING * abs(finite) - finite
+        above = np.interp(lower, -self.quantiles[name][::-1], 1 - LEVELS[::-1])
+        above = self.infinite_share + (1 - self.infinite_share) * above
+        return (1 + self.groups * above) / (self.groups + 1)
 
     def threshold(self, name: str, alpha: float) -> float:
         """Return the value of a score above which p-values are below `alpha`, or its largest."""
@@ -273,27 +255,19 @@ class Calibration:
         value = float(np.interp(1 - above_finite, LEVELS, self.quantiles[name]))
         return value + ROUNDING * abs(value)
 
-    def _normal_scores(self) -> Callable[[Mapping[str, Tensor]], Tensor]:
-        """Return the function of scores (N,) that computes z of the combined ones, (N, scores)."""
-        half, parts = 0.5 / (self.count * (1 - self.infinite_share)), {}
-        normal = torch.special.ndtri(torch.from_numpy(LEVELS.clip(half, 1 - half))).numpy()
+    def _normal_scores(self, scores: Scores) -> np.ndarray:
+        """Compute z of the combined scores, (N, scores)."""
+        half, columns = 0.5 / (self.count * (1 - self.infinite_share)), []
+        normal = scipy.special.ndtri(LEVELS.clip(half, 1 - half))
         for name in self.combined:
-            quantiles = self.quantiles[name]
+            quantiles, values = self.quantiles[name], _finite(scores[name])
             low, middle, high = np.interp([0.159, 0.5, 0.841], LEVELS, quantiles)
             width = max((high - low) / 2, SMALLEST_WIDTH * abs(middle), TINY)
-            parts[name] = interpolation(quantiles, normal), quantiles[[0, -1]].tolist(), width
-
-        def normal_scores(scores: Mapping[str, Tensor]) -> Tensor:
-            columns = []
-            for name, (interpolate, ends, width) in parts.items():
-                values = _finite(scores[name])
-                outside, rounding = values - values.clamp(*ends), ROUNDING * values.abs()
-                # ends of equal ones
-                z = (interpolate(values - rounding) + interpolate(values + rounding)) / 2
-                columns.append(z + outside / width)
-            return torch.stack(columns, 1).clamp(-MAX_DEVIATIONS, MAX_DEVIATIONS)
-
-        return normal_scores
+            outside, rounding = values - values.clip(*quantiles[[0, -1]]), ROUNDING * abs(values)
+            # ends of equal ones
+            ends = (np.interp(values + end, quantiles, normal) for end in (-rounding, rounding))
+            columns.append(sum(ends) / 2 + outside / width)
+        return np.stack(columns, 1).clip(-MAX_DEVIATIONS, MAX_DEVIATIONS)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able dict, without rounding: rounded quantiles would break ties."""
@@ -361,32 +335,10 @@ def _quantiles(scores: Scores, weights: np.ndarray) -> dict[str, np.ndarray]:
         order = np.argsort(values)
         middles = np.cumsum(weights[order]) - weights[order] / 2
         levels = (middles - middles[0]) / (middles[-1] - middles[0])
-        finite = np.nan_to_num(values[order], nan=HUGE, posinf=HUGE).clip(-HUGE, HUGE)
-        quantiles[name] = np.interp(LEVELS, levels, finite)
+        quantiles[name] = np.interp(LEVELS, levels, _finite(values[order]))
     return quantiles
 
 
-def interpolation(x: np.ndarray, y: np.ndarray) -> Callable[[Tensor], Tensor]:
-    """Return :func:`numpy.interp` of tensors (N,), with operators that ONNX has."""
-    rises, runs = np.diff(y, append=y[-1]), np.diff(x, append=np.inf)
-    slopes = np.divide(rises, runs, out=np.zeros(len(x)), where=runs > 0)
-    starts, values, slope = (torch.from_numpy(part.copy()) for part in (x, y, slopes))
-
-    def interpolate(t: Tensor) -> Tensor:
-        t = t.double()  # below all x, also if several are the smallest, it is the first value
-        if is_traced(t):  # ONNX has no searchsorted
-            count = (starts <= t[:, None]).sum(1)
-        else:
-            count = torch.searchsorted(starts, t, right=True)
-        index = (count - 1).clamp_min(0)
-        return values[index] + slope[index] * (t.clamp(x[0], x[-1]) - starts[index])
-
-    return interpolate
-
-
-def _tensors(scores: Scores, names: Sequence[str]) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(np.array(scores[name], float)) for name in names}
-
-
-def _finite(values: Tensor) -> Tensor:
-    return values.nan_to_num(HUGE, HUGE, -HUGE).clamp(-HUGE, HUGE)
+def _finite(values: np.ndarray) -> np.ndarray:
+    finite = np.nan_to_num(np.asarray(values, np.float64), nan=HUGE, posinf=HUGE, neginf=-HUGE)
+    return finite.clip(-HUGE, HUGE)
