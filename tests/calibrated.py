@@ -58,7 +58,8 @@ def table_model(flow, dim, train, held_out):
     """A model of the columns of a table, calibrated on other rows."""
     preprocessor = Preprocessor.fit(train)
     if len(preprocessor.maskable):
-        make_conditional(flow, columns=len(preprocessor.maskable))
+        size = len(preprocessor.maskable)
+        make_conditional(flow, columns=size, mask=size)
     model = perturb(Hierarchy([Stage(flow, dim)]), 0.1).eval()
     model.data = {"table": preprocessor.to_dict(), "label": None}
     events, of_training = (preprocessor.transform(rows) for rows in (held_out, train))
@@ -132,7 +133,7 @@ def mixed_conditional_model():
     torch.manual_seed(0)
     inputs, given = Preprocessor.fit(mixed_rows(400, 0)).split(["dose", "ward", "age"])
     size = len(inputs.maskable) + given.indicator_count
-    flow = make_conditional(RealNVP(len(inputs.varying)), columns=size)
+    flow = make_conditional(RealNVP(len(inputs.varying)), columns=size, mask=len(inputs.maskable))
     model = perturb(Hierarchy([Stage(flow, dim=2)]), 0.1).eval()
     model.data = {"table": inputs.to_dict(), "label": None, "condition": given.to_dict()}
     train, held_out = (events_of(inputs, given, mixed_rows(100, seed)) for seed in (3, 1))

@@ -98,14 +98,17 @@ class Predictor:
         if "groups" in model.calibration:
             Calibration.from_dict(model.calibration)
         if self.is_table and self.preprocessor is not None:
-            size, columns = model.event_dim, context_of(model).get("columns", 0)
+            size, sizes = model.event_dim, context_of(model)
+            columns, mask = sizes.get("columns", 0), sizes.get("mask", 0)
             if len(self.preprocessor.varying) != size:
                 raise ValueError(f"data.table: expected {size} columns that vary")
             self.preprocessor.inverse_transform(np.zeros((1, size)))
             self.preprocessor.draw_missing(1, 0)
             given = 0 if self.condition is None else self.condition.indicator_count
-            if len(self.preprocessor.maskable) + given != columns:
-                raise ValueError(f"data: expected a context of {columns} columns")
+            if (len(self.preprocessor.maskable), given) != (mask, columns - mask):
+                raise ValueError(
+                    f"data: expected a context of {columns} columns and a mask of {mask}"
+                )
         if self.is_image and "size" in data:
             size, shape = data["size"], tuple(model.event_shape)
             if (data["channels"], size, size) != shape:
