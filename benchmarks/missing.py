@@ -1,6 +1,7 @@
 """Detection of anomalies in the tables of ADBench of which cells are removed at random.
 
     python -m benchmarks.missing FOLDER
+    python -m benchmarks.missing --gaussian 40 100  # error of the density, by columns
 
 FOLDER and the protocol ``semi`` are those of :mod:`benchmarks.adbench`. Compared are the estimator
 with missing values, the estimator on medians, and nearest neighbors on medians. Each set, rate and
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import multivariate_normal
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.adbench import NEIGHBORS, Split, neighbors, split_rows
@@ -37,10 +39,15 @@ FIELDS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--gaussian", type=int, nargs="+", default=[], metavar="COLUMNS")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    for columns in options.gaussian:
+        print(f"{columns} columns: {gaussian_error(columns):.2f} nats below the exact density")
+    if options.folder is None:
+        return
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     if not RESULTS.exists():
         pd.DataFrame(columns=FIELDS).to_csv(RESULTS, index=False)
@@ -93,6 +100,20 @@ def measure(
         "alarms": round(100 * alarms.mean(), 2),
         "alarms_missing": round(100 * of_many.mean(), 2),
     }
+
+
+def gaussian_error(columns: int) -> float:
+    """Return the error of the mean log-density, nats, of a Gaussian with 30% of cells missing."""
+    rng, places = np.random.default_rng(0), np.arange(columns)
+    covariance = 0.6 ** abs(np.subtract.outer(places, places))
+    x = rng.multivariate_normal(np.zeros(columns), covariance, 4000)
+    x[rng.random(x.shape) < 0.3] = np.nan
+    train, test = x[:3000], x[3000:]
+    exact = [
+        multivariate_normal(cov=covariance[np.ix_(known, known)]).logpdf(row[known])
+        for row, known in zip(test, ~np.isnan(test), strict=True)
+    ]
+    return float(np.mean(exact)) - ManifoldFlow(random_state=0).fit(train).score(test)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from scipy import stats
 from strategies import initialized_glow, linear_gaussian, perturb
 from submanifold.data.arrays import with_context
 from submanifold.data.tables import Preprocessor
+from submanifold.data.tables.preprocessor import events_of
 from submanifold.evaluation.calibration import Calibration, calibrate
 from submanifold.evaluation.scores import QUICK, score
 from submanifold.flows import RealNVP, make_conditional
@@ -56,9 +57,13 @@ def table_rows(count, seed):
 def table_model(flow, dim, train, held_out):
     """A model of the columns of a table, calibrated on other rows."""
     preprocessor = Preprocessor.fit(train)
+    if len(preprocessor.maskable):
+        size = len(preprocessor.maskable)
+        make_conditional(flow, columns=size, mask=size)
     model = perturb(Hierarchy([Stage(flow, dim)]), 0.1).eval()
     model.data = {"table": preprocessor.to_dict(), "label": None}
-    model.calibration = calibrate(model, preprocessor.transform(held_out), torch.device("cpu"))
+    events, of_training = (preprocessor.transform(rows) for rows in (held_out, train))
+    model.calibration = calibrate(model, events, torch.device("cpu"), train=of_training)
     return model
 
 
@@ -100,7 +105,7 @@ def conditional_table_model():
     model.data = {"table": inputs.to_dict(), "label": None, "condition": given.to_dict()}
     table = conditional_rows(200, 1)
     held_out = with_context(
-        inputs.transform(table[["weight", "height"]]), given.transform(table[["age", "dose"]])
+        inputs.transform(table[["weight", "height"]]), given.indicators(table[["age", "dose"]])
     )
     model.calibration = calibrate(model, held_out, torch.device("cpu"))
     return model
@@ -127,10 +132,10 @@ def mixed_conditional_model():
     """A model of :func:`mixed_rows` given dose, ward and age, calibrated on other rows."""
     torch.manual_seed(0)
     inputs, given = Preprocessor.fit(mixed_rows(400, 0)).split(["dose", "ward", "age"])
-    flow = make_conditional(RealNVP(len(inputs.varying)), columns=len(given.varying))
+    size = len(inputs.maskable) + given.indicator_count
+    flow = make_conditional(RealNVP(len(inputs.varying)), columns=size, mask=len(inputs.maskable))
     model = perturb(Hierarchy([Stage(flow, dim=2)]), 0.1).eval()
     model.data = {"table": inputs.to_dict(), "label": None, "condition": given.to_dict()}
-    held_out = mixed_rows(100, 1)
-    events, context = (part.transform(held_out[[*part.inputs]]) for part in (inputs, given))
-    model.calibration = calibrate(model, with_context(events, context), torch.device("cpu"))
+    train, held_out = (events_of(inputs, given, mixed_rows(100, seed)) for seed in (3, 1))
+    model.calibration = calibrate(model, held_out, torch.device("cpu"), train=train)
     return model

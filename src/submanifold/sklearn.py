@@ -29,7 +29,6 @@ from submanifold.data.settings import ImageSettings
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.calibration import COMBINATION, MIN_IMAGES, calibrate
 from submanifold.evaluation.scores import NOISE_SCALE, SMOOTHED_DENSITY
-from submanifold.flows import context_of
 from submanifold.inference.predictor import Predictor
 from submanifold.training import PhaseSettings, train_phases
 from submanifold.training.cost import fit_budget, phase_costs, with_steps
@@ -53,9 +52,9 @@ class ManifoldFlow(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMix
     Rows are a table (n, columns), an array of numbers or a DataFrame; or images
     (n, channels, height, width), uint8, with one or three channels and equal sides, divisible by 8.
     Columns are standardized; integers and other quantized columns are dequantized by uniform noise
-    over their step, which the row determines. Missing values (NaN) are modelled, not filled. A
-    DataFrame may also have text of few values, which becomes categories, and dates; identifiers,
-    constants, copies and other text are ignored (``preprocessor_.description``).
+    over their step, which the row determines. With missing values (NaN) the density is that of the
+    others, given which are missing. A DataFrame may also have text of few values, which becomes
+    categories, and dates; constants are ignored (``preprocessor_.description``).
 
     A tenth of the rows, at least 20, validates the training and calibrates the p-values. Of fewer
     than 40 rows all do so and train the model, so that p-values of new rows are too small.
@@ -260,7 +259,8 @@ class ManifoldFlow(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMix
 
         Distances are in standardized units, and rows of the result as those of :meth:`sample`.
         ``nearest`` computes the nearest projection (:meth:`.Model.project`), which is slower. None
-        does it for tables, so that the result is ``inverse_transform(transform(X))``.
+        does it for tables, so that the result is ``inverse_transform(transform(X))``, but that
+        missing values stay missing.
         """
         rows = self._validated(X)
         nearest = self.preprocessor_ is not None if nearest is None else nearest
@@ -289,7 +289,7 @@ class ManifoldFlow(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMix
         predictor = Predictor.load(path, "cpu")
         model = predictor.model
         is_point = len(model.event_shape) != 3 and "table" not in model.data
-        if is_point or context_of(model):
+        if is_point or predictor.is_conditional:
             kind = "one of points" if is_point else "a conditional one"
             expected = "a model of a table or of images"
             raise unexpected(path, expected, kind, "Use submanifold.models.Model.load")
@@ -335,7 +335,7 @@ class ManifoldFlow(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMix
                 del self.feature_names_in_
             return images
         known = None if reset else self.preprocessor_
-        if not reset and (known is None or (known.categories and isinstance(X, pd.DataFrame))):
+        if not reset and (known is None or (known.categorical and isinstance(X, pd.DataFrame))):
             return X  # images, or rows for a pipeline's model, which the predictor checks
         if isinstance(X, pd.DataFrame):  # whose columns the preprocessor checks
             if reset and (len(X) < 2 or not len(X.columns)):

@@ -78,16 +78,18 @@ def test_rows_of_tables_are_dequantized_again_in_each_step():
     preprocessor = Preprocessor.fit(frame)
     x = preprocessor.transform(frame)
     batches = Batches(x, 50, seed=3, redraw=preprocessor.redraw)
-    first, again, second = (batches.at(step)[0].numpy() for step in (4, 4, 5))
-    np.testing.assert_array_equal(first, again)
-    rows = [preprocessor.inverse_transform(part).astype(str) for part in (x, first, second)]
+    first, again, second = ([part.numpy() for part in batches.at(step)] for step in (4, 4, 5))
+    np.testing.assert_array_equal(first[0], again[0])
+    rows = [
+        preprocessor.inverse_transform(*part).astype(str)
+        for part in ((x, x.context), first, second)
+    ]
     rows = [part.sort_values([*part]).reset_index(drop=True) for part in rows]
     for part in rows[1:]:
         pd.testing.assert_frame_equal(part, rows[0])
-    for column in preprocessor.varying:
-        if column.step is not None or column.missing == "noise":
-            j = preprocessor.varying.index(column)
-            assert not np.isin(second[:, j], first[:, j]).all(), column.feature
+    for j, column in enumerate(preprocessor.varying):
+        if column.is_discrete or column.missing:
+            assert not np.isin(second[0][:, j], first[0][:, j]).all(), column.name
 
 
 def test_iteration_is_in_order_with_the_same_noise_each_time():

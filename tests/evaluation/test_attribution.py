@@ -16,7 +16,7 @@ from submanifold.evaluation.attribution import (
     explain_rows,
 )
 from submanifold.evaluation.events import measure_events
-from submanifold.evaluation.scores import MISSING_OFFSETS
+from submanifold.flows import RealNVP, make_conditional
 from submanifold.models import Hierarchy, Stage
 
 RNG = np.random.default_rng(0)
@@ -64,24 +64,19 @@ def test_values_are_replaced_by_quantiles_of_training_rows():
     assert explained["row"].unique().tolist() == (100 + worst).tolist()
 
 
-def test_missing_values_contribute_what_the_score_does_not_subtract():
+def test_missing_values_do_not_contribute():
     table = pd.DataFrame(RNG.normal(size=(400, 2)), columns=["a", "b"])
     table.loc[RNG.random(400) < 0.1, "b"] = np.nan
     preprocessor = Preprocessor.fit(table)
-    model = Hierarchy([Stage(affine(torch.eye(3)), 2)])
+    flow = make_conditional(RealNVP(2), columns=1)  # starts as the identity
+    model = Hierarchy([Stage(flow, 2)])
     model.data = {"table": preprocessor.to_dict()}
     quantiles = column_quantiles(preprocessor.transform(table))
-    rows = preprocessor.transform(pd.DataFrame({"a": [0.1, 0.1], "b": [np.nan, 9]}))
+    rows = preprocessor.transform(pd.DataFrame({"a": [3.0, 0.1], "b": [np.nan, 9]}))
     rows[0, 1] = 5  # an extreme draw of the noise
-
-    def of_b(offset):
-        model.calibration = {MISSING_OFFSETS: [offset]}
-        explained = explain(model, rows, quantiles)
-        return explained[explained["column"] == "b"].reset_index(drop=True)
-
-    counted, subtracted = of_b(0.0), of_b(1.0)
-    rare = 0.5 * (rows[0, 2] ** 2 - np.square(quantiles[:, 2]).min())
-    assert counted["contribution"][0] == pytest.approx(rare, rel=1e-4)
-    assert subtracted["contribution"][0] == pytest.approx(rare - 1, rel=1e-4)
-    assert counted["value"].tolist() == ["missing", "9"]
-    assert "missing" not in [*counted["usual"]]
+    explained = explain(model, rows, quantiles).set_index(["number", "column"])
+    assert explained["value"].tolist() == ["3", "missing", "9", "0.1"]
+    assert explained["contribution"][0, "b"] == 0
+    assert explained["contribution"][0, "a"] > 1
+    assert explained["contribution"][1, "b"] > 10
+    assert "missing" not in explained["usual"].drop((0, "b")).tolist()

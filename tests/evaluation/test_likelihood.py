@@ -91,8 +91,13 @@ def test_the_density_of_a_row_is_the_probability_of_its_cell():
     model = Hierarchy([Stage(Affine(3), 3)])  # a standard normal density in standard units
     x = torch.from_numpy(table.transform(rows, salt=np.arange(2000)))
     low, high = (
-        np.array([c.standardize(rows[:, j] - c.origin + end) for j, c in enumerate(table.columns)])
-        for end in (0, 0.8)
+        np.array(
+            [
+                (np.rint((rows[:, j] - c.low) / 0.8) + end - c.offset) / c.scale
+                for j, c in enumerate(table.columns)
+            ]
+        )
+        for end in (0, 1)
     )
     exact = np.log((stats.norm.cdf(high) - stats.norm.cdf(low)) / 0.8).sum(0)
     with torch.no_grad():

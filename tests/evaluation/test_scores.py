@@ -7,6 +7,7 @@ import torch
 from strategies import initialized_glow, perturb
 from submanifold.common import progress
 from submanifold.data import dequantize
+from submanifold.data.arrays import with_context
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation import scores
 from submanifold.evaluation.calibration import calibrate
@@ -19,7 +20,7 @@ from submanifold.evaluation.scores import (
     score,
     score_batch,
 )
-from submanifold.flows import RealNVP, SoftRealNVP
+from submanifold.flows import RealNVP, SoftRealNVP, make_conditional
 from submanifold.models import Hierarchy, Mixture, Stage
 
 
@@ -136,12 +137,16 @@ def test_training_rows_without_a_finite_density_do_not_determine_the_effect_of_m
     table = Preprocessor.fit(rows)
     events = table.transform(rows, salt=np.arange(len(rows)))
     torch.manual_seed(0)
-    model = perturb(Hierarchy([Stage(SoftRealNVP(events.shape[1]), 2)]), 0.5)
+    flow = make_conditional(SoftRealNVP(events.shape[1]), columns=3)
+    model = perturb(Hierarchy([Stage(flow, 2)]), 0.5)
     model.data = {"table": table.to_dict()}
     expected = scores.missing_offsets(model, events)
-    extreme = events[~np.isnan(rows).any(1)][:1].copy()
+    chosen = events[~np.isnan(rows).any(1)][:1]
+    extreme = np.array(chosen)
     extreme[0, 0] = 1e25
-    found = scores.missing_offsets(model, np.concatenate([extreme, events]))
+    context = np.concatenate([chosen.context, events.context])
+    both = with_context(np.concatenate([extreme, events]), context)
+    found = scores.missing_offsets(model, both)
     assert len(expected) == 3
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 

@@ -159,3 +159,24 @@ def test_a_conditional_gaussian_is_exact():
     normal = torch.distributions.Normal(mean[labels], log_std[labels].exp())
     standard = torch.distributions.Normal(0, torch.tensor(1.0, dtype=torch.float64))
     torch.testing.assert_close(standard.log_prob(z).sum(1) + log_det, normal.log_prob(x).sum(1))
+
+
+@pytest.mark.parametrize("name", ["tabular", "realnvp"])
+@pytest.mark.parametrize("others", [0, 2])
+def test_a_mask_reaches_the_flow_beside_the_embedding_of_the_other_columns(name, others):
+    settings = {"type": name, **ARGUMENTS[name], "context": {"columns": 3 + others, "mask": 3}}
+    flow = perturb(build_flow(settings), 0.5)
+    context = torch.cat([(torch.rand(6, 3) < 0.5).float(), torch.randn(6, others)], 1)
+    embedded = flow.embed(context)
+    assert ((embedded[:, :3] > 0) == (context[:, :3] > 0)).all()
+    size = embedded.shape[1] - flow.takes_noise_scale
+    assert size == (3 if not others else 3 + 32)
+    x = torch.randn(6, 4)
+    for column in range(3 + others):
+        changed = context.clone()
+        changed[:, column] = 1 - changed[:, column]
+        difference = flow(x, flow.embed(changed))[0] - flow(x, embedded)[0]
+        assert (difference.abs().amax(1) > 1e-6).all()
+    rebuilt = build_flow(describe_flow(flow))
+    rebuilt.load_state_dict(flow.state_dict())
+    assert_close(rebuilt(x, rebuilt.embed(context))[0], flow(x, embedded)[0])

@@ -123,11 +123,11 @@ def over_draws(case, x, context, noise_scale=None):
         context = with_noise_scale(context, x.new_full(x.shape[:1], noise_scale))
     if "table" not in case.model.data:
         return case.model.log_prob(x, context).numpy()
-    log_probs = []
-    for salt in range(-8, 0):
-        drawn, log_weights = case.predictor.preprocessor.redraw(x.numpy(), salt)
-        log_prob = case.model.log_prob(torch.from_numpy(drawn), context)
-        log_probs.append(log_prob.double().numpy() + log_weights)
+    draws = zip(*case.predictor.preprocessor.draw(x.numpy(), None, 8), strict=True)
+    log_probs = [
+        case.model.log_prob(torch.from_numpy(drawn), context).double().numpy() + log_weights
+        for drawn, log_weights in draws
+    ]
     return special.logsumexp(log_probs, axis=0) - np.log(8)
 
 

@@ -222,12 +222,36 @@ def test_missing_values_are_shown_as_missing():
     table = rows(500, 0)[["weight", "age", "city"]]
     table.loc[::10, "weight"] = np.nan
     torch.manual_seed(0)
-    model = table_model(RealNVP(4), 3, table, table[:200])
+    model = table_model(RealNVP(3), 2, table, table[:200])
     shown = Predictor(model).explain(table[:2])
     assert shown.groupby(level=0)["column"].agg(set).tolist() == [{*table}] * 2
     missing, weight = shown.query("column == 'weight'")["value"]
     assert missing == "missing"
     assert float(weight) == pytest.approx(table["weight"][1], rel=1e-5)
+
+
+def test_missing_values_are_given_and_stay_missing(tmp_path):
+    """Age is missing only of heavy people, and income at random."""
+    table = rows(900, 0)
+    table["age"] = table["age"].astype(float).mask(table["weight"] > 80)
+    table["income"] = table["income"].mask(np.random.default_rng(0).random(900) < 0.3)
+    torch.manual_seed(0)
+    model = table_model(RealNVP(4), 2, table[:600], table[600:])
+    predictor, held_out = Predictor(model), table[600:].reset_index(drop=True)
+    projected, _ = predictor.project(held_out)
+    assert (projected.isna() == held_out.isna()).all(axis=None)
+    np.testing.assert_allclose(predictor.sample(3000).isna().mean(), table.isna().mean(), atol=0.03)
+    model.save(tmp_path / "model")
+    light = held_out["weight"] < 70
+    held_out.loc[light, "age"] = np.nan
+    held_out.to_csv(tmp_path / "t.csv", index=False)
+    succeed("score", tmp_path / "model", tmp_path / "t.csv", "--out", tmp_path / "s.csv")
+    scores = pd.read_csv(tmp_path / "s.csv")
+    assert (scores["p_value_mask"][light] <= 0.05).mean() > 0.95
+    assert scores["log_prob_mask"][light].max() < scores["log_prob_mask"][~light].median()
+    assert not scores["log_prob"].isna().any()
+    values = held_out.fillna({"age": 40, "income": 3000})  # the density is that of the others
+    assert (predictor.log_prob(values) < predictor.log_prob(held_out))[light].mean() > 0.9
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "feather", "csv"])

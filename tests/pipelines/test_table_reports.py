@@ -61,8 +61,8 @@ def test_a_csv_file_is_trained_on_and_evaluated(run):
     assert model.dims == [6, 3]
     preprocessor = Preprocessor.from_dict(model.data["table"])
     assert preprocessor.inputs == (*"abcde", "city")
-    steps = {each.name: each.step for each in preprocessor.columns if each.step}
-    assert steps == {"e": 0.1, "city": 1}
+    kinds = {column.name: column.kind for column in preprocessor.columns}
+    assert kinds == dict.fromkeys("abcd", "continuous") | {"e": "quantized", "city": "categorical"}
     assert model.data["label"] == "kind"
     assert "quantiles" in model.calibration
     metrics = run.load("metrics")

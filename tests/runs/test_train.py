@@ -269,24 +269,29 @@ def test_a_raw_table_trains_by_one_command(folder, caplog):
             "day": pd.date_range("2020", periods=count),
         }
     )
-    table["no"], table["1"] = table["user id"], [f"{number}, or so" for number in range(count)]
+    table["remark"] = [f"{number}, or so" for number in range(count)]
     table["income"] = [f"{value:,}" for value in rng.integers(10_000, 99_000, count)]
-    table["months"] = table["age"] * 12
     table["size, cm=x.5"] = rng.integers(3, 8, count)
-    table.loc[[3, 9], ["age", "months", "city"]] = None
+    table.loc[[3, 9], ["age", "city"]] = None
     table.to_csv(folder / "messy.csv", index=False)
     steps = (f"--params={phase}.training.steps=2" for phase in ("density", "reconstruction"))
     kind = '--params=data.columns={"size, cm=x.5": category}'
     options = ["train", "messy.csv", "--name=messy", "--id=user id", kind, *steps]
+    refused = run(folder, *options)
+    assert refused.exit_code == 1
+    assert "got text of 200 different values in remark; text of numbers with" in refused.output
+    assert "data.columns.remark=ignore" in refused.output
+    options += ["--params=data.columns.remark=ignore", "--params=data.drop=income"]
     assert run(folder, *options, "--params=evaluation.samples=9").exit_code == 0
-    assert "months: a multiple of age (not used)" in caplog.text
     assert "size, cm=x.5: 5 categories: " in caplog.text
     assert run(folder, "score", "messy", "messy.csv", "--out=messy-scores.csv").exit_code == 0
     assert pd.read_csv(folder / "messy-scores.csv")["user id"].tolist() == [*range(count)]
     assert "unknown to the model" not in caplog.text
     record = folder / "data/runs/messy.json"
     report = (folder / json.loads(record.read_text())["report"]).read_text()
-    assert "text of 200 different values" in report
+    assert "% missing" in report
+    scores = pd.read_csv(folder / "messy-scores.csv")
+    assert scores["log_prob_mask"].idxmin() in (3, 9)
     record.unlink()
 
 

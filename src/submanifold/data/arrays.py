@@ -44,8 +44,8 @@ class ConditionalArray(np.ndarray):
     def __getitem__(self, index: Any) -> Any:
         selected = super().__getitem__(index)
         rows = index[0] if isinstance(index, tuple) else index
-        is_single = isinstance(rows, int | np.integer)
-        if isinstance(selected, ConditionalArray) and self.context is not None and not is_single:
+        selects_rows = not isinstance(rows, int | np.integer) and np.ndim(rows) < 2
+        if isinstance(selected, ConditionalArray) and self.context is not None and selects_rows:
             selected.context = self.context[rows]
         return selected
 

@@ -18,7 +18,7 @@ SUMS, CHUNK = 16, 4096  # numbers of a summary, and rows that are summarized at 
 
 Batch = tuple[Tensor, Tensor | None]
 """Events (batch, ...), and the context of each; None if the array has none."""
-Redraw = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+Redraw = Callable[[np.ndarray, np.ndarray | None, int], np.ndarray]
 
 
 class Batches:
@@ -33,8 +33,9 @@ class Batches:
         batch_size: Items in a batch, at most N.
         seed: Seed of the order and of the noise.
         device: Device of the batches. Arrays up to 4 GiB are copied to it once.
-        redraw: Replaces vectors by others with the same meaning and other noise, which a salt
-            determines (:meth:`.Preprocessor.redraw`); by default vectors stay as they are.
+        redraw: Replaces vectors, given their contexts, by others with the same meaning and other
+            noise, which a seed determines (:meth:`.Preprocessor.redraw`); by default vectors stay
+            as they are.
 
     Example:
         >>> batches = Batches(np.zeros((10, 3), np.float32), batch_size=4)
@@ -91,8 +92,8 @@ class Batches:
 
         def batch(start: int) -> Batch:
             rows = slice(start, start + self.batch_size)
-            x = self._prepare(self.rows[rows], generator, salt=-1 - start)
-            return x, None if self.contexts is None else self.contexts[rows]
+            context = None if self.contexts is None else self.contexts[rows]
+            return self._prepare(self.rows[rows], context, generator, salt=-1 - start), context
 
         return tuned(map(batch, range(0, len(self), self.batch_size)), self.device)
 
@@ -105,10 +106,13 @@ class Batches:
             self._order = order.to(self.rows.device, non_blocking=True)
             self._epoch = epoch
         chosen = self._order[position * self.batch_size :][: self.batch_size]
-        x = self._prepare(self.rows[chosen], generator or torch.Generator(self.device), salt=step)
-        return x, None if self.contexts is None else self.contexts[chosen.to(self.device)]
+        context = None if self.contexts is None else self.contexts[chosen.to(self.device)]
+        generator = generator or torch.Generator(self.device)
+        return self._prepare(self.rows[chosen], context, generator, salt=step), context
 
-    def _prepare(self, rows: Tensor, generator: torch.Generator, salt: int) -> Tensor:
+    def _prepare(
+        self, rows: Tensor, context: Tensor | None, generator: torch.Generator, salt: int
+    ) -> Tensor:
         if rows.device != self.device:
             rows = rows.pin_memory().to(self.device, non_blocking=True)
         generator.manual_seed(_mix(self.seed, salt))
@@ -116,7 +120,8 @@ class Batches:
             return dequantize(rows, generator)
         if self.redraw is None:
             return rows
-        drawn, _ = self.redraw(rows.cpu().numpy(), _mix(self.seed, salt))
+        of_rows = None if context is None else context.cpu().numpy()
+        drawn = self.redraw(rows.cpu().numpy(), of_rows, _mix(self.seed, salt))
         return torch.from_numpy(drawn).to(self.device)
 
 

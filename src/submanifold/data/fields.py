@@ -120,7 +120,8 @@ class TableFields(Fields):
         condition: Names or patterns of columns that the density of the others is given.
         columns: Kinds of columns by name or pattern, instead of those that are found: `integer`
             (noise over the step is added), `number`, `category`, or `ignore`, which is like `drop`.
-        missing: `model` missing values, as flags and noise, or `drop` their rows.
+        missing: `model`: the density is that of the values that a row has, given which are
+            missing; or `drop` rows with missing values.
         strict: Refuse a table with other columns than finite numbers, instead of finding what can
             be done with them.
         scale: `standard` (mean 0, standard deviation 1), or `none`.

@@ -8,11 +8,12 @@ import pandas as pd
 
 from submanifold.common.device import choose_device
 from submanifold.common.progress import ProgressBar
+from submanifold.data.arrays import context_of_array
 from submanifold.data.batches import as_input, context_tensor
 from submanifold.data.tables import Preprocessor
 from submanifold.data.tables.preprocessor import UNKNOWN_NATS
 from submanifold.evaluation.metrics import format_value, is_missing
-from submanifold.evaluation.scores import MISSING_OFFSETS, SMOOTHED_DENSITY, score_batch
+from submanifold.evaluation.scores import SMOOTHED_DENSITY, score_batch
 from submanifold.flows import is_noise_conditional
 from submanifold.flows.bijection import Context
 from submanifold.models import Model
@@ -90,8 +91,8 @@ def explain(
 
     The contributions are increases of the log-density, smoothed if the model is noise-conditional,
     or decreases of the squared distance from the manifold if the model has no density. Categories
-    of the ``table`` of the rows that the training data do not have add :data:`.UNKNOWN_NATS`. That
-    a value is missing contributes what the score does not subtract (:func:`.missing_offsets`).
+    of the ``table`` of the rows that the training data do not have add :data:`.UNKNOWN_NATS`.
+    Missing values do not contribute.
 
     Returns entries of the ``number`` of a row, ``column``, ``value``, ``contribution``, and
     ``usual``, the value with which the row is least anomalous. Values are text without separators
@@ -100,9 +101,11 @@ def explain(
     weight, preprocessor = next(model.parameters()), Preprocessor.from_dict(model.data["table"])
     smooth = SMOOTHED_DENSITY if is_noise_conditional(model) else "density"
     quantity = smooth if model.has_density else "encoder_distance"
-    contexts, names = context_tensor(x, weight.device), [c.name for c in preprocessor.varying]
-    values = preprocessor.inverse_transform(np.asarray(x)) if table is None else table
+    contexts, names = context_tensor(x, weight.device), [*preprocessor.features]
+    values = preprocessor.inverse_transform(x) if table is None else table
     unknown = preprocessor.unknown(values).reindex(columns=names, fill_value=False).to_numpy()
+    is_missing = np.zeros(np.shape(x), bool)
+    is_missing[:, preprocessor.maskable] = preprocessor.missing(context_of_array(x), len(x))
 
     def anomaly(x: np.ndarray, context: Context) -> np.ndarray:
         if context is not None:
@@ -113,29 +116,18 @@ def explain(
     def shown(x: np.ndarray) -> np.ndarray:
         return preprocessor.inverse_transform(x)[names].astype(str).to_numpy()
 
-    is_missing = preprocessor.missing(np.asarray(x))
-    offsets = np.array(model.calibration.get(MISSING_OFFSETS) or [0.0] * is_missing.shape[1])
-    coordinates = [*preprocessor.missing_codes]
-    numbers, flags = [*preprocessor.flags], [*preprocessor.flags.values()]
     entries = []
     with ProgressBar("contributions of columns", "rows", len(x)) as progress:
         for number, row in enumerate(np.asarray(x)):
             of_row = partial(anomaly, context=None if contexts is None else contexts[[number]])
             contributions, usual = column_contributions(of_row, row, quantiles, shown)
-            is_noise = is_missing[number, : len(flags)]
-            contributions[coordinates] -= is_missing[number] * offsets
-            contributions[numbers] *= ~is_noise
-            contributions[flags] *= is_noise  # a value is not replaced by a missing one
-            usual[flags] = np.where(is_noise, usual[flags], row[flags])
-            contributions = contributions.clip(0)
+            contributions[is_missing[number]] = 0
             contributions[unknown[number]] += UNKNOWN_NATS
             usual_values = preprocessor.inverse_transform(usual[None])
-            largest: dict[str, float] = {}  # a value and whether it is missing are of one column
-            for coordinate in np.argsort(-contributions, kind="stable"):
-                largest.setdefault(names[coordinate], contributions[coordinate])
-            for name in [*largest][:EXPLAINED_COLUMNS]:
+            for coordinate in np.argsort(-contributions, kind="stable")[:EXPLAINED_COLUMNS]:
+                name = names[coordinate]
                 texts = map(_text, (values[name].iloc[number], usual_values[name].iloc[0]))
-                entries.append((number, name, next(texts), largest[name], next(texts)))
+                entries.append((number, name, next(texts), contributions[coordinate], next(texts)))
             progress.update(1)
     return pd.DataFrame(entries, columns=["number", "column", "value", "contribution", "usual"])
 

@@ -15,11 +15,13 @@ from submanifold.common.settings import Settings, read_settings
 from submanifold.evaluation.attribution import column_quantiles
 from submanifold.evaluation.intervals import false_alarm_range, proportion_interval
 from submanifold.evaluation.scores import (
+    MASK,
     MISSING_OFFSETS,
     NOISE_SCALE,
     QUICK,
     SMOOTHED_DENSITY,
     best_noise_scale,
+    mask_weights,
     missing_offsets,
     score,
 )
@@ -38,7 +40,7 @@ DECIMALS = 3  # of the combination, whose rounding errors are larger where score
 LEVELS = np.concatenate([[0.0], 1 / (1 + np.exp(np.linspace(9, -9, 361))), [1.0]])
 FALSE_ALARM_RATES = (0.1, 0.05, 0.01, 0.001)
 FOLDS = 10
-MAX_TRAINING = 10_000  # training rows that determine the offsets of missing values
+MAX_TRAINING = 10_000  # training rows that determine the scores of missing values
 MIN_IMAGES = 20
 """Nine of ten folds have 18, more than two for each score, and the smallest p-value is below 5%."""
 
@@ -56,18 +58,25 @@ def calibrate(
 
     Events without finite scores count as the most anomalous. The result is a JSON-able dict, or the
     reason ``why`` there are too few events with finite scores. Training events ``train`` determine
-    :func:`.missing_offsets`, which otherwise stay as they are.
+    :func:`.missing_offsets` and :func:`.mask_weights`, which otherwise stay as they are.
     """
     model = model.to(device)
     combined, scale, offsets = QUICK, None, model.calibration.get(MISSING_OFFSETS, [])
+    mask = model.calibration.get(MASK, [])
+    if train is not None:
+        mask = mask_weights(model, train[:MAX_TRAINING])
     if is_noise_conditional(model) and model.has_density and len(events):
         combined, scale = (SMOOTHED_DENSITY,), best_noise_scale(model, events)
         model.calibration = {NOISE_SCALE: scale}  # for the scores
         if train is not None:
             offsets = missing_offsets(model, train[:MAX_TRAINING])
-    scored_with = {NOISE_SCALE: scale} | ({MISSING_OFFSETS: offsets} if offsets else {})
+    optional = {MISSING_OFFSETS: offsets, MASK: mask}
+    scored_with = {NOISE_SCALE: scale} | {name: value for name, value in optional.items() if value}
     model.calibration = scored_with
-    scores, kind = score(model, events), "images" if events.dtype == np.uint8 else "rows"
+    scores, kind = (
+        score(model, events, (*QUICK, MASK)),
+        "images" if events.dtype == np.uint8 else "rows",
+    )
     is_finite = _has_finite_scores(scores)
     if count := int((~is_finite).sum()):
         text = "%d of %d validation %s have no finite scores; they count as the most anomalous"
@@ -150,6 +159,7 @@ class Calibration:
     precision: np.ndarray  # inverse of C, (scores, scores)
     noise_scale: float | None = None  # of smoothed_density, if it is a score
     missing_offsets: Sequence[float] = ()  # of smoothed_density by column with missing values
+    mask: Sequence[Sequence[float]] = ()  # weights of the score of this name
     events: str = "images"  # or rows; what is scored, in messages
     training: Sequence[int] = ()  # hashes of training events
     column_quantiles: Sequence[Sequence[float]] = ()  # of rows, (levels, D), to explain others
@@ -290,6 +300,7 @@ class _Stored(Settings):
     precision: list[list[float]]
     noise_scale: float | None = Field(default=None, ge=0, le=1)
     missing_offsets: tuple[float, ...] = ()
+    mask: tuple[tuple[float, ...], ...] = ()
     events: Literal["images", "rows"] = "images"
     training: tuple[int, ...] = ()
     column_quantiles: tuple[tuple[float, ...], ...] = ()
@@ -326,8 +337,7 @@ def _quantiles(scores: Scores, weights: np.ndarray) -> dict[str, np.ndarray]:
         order = np.argsort(values)
         middles = np.cumsum(weights[order]) - weights[order] / 2
         levels = (middles - middles[0]) / (middles[-1] - middles[0])
-        finite = np.nan_to_num(values[order], nan=HUGE, posinf=HUGE).clip(-HUGE, HUGE)
-        quantiles[name] = np.interp(LEVELS, levels, finite)
+        quantiles[name] = np.interp(LEVELS, levels, _finite(values[order]))
     return quantiles
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from submanifold.common.progress import track
-from submanifold.data.batches import Batches, as_input
+from submanifold.data.arrays import context_of_array
+from submanifold.data.batches import Batches
 from submanifold.data.splits import Groups, groups_of
 from submanifold.evaluation.baselines import MEASURED, evenly_spaced, projected_events
 from submanifold.evaluation.calibration import COMBINATION, Calibration
@@ -45,7 +46,7 @@ def measure_events(
         nats = -scores["density"] if "density" in scores else np.full(len(numbers), math.nan)
         table["bits_per_dim"] = to_bits_per_dim(nats, chosen)
         if (columns := table_of(model)) is not None:
-            table[NLL] = -nats - columns.log_dets(as_input(chosen).numpy())
+            table[NLL] = -nats - columns.log_dets(context_of_array(chosen), len(chosen))
         if is_test:
             table = table.assign(**scores, **_projection_errors(model, chosen))
             if "groups" in model.calibration:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy
@@ -20,7 +20,7 @@ from submanifold.models.model import bits_per_dim
 
 BATCH_SIZE = 256  # events in a batch of encodings, projections or samples
 ROW_DRAWS = 8
-"""Dequantizations of a row, which leave about a third of the spread of one (docs/how-to/tables)."""
+"""Draws of a row's noise, which leave about a third of the spread of one (docs/how-to/tables)."""
 
 
 @torch.no_grad()
@@ -86,24 +86,25 @@ def table_of(model: Model) -> Preprocessor | None:
 
 
 class Draws(NamedTuple):
-    """Dequantizations of rows, see :meth:`.Preprocessor.redraw`."""
+    """Noise of rows that is drawn again, see :meth:`.Preprocessor.draw`."""
 
     x: Tensor  #: (draws, batch, D)
     log_weights: Tensor  #: (draws, batch)
-    is_missing: Tensor  #: Where values are missing, (batch, columns with missing values).
 
 
-def redraw(table: Preprocessor, x: Tensor) -> Draws | None:
-    """Dequantize transformed rows (batch, D) :data:`ROW_DRAWS` times, always with the same noise.
+def redraw(table: Preprocessor, x: Tensor, context: Context) -> Draws | None:
+    """Draw the noise of transformed rows (batch, D) :data:`ROW_DRAWS` times, always the same.
 
-    None if no column is dequantized.
+    None if no column has noise.
     """
     if not table.has_noise:
         return None
-    rows = x.detach().cpu().numpy()
-    draws = zip(*(table.redraw(rows, -1 - number) for number in range(ROW_DRAWS)), strict=True)
-    drawn, log_weights = (torch.from_numpy(np.stack(parts)).to(x) for parts in draws)
-    return Draws(drawn, log_weights, torch.from_numpy(table.missing(rows)).to(x.device))
+    drawn, log_weights = table.draw(_to_array(x), _to_array(context), ROW_DRAWS)
+    return Draws(torch.from_numpy(drawn).to(x), torch.from_numpy(log_weights).to(x))
+
+
+def _to_array(x: Tensor | None) -> Any:
+    return None if x is None else x.detach().cpu().numpy()
 
 
 def log_prob(
@@ -116,15 +117,16 @@ def log_prob(
 ) -> Tensor:
     r"""Compute log-densities in nats, (batch,); -inf where they are not a number.
 
-    Quantized columns and missing values of a ``table`` are drawn again: the log-density of a row is
+    Quantized columns and missing values of a ``table`` are drawn again: the log-density of the
+    observed values of a row, given which are missing, is
 
     .. math:: \log \frac1K \sum_k p(x_k) / q(x_k), \qquad x_k \sim q
 
-    (:meth:`.Preprocessor.redraw`), in standard units. ``noise_scale``, between 0 and 1, is that of
+    (:meth:`.Preprocessor.draw`), in standard units. ``noise_scale``, between 0 and 1, is that of
     a noise-conditional model. ``draws`` are those of :func:`redraw`, if they are known.
     """
     if draws is None and table is not None:
-        draws = redraw(table, x)
+        draws = redraw(table, x, context)
     events, repeats = (x, 1) if draws is None else (draws.x.flatten(0, 1), len(draws.x))
     if context is not None:
         context = context.repeat(repeats, *(1 for _ in context.shape[1:]))

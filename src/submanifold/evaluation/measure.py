@@ -11,7 +11,7 @@ from torch import Tensor
 
 from submanifold.common.progress import track
 from submanifold.data.arrays import context_of_array
-from submanifold.data.batches import Batches, as_input
+from submanifold.data.batches import Batches
 from submanifold.evaluation.baselines import evenly_spaced, pca_error
 from submanifold.evaluation.events import group_numbers, summarize
 from submanifold.evaluation.intervals import ENDS, mean_interval, proportion_interval
@@ -91,10 +91,11 @@ def gaussian_density(model: Model, test: np.ndarray, gaussian: Metrics) -> Metri
     """Add ``nll`` in the units of a table to the bits per dimension of the Gaussian."""
     if (table := table_of(model)) is None:
         return gaussian
-    rows, bits = as_input(test).numpy(), gaussian["bits_per_dim"]
+    contexts, bits = context_of_array(test), gaussian["bits_per_dim"]
     # of the density of complete rows, less the entropy of the noise of missing values
-    noise = table.missing_numbers(rows).sum(1).mean() * (1 + math.log(2 * math.pi)) / 2
-    constant = float(table.log_dets(rows).mean() + noise)
+    missing = table.missing(contexts, len(test)).sum(1).mean()
+    noise = missing * (1 + math.log(2 * math.pi)) / 2
+    constant = float(table.log_dets(contexts, len(test)).mean() + noise)
     scale = model.event_dim * math.log(2)
     return {
         **gaussian,

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from submanifold.common import distributed
 from submanifold.common.progress import track
-from submanifold.data.batches import as_input, fixed_batches
+from submanifold.data.arrays import context_of_array
+from submanifold.data.batches import fixed_batches
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.likelihood import log_prob, redraw, table_of
+from submanifold.evaluation.masks import fit_mask, mask_log_prob
 from submanifold.flows import is_noise_conditional
 from submanifold.flows.bijection import Context
 from submanifold.geometry.linearization import jacobian
@@ -31,6 +33,7 @@ SCORES = {
     "complexity": "-log2 p(x) minus the bits of the image as a PNG",
     "manifold_density": "-log density on the manifold of the leading coordinates, nats",
     "dimension": "minus the local dimension, from the spectrum of J^T J",
+    "mask": "-log p(which values are missing | the observed ones), nats",
     "typicality": "distance of log p(x) from its median over normal data, nats",
 }
 """Descriptions by name; ``typicality`` is added by a calibration."""
@@ -43,6 +46,7 @@ QUICK: tuple[str, ...] = (
     "smoothed_density",
 )
 SMOOTHED_DENSITY = "smoothed_density"
+MASK = "mask"  # a score, and the key of its weights in the calibration
 NOISE_SCALES = 9  # noise scales among which best_noise_scale chooses, evenly spaced from 0 to 1
 GREY_LEVEL, SMALL_CHANGE = 1 / 256, 0.1  # changes of an image and of a row that count as one half
 LEADING = 64
@@ -87,12 +91,13 @@ def score_batch(
     """Score a batch x (batch, ...), which is also given before its dequantization, by name.
 
     ``density`` and ``complexity`` are missing for models without a density on all of space,
-    ``complexity`` for vectors, and ``smoothed_density`` for models that are not noise-conditional.
+    ``complexity`` for vectors, ``smoothed_density`` for models that are not noise-conditional, and
+    ``mask`` for tables without missing values in the training rows.
     Errors of vectors are in the units of the model's input. ``table`` is that of
     :func:`.likelihood.log_prob`.
     """
     scores: dict[str, Tensor] = {}
-    draws = None if table is None else redraw(table, x)
+    draws = None if table is None else redraw(table, x, context)
     with torch.no_grad():
         u, v, of_x = model(x, context)
         scores["on_manifold"] = -standard_normal_log_prob(model.coordinates(u))
@@ -103,12 +108,17 @@ def score_batch(
         if SMOOTHED_DENSITY in names and model.has_density and is_noise_conditional(model):
             scale = model.calibration.get(NOISE_SCALE) or 0.0
             smoothed = -log_prob(model, x, context, None, scale, draws)
-            if draws and (offsets := model.calibration.get(MISSING_OFFSETS)):
-                smoothed = smoothed - draws.is_missing.to(smoothed) @ smoothed.new_tensor(offsets)
+            if table is not None and (offsets := model.calibration.get(MISSING_OFFSETS)):
+                missing = torch.from_numpy(missing_values(table, x, context))
+                smoothed = smoothed - missing.to(smoothed) @ smoothed.new_tensor(offsets)
             scores[SMOOTHED_DENSITY] = smoothed
         if "encoder_distance" in names:
             projection = model.decode(u, context=context)
             scores["encoder_distance"] = (x - projection).square().flatten(1).mean(1)
+    if MASK in names and table is not None and (weights := model.calibration.get(MASK)):
+        of_batch = missing_values(table, x, context)
+        log_probs = mask_log_prob(np.array(weights), x.cpu().numpy(), of_batch, table.maskable)
+        scores[MASK] = -torch.from_numpy(log_probs).to(x.device)
     if "nearest_distance" in names:
         nearest = model.project(x, nearest=True, context=context)
         scores["nearest_distance"] = (x - nearest).square().flatten(1).mean(1)
@@ -144,6 +154,20 @@ def best_noise_scale(model: Model, events: np.ndarray) -> float:
     return max(means, key=means.__getitem__)
 
 
+def missing_values(table: Preprocessor, x: Tensor, context: Context) -> np.ndarray:
+    """Return the mask of missing values (batch, columns with missing values)."""
+    return table.missing(None if context is None else context.cpu().numpy(), len(x))
+
+
+def mask_weights(model: Model, events: np.ndarray) -> list[list[float]]:
+    """Fit the density of the mask of training rows (N, D), see :func:`.fit_mask`."""
+    table = table_of(model)
+    if table is None or not len(table.maskable):
+        return []
+    missing = table.missing(context_of_array(events), len(events))
+    return fit_mask(np.asarray(events), missing, table.maskable).tolist()
+
+
 def missing_offsets(model: Model, events: np.ndarray) -> list[float]:
     """Fit the mean increase of ``smoothed_density`` by a missing value of each column, nats.
 
@@ -151,7 +175,10 @@ def missing_offsets(model: Model, events: np.ndarray) -> list[float]:
     makes it an anomaly. Huber regression on the finite scores of training rows (N, D).
     """
     table = table_of(model)
-    if table is None or not (is_missing := table.missing(as_input(events).numpy())).any():
+    if table is None:
+        return []
+    is_missing = table.missing(context_of_array(events), len(events))
+    if not is_missing.any():
         return []
     model.calibration.pop(MISSING_OFFSETS, None)
     values = score(model, events, (SMOOTHED_DENSITY,))[SMOOTHED_DENSITY]

@@ -12,7 +12,7 @@ from submanifold.flows.bijection import Bijection, Flow, full_precision
 
 AnyFlow = TypeVar("AnyFlow", bound=Flow)
 
-EMBEDDING_SIZE, HIDDEN = 32, 64
+EMBEDDING_SIZE, HIDDEN, MASK_SCALE = 32, 64, 3.0
 MAX_LOG_SCALE = 4.0
 
 
@@ -127,20 +127,22 @@ class ContextEmbedding(nn.Module):
     """Embedding of a context: indicators of classes, or a perceptron of real variables.
 
     The context is integers from 0, (batch,), or standardized variables, (batch, columns); that of
-    one event becomes ``size`` numbers.
+    one event becomes ``size`` numbers. The first ``mask`` columns are indicators, which the
+    perceptron does not receive: they are numbers of the embedding.
     """
 
-    def __init__(self, classes: int | None = None, columns: int | None = None):
+    def __init__(self, classes: int | None = None, columns: int | None = None, mask: int = 0):
         super().__init__()
         if (classes is None) == (columns is None) or (classes or columns or 0) < 1:
             expected = "a positive number of classes or of columns"
             got = f"classes={classes}, columns={columns}"
             raise unexpected("context", expected, got, "Set one of them")
-        self.classes, self.columns = classes, columns
-        self.size = classes or EMBEDDING_SIZE
-        if columns is not None:
-            hidden = nn.Linear(columns, HIDDEN)
+        self.classes, self.columns, self.mask = classes, columns, mask or None
+        self.size = classes or mask
+        if columns is not None and columns > mask:
+            hidden = nn.Linear(columns - mask, HIDDEN)
             self.net = nn.Sequential(hidden, nn.SiLU(), nn.Linear(HIDDEN, EMBEDDING_SIZE))
+            self.size += EMBEDDING_SIZE
 
     def forward(self, context: Tensor) -> Tensor:
         """Map a context to (batch, size), or raise UserError if it is invalid."""
@@ -153,10 +155,14 @@ class ContextEmbedding(nn.Module):
             got = f"{context.dtype} of shape {tuple(context.shape)}"
             raise unexpected("context", expected, got, "Correct it")
         if self.classes is None:
-            weight = next(self.net.parameters())
-            with full_precision(weight):
+            with full_precision(context):
                 # a sum of this many steps of the optimizer should not be a large one
-                return self.net(context.to(weight)) / EMBEDDING_SIZE**0.5
+                mask = context[:, : self.mask or 0] / MASK_SCALE
+                if not hasattr(self, "net"):
+                    return mask
+                others = context[:, self.mask or 0 :].to(next(self.net.parameters()))
+                embedded = self.net(others) / EMBEDDING_SIZE**0.5
+                return torch.cat([mask.to(embedded), embedded], 1) if self.mask else embedded
         # elsewhere the check would wait for the device
         if context.device.type == "cpu" and len(context):
             low, high = context.aminmax()
@@ -173,7 +179,8 @@ def make_conditional(flow: AnyFlow, **context: int) -> AnyFlow:
     Flows of images and affine ones scale and shift their latents; in others, networks receive an
     embedding of the context. The weights of the embedding start at 0, so that the flow starts as
     the unconditional one; flows of zuko use their own mechanism. ``context`` is the number of
-    ``classes``, or of ``columns``, which should be standardized.
+    ``classes``, or of ``columns``, which should be standardized, and how many of these, the first
+    ones, are indicators of a ``mask``.
 
     Example:
         >>> from submanifold.flows import RealNVP
@@ -192,6 +199,7 @@ def embedding_of(model: nn.Module) -> ContextEmbedding | None:
 
 
 def context_of(model: nn.Module) -> dict[str, int]:
-    """Return the number of ``classes`` or ``columns`` of a model's context; empty without one."""
-    sizes = {name: getattr(embedding_of(model), name, None) for name in ("classes", "columns")}
+    """Return the numbers of ``classes``, or ``columns`` and ``mask``, of a context, if any."""
+    names = ("classes", "columns", "mask")
+    sizes = {name: getattr(embedding_of(model), name, None) for name in names}
     return {name: size for name, size in sizes.items() if size is not None}

@@ -113,8 +113,8 @@ def build_flow(
     flow = FLOWS[name](**arguments)
     if context is None:
         return flow
-    if not isinstance(context, dict) or not context.keys() <= {"classes", "columns"}:
-        raise UserError(f"context: expected classes or columns, got {context}")
+    if not isinstance(context, dict) or not context.keys() <= {"classes", "columns", "mask"}:
+        raise UserError(f"context: expected classes, columns or mask, got {context}")
     return make_conditional(flow, **context)
 
 

@@ -8,7 +8,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from submanifold.flows.bijection import Bijection, Compose, DataInitialized, Flow, full_precision
-from submanifold.flows.conditional import ConditionalLayer, rows_of
+from submanifold.flows.conditional import ConditionalLayer, context_of, rows_of
 from submanifold.flows.coupling import Coupling, mlp
 from submanifold.flows.linear import ActNorm, Linear
 
@@ -183,7 +183,7 @@ class Tabular(Compose, Flow):
     input of the coupling nets.
 
     Above 256 columns there are no splines and no learned matrices. Couplings transform both halves
-    in turn. Given a context, the last layer is a spline whose knots depend on it.
+    in turn. Given a context, but for a mask, the last layer is a spline whose knots depend on it.
 
     Args:
         dim: Number of columns.
@@ -222,5 +222,5 @@ class Tabular(Compose, Flow):
         (dim,) = self.event_shape
         # couplings of one column are affine: without a spline that depends on the context, its
         # density would be a Gaussian of a transformed column
-        if dim <= LARGEST_MIXED:
+        if dim <= LARGEST_MIXED and size > (context_of(self).get("mask") or 0):
             self.bijections.append(ContextSpline(dim, CONTEXT_BINS, size))  # type: ignore[attr-defined]

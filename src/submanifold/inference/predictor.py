@@ -20,12 +20,12 @@ from submanifold.data.batches import as_input, context_tensor
 from submanifold.data.images import crop_and_resize
 from submanifold.data.tables import Preprocessor
 from submanifold.data.tables.columns import named
-from submanifold.data.tables.preprocessor import UNKNOWN_NATS, as_frame
+from submanifold.data.tables.preprocessor import UNKNOWN_NATS, as_frame, events_of
 from submanifold.evaluation.attribution import explain
 from submanifold.evaluation.calibration import COMBINATION, Calibration, select
 from submanifold.evaluation.likelihood import log_prob, to_bits_per_dim
 from submanifold.evaluation.samples import stored
-from submanifold.evaluation.scores import QUICK, SMOOTHED_DENSITY, score_batch
+from submanifold.evaluation.scores import MASK, QUICK, SMOOTHED_DENSITY, score_batch
 from submanifold.flows import context_of
 from submanifold.models import Model
 from submanifold.models.model import ProjectionKind
@@ -96,12 +96,18 @@ class Predictor:
         data, model = self.model.data, self.model
         if "groups" in model.calibration:
             Calibration.from_dict(model.calibration)
-        for name in {"table", "condition"} & data.keys() if self.is_table else ():
-            preprocessor = Preprocessor.from_dict(data[name])
-            size = context_of(model)["columns"] if name == "condition" else model.event_dim
-            if len(preprocessor.varying) != size:
-                raise ValueError(f"data.{name}: expected {size} columns that vary")
-            preprocessor.inverse_transform(np.zeros((1, size)))
+        if self.is_table and self.preprocessor is not None:
+            size, sizes = model.event_dim, context_of(model)
+            columns, mask = sizes.get("columns", 0), sizes.get("mask", 0)
+            if len(self.preprocessor.varying) != size:
+                raise ValueError(f"data.table: expected {size} columns that vary")
+            self.preprocessor.inverse_transform(np.zeros((1, size)))
+            self.preprocessor.draw_missing(1, 0)
+            given = 0 if self.condition is None else self.condition.indicator_count
+            if (len(self.preprocessor.maskable), given) != (mask, columns - mask):
+                raise ValueError(
+                    f"data: expected a context of {columns} columns and a mask of {mask}"
+                )
         if self.is_image and "size" in data:
             size, shape = data["size"], tuple(model.event_shape)
             if (data["channels"], size, size) != shape:
@@ -131,6 +137,11 @@ class Predictor:
             raise UserError(f"model: expected a model of a table, got one of {kind}.")
         condition = () if self.condition is None else self.condition.columns
         return Preprocessor(self.preprocessor.columns + condition, self.preprocessor.ignored)
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether the density is given a label or other columns."""
+        return self.condition is not None or "classes" in context_of(self.model)
 
     @cached_property
     def calibration(self) -> Calibration | None:
@@ -187,13 +198,16 @@ class Predictor:
             images. Always: ``code_log_prob`` (nats, of u under N(0, I)), ``encoder_mse``,
             ``nearest_mse`` if ``nearest`` (of pixels in [0, 1] or standardized columns),
             ``anomaly_score``, and ``p_value``, the fraction of held-out training-like events that
-            score at least as high. With columns of categories ``unknown_category``: rows with a
-            category that the training data do not have get the smallest p-value, and the density
-            of the rarest category times 1e-6. With a false-positive rate ``alpha`` also ``ood``:
-            whether the p-value is at most alpha. Densities beyond the range of floats are zero.
+            score at least as high. Of rows with missing values they are those of the others; if the
+            training rows have missing values, ``log_prob_mask`` (nats, of which values are missing,
+            given the others) and its ``p_value_mask``. With columns of categories
+            ``unknown_category``: rows with a category that the training data do not have get the
+            smallest p-value, and the density of the rarest category times 1e-6. With a
+            false-positive rate ``alpha`` also ``ood``: whether the p-value is at most alpha.
+            Densities beyond the range of floats are zero.
         """
         calibration, model = self.calibrated(alpha), self.model
-        names = (*QUICK, "nearest_distance") if nearest else QUICK
+        names = (*QUICK, MASK, *(["nearest_distance"] if nearest else []))
 
         def score(x: Tensor, context: Tensor | None, events: np.ndarray, rows: Any) -> pd.DataFrame:
             tensors = score_batch(model, x, events, names, context, self.preprocessor)
@@ -207,7 +221,7 @@ class Predictor:
             if model.has_density:
                 columns["log_prob"] = -scores["density"]
                 if self.is_table:
-                    columns["log_prob"] += self._log_det(x)
+                    columns["log_prob"] += self._log_det(x, context)
                 else:
                     columns["bits_per_dim"] = to_bits_per_dim(-scores["density"], events)
                 constant = (model.event_dim - model.dim) / 2 * np.log(2 * np.pi)
@@ -218,10 +232,13 @@ class Predictor:
             columns["encoder_mse"] = scores["encoder_distance"]
             columns["p_value"] = calibration.p_values(COMBINATION, scores[COMBINATION])
             columns["anomaly_score"] = scores[COMBINATION]
+            if MASK in scores:
+                columns["log_prob_mask"] = -scores[MASK]
+                columns["p_value_mask"] = calibration.p_values(MASK, scores[MASK])
             if nearest:
                 columns["nearest_mse"] = scores["nearest_distance"]
             frame = pd.DataFrame(columns)
-            if self.is_table and self.columns.categories:
+            if self.is_table and self.columns.categorical:
                 unknown = self.columns.unknown(rows).any(axis=1).to_numpy()
                 frame["unknown_category"] = unknown
                 frame.loc[unknown, "p_value"] = calibration.smallest_p_value
@@ -271,21 +288,23 @@ class Predictor:
         """Compute log-densities in the units of x, (N,) in nats; -inf beyond the range of floats.
 
         It is the density of the dequantized values: of images that of bytes plus uniform noise in
-        [0, 1). A noise-conditional model smooths it at a ``noise_scale`` from 0 (the smallest of
-        the training) to 1.
+        [0, 1), and of rows with missing values that of the others. A noise-conditional model
+        smooths it at a ``noise_scale`` from 0 (the smallest of the training) to 1.
         """
 
         def log_prob_of(x: Tensor, context: Tensor | None, _: np.ndarray, rows: Any) -> np.ndarray:
             nats = log_prob(self.model, x, context, self.preprocessor, noise_scale)
-            log_probs = nats.double().cpu().numpy() + self._log_det(x)
+            log_probs = nats.double().cpu().numpy() + self._log_det(x, context)
             return log_probs - self._penalties(rows)
 
         return np.concatenate(self._apply(log_prob_of, x, label, "scoring"))
 
-    def _log_det(self, x: Tensor) -> Any:
+    def _log_det(self, x: Tensor, context: Tensor | None) -> Any:
         if self.preprocessor is None:
             return -self.model.event_dim * np.log(256) if self.is_image else 0.0
-        return self.preprocessor.log_dets(x.cpu().numpy())
+        return self.preprocessor.log_dets(
+            None if context is None else context.cpu().numpy(), len(x)
+        )
 
     def _penalties(self, rows: Any) -> Any:
         """Return the nats that unknown categories of rows subtract from their log-densities."""
@@ -311,10 +330,18 @@ class Predictor:
         return np.concatenate(u), np.concatenate(v)
 
     def decode(self, u: np.ndarray) -> Any:
-        """Map coordinates u (N, d) of an unconditional model to points of the manifold."""
+        """Map coordinates u (N, d) of an unconditional model to points of the manifold.
+
+        Of tables these are rows without missing values.
+        """
         codes = torch.from_numpy(np.array(u)).to(next(self.model.parameters())).split(self.size)
+        mask = 0 if self.preprocessor is None else len(self.preprocessor.maskable)
+        points = []
         with torch.no_grad():
-            return self._in_units(np.concatenate([stored(self.model.decode(u)) for u in codes]))
+            for of_batch in codes:
+                context = of_batch.new_zeros(len(of_batch), mask) if mask else None
+                points.append(stored(self.model.decode(of_batch, context=context)))
+        return self._in_units(np.concatenate(points))
 
     def project(
         self, x: Any, nearest: bool = False, *, label: Label = None
@@ -322,20 +349,23 @@ class Predictor:
         """Project onto the manifold: by a few gradients, or to the nearest point.
 
         Returns projections in the type and units of x, without a condition, and their mean squared
-        errors (N,), of pixels in [0, 1] or standardized columns.
+        errors (N,), of pixels in [0, 1] or standardized columns. Missing values stay missing.
         """
 
-        def project(x: Tensor, context: Tensor | None, *_: Any) -> tuple[np.ndarray, np.ndarray]:
+        def project(x: Tensor, context: Tensor | None, *_: Any) -> tuple[Any, np.ndarray]:
             projected = self.model.project(x, nearest, context)
             errors = (x - projected).square().flatten(1).mean(1)
-            return stored(projected), errors.cpu().numpy()
+            of_batch = None if context is None else context.cpu().numpy()
+            return self._in_units(stored(projected), of_batch), errors.cpu().numpy()
 
-        parts = zip(*self._apply(project, x, label, "projecting"), strict=True)
-        projections, errors = map(np.concatenate, parts)
-        frame = self._in_units(projections)
+        parts, of_batches = zip(*self._apply(project, x, label, "projecting"), strict=True)
+        errors = np.concatenate(of_batches)
+        if not self.is_table:
+            return np.concatenate(parts), errors
+        frame = pd.concat(parts, ignore_index=True)
         if isinstance(x, pd.DataFrame):
             return frame.set_axis(x.index), errors
-        return (frame.to_numpy() if self.is_table else frame), errors
+        return frame.to_numpy(), errors
 
     def sample(
         self,
@@ -349,27 +379,34 @@ class Predictor:
         """Draw samples on the manifold: images, a DataFrame of rows, or vectors.
 
         A conditional model draws ``count`` samples for each of the labels, or for each row of a
-        table with the columns of the ``condition``, which precede those of the samples.
+        table with the columns of the ``condition``, which precede those of the samples. Values are
+        missing where they are in random training rows.
         """
         if not 1 <= count <= MAX_SAMPLES:
             raise UserError(f"count: expected 1 to {MAX_SAMPLES:,}, got {count:,}.")
         if not 0 <= temperature <= MAX_TEMPERATURE:
             raise UserError(f"temperature: expected 0 to {MAX_TEMPERATURE:g}, got {temperature}.")
-        context, rows = self._context(label, condition)
-        total = count * (1 if context is None else len(context))
+        given, rows = self._context(label, condition)
+        total = count * (1 if given is None else len(given))
         check_memory("count", total, 8 * self.model.event_dim)  # concatenation copies
         generator, samples = _generator(seed), []
+        context = None if given is None else given.repeat(count, axis=0)
+        if self.preprocessor is not None:
+            mask = self.preprocessor.draw_missing(total, seed)
+            parts = [part for part in (mask, context) if part is not None]
+            context = np.concatenate(parts, axis=1) if parts else None
         with ProgressBar("sampling", "samples", total) as progress:
             for start in range(0, total, SAMPLE_BATCH):
                 size, of_batch = min(SAMPLE_BATCH, total - start), None
                 if context is not None:
-                    numbers = np.arange(start, start + size) // count
-                    of_batch = torch.from_numpy(context[numbers]).to(self.device)
+                    of_batch = torch.from_numpy(context[start : start + size]).to(self.device)
                 samples.append(stored(self.model.sample(size, temperature, generator, of_batch)))
                 progress.update(size)
-        if rows is not None:
-            rows = rows.iloc[np.arange(len(rows)).repeat(count)]
-        return self._in_units(np.concatenate(samples), rows)
+        drawn = self._in_units(np.concatenate(samples), context)
+        if rows is None:
+            return drawn
+        rows = rows.iloc[np.arange(len(rows)).repeat(count)]
+        return pd.concat([rows, drawn.set_axis(rows.index)], axis=1)
 
     def events(self, x: Any, label: Label = None) -> np.ndarray:
         """Return the arrays that the model describes: uint8 images, or standardized vectors.
@@ -443,19 +480,13 @@ class Predictor:
     def _standardized(self, rows: Any) -> np.ndarray:
         if self.preprocessor is None:
             return rows
-        events = self.preprocessor.transform(_select(rows, self.preprocessor))
-        if self.condition is None:
-            return events
-        return with_context(events, self.condition.transform(_select(rows, self.condition)))
+        return events_of(self.preprocessor, self.condition, rows)
 
-    def _in_units(self, events: np.ndarray, condition: pd.DataFrame | None = None) -> Any:
-        """Convert events to the user's units, after the columns of the condition."""
+    def _in_units(self, events: np.ndarray, context: np.ndarray | None = None) -> Any:
+        """Convert events to the user's units, rows with the mask of a context."""
         if self.preprocessor is None:
             return events
-        rows = self.preprocessor.inverse_transform(events)
-        if condition is None:
-            return rows
-        return pd.concat([condition, rows.set_axis(condition.index)], axis=1)
+        return self.preprocessor.inverse_transform(events, context)
 
     def _labels(self, label: Label, count: int) -> np.ndarray | None:
         """Return the label of each of the events; None for a model without labels."""
@@ -481,12 +512,12 @@ class Predictor:
             return self._labels(label, np.asarray(label).size), None
         self._labels(label, 1)
         if condition is None:
-            names = named(dict.fromkeys(column.name for column in self.condition.varying))
+            names = named(self.condition.features)
             expected = f"a table with the columns that the density is conditional on ({names})"
             raise unexpected("condition", expected, "none", "Pass this table")
         rows = as_frame(condition, self.condition.inputs)
         rows = rows.drop(columns=[*self.preprocessor.inputs], errors="ignore")
-        return self.condition.transform(rows), _select(rows, self.condition)
+        return self.condition.indicators(rows), _select(rows, self.condition)
 
 
 def code_frame(u: np.ndarray, v: np.ndarray) -> pd.DataFrame:

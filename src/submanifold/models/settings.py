@@ -16,7 +16,7 @@ from submanifold.models.model import Model
 from submanifold.models.stage import Stage, check_dim
 
 ContextSizes = Mapping[str, int] | None
-"""The number of ``classes`` or ``columns`` that a model is conditional on; None without any."""
+"""The arguments of :func:`.make_conditional`; None of models that are not conditional."""
 
 AsList = BeforeValidator(lambda flow: flow if isinstance(flow, list | tuple) else [flow])
 

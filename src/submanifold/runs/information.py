@@ -130,7 +130,7 @@ def usage_commands(model: Model, name: str) -> list[tuple[str, str]]:
     lines = [
         ("project", inputs, "default projections onto the manifold"),
         ("encode", inputs, "coordinates on and off the manifold"),
-        ("sample", inputs if "columns" in context else sampled, "samples"),
+        ("sample", inputs if "condition" in model.data else sampled, "samples"),
     ]
     if "groups" in model.calibration:
         least = Calibration.from_dict(model.calibration).smallest_p_value

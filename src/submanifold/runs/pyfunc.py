@@ -179,7 +179,7 @@ def _signature(predictor: Predictor) -> ModelSignature:
 
 def _row(preprocessor: Preprocessor) -> pd.DataFrame:
     row = preprocessor.inverse_transform(np.zeros((1, len(preprocessor.varying))))
-    row = row[list(dict.fromkeys(column.name for column in preprocessor.varying))]
+    row = row[[*preprocessor.features]]
     wide = {"i": "int64", "u": "int64", "f": "float64"}  # MLflow converts to no narrower type
     return row.astype(
         {name: wide[dtype.kind] for name, dtype in row.dtypes.items() if dtype.kind in wide}

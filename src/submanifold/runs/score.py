@@ -287,7 +287,6 @@ def cross_fit(
     from submanifold.data.splits import group_images
     from submanifold.evaluation.calibration import calibrate
     from submanifold.evaluation.scores import score as score_events
-    from submanifold.flows import context_of
     from submanifold.inference.predictor import Predictor
     from submanifold.runs.experiments import CachedRun
     from submanifold.training.cost import with_steps
@@ -302,8 +301,8 @@ def cross_fit(
     if run.configuration.artifact_keys["model"] != record.key:
         fix = "Train it again with `submanifold train --again`"
         raise unexpected("MODEL", "a run of this version and these data", name, fix)
-    if context_of(predictor.model) or (groups and predictor.is_table):
-        kind = "a condition" if context_of(predictor.model) else "groups of rows"
+    if predictor.is_conditional or (groups and predictor.is_table):
+        kind = "a condition" if predictor.is_conditional else "groups of rows"
         raise UserError(f"--own: expected a model without {kind}. Omit it.")
     members = group_images(groups, read.names).values() if groups else range(count)
     numbers, group = np.unique([*members], return_inverse=True)

@@ -88,6 +88,8 @@ def train_phase(
     if context is not None:
         labelled = context.ndim == 1
         sizes = {"classes": int(context.max()) + 1} if labelled else {"columns": context.shape[1]}
+        if table is not None and len(table.maskable):
+            sizes["mask"] = len(table.maskable)
     done = [] if before is None else before.notes["phases"]
     model = model.sized(train.shape[1:] if before is None else before.event_shape)
     limited = model.limited(len(train))

@@ -1,6 +1,5 @@
 """Tables: columns of any kind as standardized vectors, and back."""
 
-from submanifold.data.tables.columns import Column
 from submanifold.data.tables.preprocessor import Preprocessor
 
-__all__ = ["Column", "Preprocessor"]
+__all__ = ["Preprocessor"]

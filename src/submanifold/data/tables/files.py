@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 SNIFFED_LINES = 50
 SEPARATORS = ",;\t|"
 NUMBER = r"(?m)(^|;)-?\d+{}\d+(;|$)"  #: A number with a decimal mark between semicolons.
-UNITS = "%$€£¥"  # before or after the numbers of a column that are text
 ENCODINGS = "utf-8-sig", "cp1252"  # the second is that of spreadsheets on Windows
 UTF_16 = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
 COMPRESSIONS: dict[str, Callable[..., Any]] = {
@@ -135,6 +134,9 @@ def _parse_csv(path: Path, encoding: str) -> pd.DataFrame:
         raise unexpected(f"path={path}", "text in UTF-8", "null characters", fix)
     headers = {mark: next(csv.reader(lines[:1], delimiter=mark)) for mark in SEPARATORS}
     separator, names = max(headers.items(), key=lambda header: len(header[1]))
+    if sum(len(header) == len(names) > 1 for header in headers.values()) > 1:
+        fix = "Quote the names that contain one of the others"
+        raise unexpected(f"path={path}", "names with one separator", lines[0], fix)
     if len([*csv.reader(lines[:2], delimiter=separator)]) < len(lines[:2]):
         expected, fix = "names of columns in one line", "Remove it from the name of the column"
         raise unexpected(f"path={path}", expected, "a line break within quotes", fix)
@@ -168,8 +170,7 @@ def _parse_csv(path: Path, encoding: str) -> pd.DataFrame:
                 integers = column.astype(object).where(column.notna(), "0").map(int)
                 frame[name] = integers.astype(object).where(column.notna(), None)
     for name in frame.select_dtypes("str"):
-        where = f"{path.name}: column {printable(name)}"
-        frame[name] = _numbers(frame[name].str.strip(), decimal, separator == ",", where)
+        frame[name] = frame[name].str.strip()
     _check_header(path, names, frame, decimal, " " if separator == r"\s+" else separator)
     return frame.set_index("").rename_axis(None) if names[0] == "" else frame
 
@@ -199,34 +200,6 @@ def _distinct(names: Sequence[str]) -> list[str]:
         distinct.append(f"{name}.{seen[name]}" if seen[name] else name)
         seen[name] += 1
     return distinct
-
-
-def _numbers(texts: pd.Series, decimal: str, are_commas_clear: bool, where: str) -> pd.Series:
-    """Return the numbers of a column, if all texts are some with the same currency or percent.
-
-    A mark such as the comma of 1,250 separates thousands in a file that is separated by commas, or
-    if other numbers of the column show it, such as 1,250.5; otherwise the column remains text.
-    """
-    thousands, mark = ",." if decimal == "." else ".,"
-    digits = rf"\d+|[1-9]\d{{0,2}}(?:[{thousands}]\d{{3}})+"
-    pattern = rf"([-+]?)([{UNITS}]?)\s?({digits})((?:[{mark}]\d+)?)\s?([{UNITS}]?)"
-    present = texts.dropna()
-    marked = present[present.str.contains(thousands, regex=False)]
-    is_clear = are_commas_clear or marked.str.contains(rf"[{thousands}].*[{thousands}{mark}]").any()
-    if (is_clear or marked.empty) and present.str.fullmatch(pattern).all():
-        parts = present.str.extract(f"^{pattern}$").fillna("")
-        if len(parts[[1, 4]].drop_duplicates()) == 1:
-            whole = parts[0] + parts[2].str.replace(thousands, "")
-            return pd.to_numeric(whole + parts[3].str.replace(mark, ".")).reindex(texts.index)
-    number = rf"[-+]?[{UNITS}]?\s?\d+([{thousands}]\d+)?([{mark}]\d+)?\s?[{UNITS}]?"
-    if len(marked) and present.str.fullmatch(number).all():
-        log.warning(
-            "%s: expected numbers with one decimal mark and without separators of thousands, got "
-            "%s; the column is text. Write them without the mark, or with a decimal point",
-            where,
-            named(marked.unique()),
-        )
-    return texts
 
 
 def _read_arrays(path: Path) -> pd.DataFrame:

@@ -19,14 +19,29 @@ import pandas as pd
 from submanifold.common.errors import unexpected
 from submanifold.common.files import read_json, write_json
 from submanifold.common.source_hash import source_hash
-from submanifold.data.arrays import Prepared, Sidecars, context_path, prepare_once, write_chunks
+from submanifold.data.arrays import (
+    Prepared,
+    Sidecars,
+    context_of_array,
+    prepare_once,
+    save_context,
+    write_chunks,
+)
 from submanifold.data.fields import ColumnKind, Counts, TableFields
 from submanifold.data.sources.stores import identify
 from submanifold.data.splits import SPLITS, assign_groups, check_groups, count_of, split_sizes
-from submanifold.data.tables.columns import ColumnProblem, TableError, matching, named
+from submanifold.data.tables.columns import (
+    ColumnProblem,
+    Constant,
+    Continuous,
+    Quantized,
+    TableError,
+    matching,
+    named,
+)
 from submanifold.data.tables.files import list_files, read_table
-from submanifold.data.tables.fit import missing_values
-from submanifold.data.tables.preprocessor import Preprocessor
+from submanifold.data.tables.fit import kind_setting, missing_values
+from submanifold.data.tables.preprocessor import Preprocessor, events_of
 
 log = logging.getLogger(__name__)
 
@@ -147,14 +162,18 @@ def _fit(settings: TableFields, frame: pd.DataFrame, train: np.ndarray) -> Table
     if settings.missing == "drop":
         complete = _complete(settings, frame)
         used, training = used[complete], training[complete]
-    preprocessor = Preprocessor.fit(
-        used,
-        columns={name: kinds[name] for name in names if name in kinds},
-        scale=settings.scale,
-        training=training,
-    )
+    chosen = {name: kinds[name] for name in names if name in kinds}
+    try:
+        preprocessor = Preprocessor.fit(
+            used, columns=chosen, scale=settings.scale, training=training
+        )
+    except TableError as error:
+        name = error.problems[0].column
+        choices = f"{kind_setting(name, 'ignore')}, or {kind_setting(name, 'category')}"
+        fix = f"Correct these values, leave the column out, or take it for categories: {choices}"
+        raise TableError(error.problems, fix) from error
     if settings.strict:
-        _refuse_all_but_numbers(preprocessor.description, kinds)
+        _refuse_all_but_numbers(preprocessor, kinds)
     ignored = tuple(str(name) for name in frame if name not in names)
     preprocessor = replace(preprocessor, ignored=ignored)
     condition = matching("condition", settings.condition or (), frame[names])
@@ -175,11 +194,16 @@ def _complete(settings: TableFields, frame: pd.DataFrame) -> np.ndarray:
     return ~np.any(missing, axis=0)
 
 
-def _refuse_all_but_numbers(description: pd.DataFrame, kinds: Mapping[str, ColumnKind]) -> None:
-    is_expected = description["found"].str.fullmatch("(numbers|one value)[^;]*")
-    others = description[~is_expected & ~description["column"].isin(kinds)]
-    if len(others):
-        problems = [*map(ColumnProblem, others["found"], others["column"])]
+def _refuse_all_but_numbers(preprocessor: Preprocessor, kinds: Mapping[str, ColumnKind]) -> None:
+    problems = [
+        ColumnProblem(row["found"], column.name)
+        for column, row in zip(
+            preprocessor.columns, preprocessor.description.to_dict("records"), strict=True
+        )
+        if not isinstance(column, Continuous | Quantized | Constant) or column.missing
+        if column.name not in kinds
+    ]
+    if problems:
         raise TableError(problems, "Correct them, set their kinds in data.columns, or omit strict")
 
 
@@ -220,10 +244,7 @@ def prepare_table(settings: TableFields, folder: Path, raw_folder: Path) -> Prep
         frame, order, groups = load_rows(settings)
         order, unseen = _with_known_categories(schema, frame, order)
         for split, rows in order.items():
-            path = folder / f"{split}.npy"
-            _write(path, frame, schema.inputs, rows)
-            if schema.context is not None:
-                _write(context_path(path), frame, schema.context, rows)
+            _write(folder / f"{split}.npy", frame, schema, rows)
         used = frame[[*schema.preprocessor.inputs]]
         hashes = pd.util.hash_pandas_object(used, index=False)
         dropped = settings.missing == "drop" and int((~_complete(settings, frame)).sum())
@@ -281,7 +302,7 @@ def _notes(
     order: dict[str, np.ndarray],
 ) -> Iterator[str]:
     columns, train = schema.preprocessor.columns, len(order["train"])
-    if constant := [column.name for column in columns if column.kind == "constant"]:
+    if constant := [column.name for column in columns if isinstance(column, Constant)]:
         yield f"constant columns are left out: {named(constant)}"
     if dropped:
         yield f"{dropped:,} rows with missing values are left out"
@@ -301,14 +322,23 @@ def _notes(
         )
 
 
-def _write(path: Path, frame: pd.DataFrame, preprocessor: Preprocessor, rows: np.ndarray) -> None:
-    """Write transformed rows of a table; the noise depends on their numbers."""
-    size = max(1, CHUNK_VALUES // len(preprocessor.inputs))
-    parts = (rows[start : start + size] for start in range(0, len(rows), size))
-    chunks = (
-        preprocessor.transform(frame.iloc[part][[*preprocessor.inputs]], part) for part in parts
-    )
-    write_chunks(path, chunks, (len(preprocessor.varying),), np.float32)
+def _write(path: Path, frame: pd.DataFrame, schema: TableSchema, rows: np.ndarray) -> None:
+    """Write transformed rows of a table, and their contexts; the noise depends on their numbers."""
+    inputs, size = schema.inputs, max(1, CHUNK_VALUES // len(schema.preprocessor.inputs))
+    contexts = list[np.ndarray]()
+
+    def chunks() -> Iterator[np.ndarray]:
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            table = frame.iloc[part][[*schema.preprocessor.inputs]]
+            events = events_of(inputs, schema.context, table, part)
+            if (context := context_of_array(events)) is not None:
+                contexts.append(context)
+            yield np.asarray(events)
+
+    write_chunks(path, chunks(), (len(inputs.varying),), np.float32)
+    if contexts:
+        save_context(path, np.concatenate(contexts))
 
 
 def _to_json(values: pd.Series) -> list[Any]:

@@ -141,7 +141,7 @@ def report_table(
     from submanifold.plots.tables import marginals, pairs
 
     preprocessor = Preprocessor.from_dict(hierarchy.data["table"])
-    names = list(dict.fromkeys(column.name for column in preprocessor.varying))
+    names = [*preprocessor.features]
     first_order, dim, unit = _first_order(histories), metrics["dims"][-1], "standardized columns"
     data, drawn = (preprocessor.inverse_transform(x[:MAX_POINTS])[names] for x in (test, samples))
     figures = {
@@ -231,6 +231,7 @@ def _report(
         device=str(choose_device(device)),
         usage=usage_commands(hierarchy, run["name"] or str(Path(run["model"]).parent)),
         context=context_of(hierarchy),
+        has_condition="condition" in hierarchy.data,
         is_calibrated="groups" in hierarchy.calibration,
         kind=kind,
         minutes=next(iter(minutes), None),
