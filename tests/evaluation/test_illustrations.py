@@ -1,6 +1,7 @@
 """The images of the report: projections by dimension, neighbors, and traversals."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -142,7 +143,8 @@ def test_counts_and_projections_are_those_of_the_splits(monkeypatch):
     modes, groups = graphs(model), {"test": np.arange(20) // 4}
     settings = EvaluationSettings(samples=16, volumes=2)
     histories = {name: {"seconds": 3.0, "warnings": {}} for name in ("density", "rotation")}
-    data = TRAIN, TEST, SAMPLES, {}
+    rows = pd.DataFrame({"split": "test", "number": np.arange(20), "group": groups["test"]})
+    data = rows, TRAIN, TEST, SAMPLES, {}
     metrics, projections = nodes.evaluate(model, *data, groups, histories, 0.0, settings, "cpu")
     assert metrics["counts"] == {"train": 40, "test": 20, "samples": 16, "test_groups": 5}
     assert metrics["seconds"]["training"] == 6

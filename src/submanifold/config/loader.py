@@ -108,7 +108,12 @@ class ExperimentConfigLoader(OmegaConfigLoader):
         """Read what the model depends on; a UserError if settings do not fit together."""
         from submanifold.config.validate import validate
 
-        validate(self.experiment, self.project / RAW_FOLDER)
+        record = None
+        if self.experiment.data.kind == "table":
+            from submanifold.data.tables.schema import record_path  # imports pandas
+
+            record = record_path(self.project / RAW_FOLDER, self.artifact_keys["data"])
+        validate(self.experiment, record)
 
     @property
     def tables(self) -> dict[str, Any]:

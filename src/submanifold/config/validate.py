@@ -21,11 +21,11 @@ Rule = tuple[str, Any, Any, Any, str]
 """Setting, whether it is violated, what is expected and what was given, and how to change it."""
 
 
-def validate(experiment: Experiment, raw_folder: Path | None = None) -> None:
+def validate(experiment: Experiment, record: Path | None = None) -> None:
     """Read what the model depends on, and build it without memory.
 
-    Raises a :class:`.UserError` for settings that do not fit. Scans of tables are recorded in
-    ``raw_folder``.
+    Raises a :class:`.UserError` for settings that do not fit. What a table has is read from its
+    ``record`` (:func:`.tables.schema.record_path`), or recorded there.
     """
     model, data = experiment.model, experiment.data
     if isinstance(data, ImageSettings) and data.size < SMALLEST_IMAGE:
@@ -33,7 +33,7 @@ def validate(experiment: Experiment, raw_folder: Path | None = None) -> None:
         raise unexpected("data.size", f"at least {SMALLEST_IMAGE}", data.size, fix)
     if isinstance(data, TableSettings):
         with error_prefix("data"):
-            data.read(raw_folder)
+            data.read(record)
     stages = _build(model.model_dump_json(), data.event_shape, experiment.is_conditional)
     noise = model.stages[0].noise
     if noise > 0:

@@ -145,12 +145,12 @@ class TableSettings(TableFields):
             raise ValueError(f"path: expected {expected} {got}")
         return self
 
-    def read(self, raw_folder: Path | None = None) -> "TableSchema":
+    def read(self, record: Path | None = None) -> "TableSchema":
         """Find the columns and the splits, once; see :func:`.tables.schema.read_schema`."""
         if self._schema is None:
             from submanifold.data.tables.schema import read_schema  # imports pandas
 
-            self._schema = read_schema(self, raw_folder)
+            self._schema = read_schema(self, record)
         schema: TableSchema = self._schema
         return schema
 

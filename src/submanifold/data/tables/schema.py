@@ -1,8 +1,6 @@
 """A table as its settings describe it: rows by split, their preprocessor, and arrays on disk."""
 
 import glob
-import hashlib
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -18,7 +16,6 @@ import pandas as pd
 
 from submanifold.common.errors import unexpected
 from submanifold.common.files import read_json, write_json
-from submanifold.common.source_hash import source_hash
 from submanifold.data.arrays import (
     Prepared,
     Sidecars,
@@ -48,7 +45,6 @@ log = logging.getLogger(__name__)
 CHUNK_VALUES = 2**21
 MIN_FEATURES = 2
 MAX_SHOWN = 40  # columns in the log
-DATA_PACKAGE = Path(__file__).parents[1]
 MIN_DEFAULT, MAX_DEFAULT = 20, 100_000
 """Rows of the validation and of the test data without data.counts. P-values need 20 rows."""
 
@@ -72,12 +68,11 @@ class TableSchema:
         return self.preprocessor.split(self.condition)[1] if self.condition else None
 
 
-def read_schema(settings: TableFields, raw_folder: Path | None = None) -> TableSchema:
+def read_schema(settings: TableFields, record: Path | None = None) -> TableSchema:
     """Read a table to fit its preprocessor to the training rows.
 
-    The result is recorded in the raw folder, so that other commands do not read the table again.
+    The result is recorded in a file, so that other commands do not read the table again.
     """
-    record = raw_folder and raw_folder / ".tables" / f"{schema_key(settings)}.json"
     if record and (known := read_json(record)):
         return TableSchema(Preprocessor.from_dict(known), known["condition"])
     frame, order, _ = load_rows(settings)
@@ -88,10 +83,9 @@ def read_schema(settings: TableFields, raw_folder: Path | None = None) -> TableS
     return schema
 
 
-def schema_key(settings: TableFields) -> str:
-    """Identity of a table, and of the settings and the code on which its arrays depend."""
-    parts = [settings.content, source_hash(DATA_PACKAGE), fingerprint(settings)]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+def record_path(raw_folder: Path, key: str) -> Path:
+    """Return the file that records the columns of a table, by the cache key of its arrays."""
+    return raw_folder / ".tables" / f"{key}.json"
 
 
 def fingerprint(settings: TableFields) -> str:
@@ -238,7 +232,7 @@ def prepare_table(settings: TableFields, folder: Path, raw_folder: Path) -> Prep
     As :func:`.prepare`; the folder also gets rows.json with the numbers of the test rows in the
     table, and the raw folder a record of the columns.
     """
-    schema = read_schema(settings, raw_folder)
+    schema = read_schema(settings, record_path(raw_folder, folder.name))
 
     def write() -> tuple[dict[str, Any], Sidecars]:
         frame, order, groups = load_rows(settings)
@@ -270,7 +264,7 @@ def prepare_table(settings: TableFields, folder: Path, raw_folder: Path) -> Prep
             sidecars["groups"] = {split: groups[rows].tolist() for split, rows in order.items()}
         return manifest, sidecars
 
-    key = {"key": schema_key(settings)}
+    key = {"settings": settings.content, "fingerprint": fingerprint(settings)}
     prepared = prepare_once(folder, f"the rows of {settings.source}", key, write)
     description = schema.preprocessor.description
     if len(description) > MAX_SHOWN:
