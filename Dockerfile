@@ -1,4 +1,4 @@
-# The project with everything that it and MLflow's server need: docs/how-to/deploy.md.
+# The project and what it needs: docs/how-to/deploy.md.
 ARG BASE=python:3.11-slim
 FROM ${BASE}
 
@@ -14,7 +14,7 @@ ARG PIP_EXTRA_INDEX_URL
 COPY pyproject.toml constraints.txt LICENSE .telemetry ./
 # before the code, so that changed code does not reinstall packages
 RUN mkdir -p src/submanifold && touch src/submanifold/__init__.py README.md \
-    && python -m pip install --no-cache-dir -c constraints.txt -e '.[postgres]'
+    && python -m pip install --no-cache-dir -c constraints.txt -e .
 
 COPY conf conf
 COPY src src

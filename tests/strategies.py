@@ -19,7 +19,6 @@ SMALL_FLOWS = {
     "tabular": {"couplings": 2, "hidden": 8, "bins": 4},
     "zuko": {"transforms": 1, "hidden": 8},
     "conformal": {"layers": 1},
-    "jet": {"couplings": 2, "blocks": 1, "width": 8, "heads": 2},
     "trumpet": {"steps": 1, "width": 4},
     "autoencoder": {"width": 4},
 }

@@ -21,7 +21,6 @@ COMMANDS = {
     "runs",
     "sample",
     "score",
-    "search",
     "train",
 }
 

@@ -32,13 +32,11 @@ def test_imported_packages_are_declared():
     }
     imported = set()
     for path in (REPOSITORY / "src").rglob("*.py"):
-        # studies/search.py is imported after import_extra("optuna", "search")
-        extra = "search" if path.name == "search.py" else None
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
-                imported |= {(alias.name, extra) for alias in node.names}
+                imported |= {(alias.name, None) for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
-                imported.add((node.module, extra))
+                imported.add((node.module, None))
             elif isinstance(node, ast.Call) and ast.unparse(node.func) == "import_extra":
                 imported.add(tuple(ast.literal_eval(argument) for argument in node.args))
     assert imported >= {("numpy", None), ("zuko", "zuko")}

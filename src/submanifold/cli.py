@@ -20,7 +20,6 @@ from submanifold.config.merge import format_params
 from submanifold.config.project import conf_source, configure, project_folder, set_kedro_defaults
 from submanifold.inference.commands.calibrate import calibrate
 from submanifold.inference.commands.encode import encode
-from submanifold.inference.commands.options import ExpandedPath
 from submanifold.inference.commands.project import project
 from submanifold.inference.commands.sample import sample
 from submanifold.runs.command import COMMANDS as RUN_COMMANDS
@@ -178,32 +177,6 @@ def reproduce(
         options += f" --params={shlex.quote(format_params(changed))}"
     for page in studies.reproduce(planned, project, env, options):
         click.echo(page)
-
-
-@cli.command()
-@click.argument("study", type=ExpandedPath(exists=True, dir_okay=False, path_type=Path))
-@env_option
-@click.option(
-    "--storage",
-    envvar="OPTUNA_STORAGE",
-    help="URL of Optuna's database; by default the file data/studies.db.",
-)
-def search(study: Path, env: str | None, storage: str | None) -> None:
-    """Search the settings of an experiment with Optuna: STUDY is a YAML file.
-
-    Trials are runs. The same command in another shell, or on another machine that has the project's
-    folder and --storage, joins the study; repeated later, it continues. conf/studies/photos.yml is
-    an example.
-    """
-    import_extra("optuna", "search")
-    from submanifold.studies.search import search as run_trials
-
-    project = _project()
-    url = storage or f"sqlite:///{project / 'data' / 'studies.db'}"
-    for line in run_trials(study, project, env, url):
-        click.echo(line)
-    if not storage:
-        click.echo(f"All trials: optuna-dashboard {url}")
 
 
 if find_spec("kedro_viz") is None:  # which has this command

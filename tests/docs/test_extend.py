@@ -77,7 +77,7 @@ def checkout(tmp_path_factory):
     metric = 'summary["median_error"] = median_interval(counted)'
     described = '"largest_v": "largest coordinate off the manifold"'
     assert all(f"`{code}`" in TEXT for code in (field, score, described, metric))
-    insert(package / "losses/loss.py", "^    off_diagonal", f"    {field}\n")
+    insert(package / "losses/loss.py", "^    manifold_likelihood", f"    {field}\n")
     insert(package / "evaluation/reconstruction.py", "^    summary = ", f"    {metric}\n")
     scores = package / "evaluation/scores.py"
     insert(scores, "^SCORES", f"    {described},\n")

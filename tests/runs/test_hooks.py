@@ -17,12 +17,8 @@ from submanifold.cli import cli
 from submanifold.common import distributed
 from submanifold.common.errors import UserError
 from submanifold.runs.hooks import RunHooks
-from submanifold.runs.runner import RankRunner, run_pipeline
-from submanifold.runs.tracking import (
-    Observer,
-    observer,
-    required,
-)
+from submanifold.runs.runner import RankRunner
+from submanifold.runs.tracking import required
 
 
 def test_a_run_in_a_thread_ends_its_mlflow_run(project):
@@ -39,17 +35,6 @@ def test_a_run_in_a_thread_ends_its_mlflow_run(project):
     thread.join()
     assert errors == []
     assert project.mlflow_runs()[-1].info.status == "FINISHED"
-
-
-def test_a_run_leaves_no_tag_to_the_next_of_its_process(project):
-    with project.session():
-        for seed, tags in ((3, {"submanifold.trial": "7"}), (4, {})):
-            token = observer.set(Observer(tags))
-            run_pipeline(project.path, "data", {"data": {"seed": seed}}, "test")
-            observer.reset(token)
-    first, second = (run.data.tags for run in project.mlflow_runs()[-2:])
-    assert first["submanifold.trial"] == "7"
-    assert "submanifold.trial" not in second
 
 
 def test_mlflow_gets_no_credentials(project):
@@ -80,7 +65,7 @@ def test_a_copied_project_does_not_write_into_the_original(project, tmp_path):
 URIS = {
     "http://mlflow:s3cret@127.0.0.1:9": "one with credentials (OSError)",
     "http://127.0.0.1:9/?token=s3cret": "one with credentials (OSError)",
-    "postgresql://mlflow:a/s3cret@127.0.0.1:9/runs": "one with credentials (OSError)",
+    "mysql://mlflow:a/s3cret@127.0.0.1:9/runs": "one with credentials (OSError)",
     "mlflow:s3cret@127.0.0.1": "one with credentials (OSError)",
     "sqlite:////no/mlflow.db": "sqlite:////no/mlflow.db (cannot use sqlite:////no/mlflow.db)",
     "http://127.0.0.1:9": "http://127.0.0.1:9 (cannot use http://127.0.0.1:9)",

@@ -84,7 +84,7 @@ def unexpected(
 
 
 def import_extra(name: str, extra: str) -> ModuleType:
-    """Import a package, such as ``optuna``, of an extra, such as ``search``."""
+    """Import a package, such as ``torch_fidelity``, of an extra, such as ``fid``."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

@@ -11,7 +11,7 @@ from submanifold.common.errors import error_prefix, unexpected
 from submanifold.config.schema import Experiment
 from submanifold.data.settings import ImageSettings, TableSettings
 from submanifold.flows import is_noise_conditional
-from submanifold.losses.volume import VolumeTerm
+from submanifold.losses.volume import ManifoldLikelihood
 from submanifold.models import ModelSettings, Stage
 from submanifold.training.phases import PhaseSettings
 from submanifold.training.rotation import RotationSettings
@@ -84,7 +84,7 @@ def _check_charts(experiment: Experiment) -> None:
             or phase.stages != everything
             or phase.reconstruction.random_dim is not None
             or phase.reconstruction.last_stage
-            or any(isinstance(term, VolumeTerm) for term in phase.terms.values())
+            or any(isinstance(term, ManifoldLikelihood) for term in phase.terms.values())
         ):
             got = (
                 f"{experiment.model.charts}: {name} is no training of all stages of every "

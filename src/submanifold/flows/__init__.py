@@ -14,7 +14,6 @@ from submanifold.flows.conformal import Conformal
 from submanifold.flows.coupling import AffineCoupling, Coupling, MaskedAffineCoupling
 from submanifold.flows.gaussianization import Gaussianization, MixtureOfLogistics
 from submanifold.flows.glow import Glow
-from submanifold.flows.jet import Jet
 from submanifold.flows.linear import ActNorm, Affine, Linear
 from submanifold.flows.orthogonal import Reflections, Rotation
 from submanifold.flows.realnvp import RealNVP
@@ -41,7 +40,6 @@ __all__ = [
     "Gaussianization",
     "Glow",
     "Injection",
-    "Jet",
     "Linear",
     "MaskedAffineCoupling",
     "MixtureOfLogistics",

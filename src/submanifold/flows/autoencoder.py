@@ -95,4 +95,4 @@ class _PixelShuffle(nn.Module):
     """:class:`torch.nn.PixelShuffle` that also accepts empty batches."""
 
     def forward(self, z: Tensor) -> Tensor:
-        return channels_to_space(z, 2)
+        return channels_to_space(z)

@@ -112,7 +112,7 @@ class Flow(Bijection):
         if not parts:
             raise UserError(
                 f"flow: expected a flow that can depend on a context, got "
-                f"{type(self).__name__.lower()}. Use glow, jet, realnvp, affine, gaussianization, "
+                f"{type(self).__name__.lower()}. Use glow, realnvp, affine, gaussianization, "
                 "tabular, zuko, trumpet or autoencoder, or omit data.condition."
             )
         for module in parts:

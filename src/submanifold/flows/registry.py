@@ -15,7 +15,6 @@ from submanifold.flows.conditional import context_of, make_conditional
 from submanifold.flows.conformal import Conformal
 from submanifold.flows.gaussianization import Gaussianization
 from submanifold.flows.glow import Glow
-from submanifold.flows.jet import Jet
 from submanifold.flows.linear import Affine
 from submanifold.flows.orthogonal import Rotation
 from submanifold.flows.realnvp import RealNVP
@@ -26,7 +25,6 @@ from submanifold.flows.zuko import Zuko
 
 FLOWS: dict[str, type[Flow]] = {
     "glow": Glow,
-    "jet": Jet,
     "realnvp": RealNVP,
     "affine": Affine,
     "gaussianization": Gaussianization,

@@ -15,29 +15,29 @@ class Squeeze(Bijection):
     """Trade 2x2 pixels for four channels: (batch, c, h, w) to (batch, 4c, h/2, w/2)."""
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return space_to_channels(x, 2), x.new_zeros(x.shape[0])
+        return space_to_channels(x), x.new_zeros(x.shape[0])
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        return channels_to_space(z, 2)
+        return channels_to_space(z)
 
 
-def space_to_channels(x: Tensor, side: int) -> Tensor:
-    """Trade patches of pixels for channels: (batch, c, h, w) to (batch, c side^2, h/side, w/side).
+def space_to_channels(x: Tensor) -> Tensor:
+    """Trade 2x2 pixels for four channels: (batch, c, h, w) to (batch, 4c, h/2, w/2).
 
     :func:`torch.nn.functional.pixel_unshuffle`, also for empty batches, whose shape it keeps.
     """
     if x.shape[0]:
-        return F.pixel_unshuffle(x, side)
+        return F.pixel_unshuffle(x, 2)
     _, channels, height, width = x.shape
-    return x.reshape(0, channels * side**2, height // side, width // side)
+    return x.reshape(0, 4 * channels, height // 2, width // 2)
 
 
-def channels_to_space(z: Tensor, side: int) -> Tensor:
+def channels_to_space(z: Tensor) -> Tensor:
     """Invert :func:`space_to_channels`."""
     if z.shape[0]:
-        return F.pixel_shuffle(z, side)
+        return F.pixel_shuffle(z, 2)
     _, channels, height, width = z.shape
-    return z.reshape(0, channels // side**2, height * side, width * side)
+    return z.reshape(0, channels // 4, 2 * height, 2 * width)
 
 
 def check_divisible(shape: Sequence[int], factor: int, setting: str) -> None:

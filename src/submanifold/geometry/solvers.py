@@ -12,17 +12,15 @@ HALVINGS = 4  # at most, of a step
 def conjugate_gradients(
     multiply: Callable[[Tensor], Tensor],
     b: Tensor,
-    scale: Tensor | float = 1.0,
     iterations: int = 100,
     tolerance: float = 0.0,
 ) -> Tensor:
     """Solve A x = b approximately for symmetric positive A, x and b (batch, n).
 
-    ``multiply`` computes A p, and ``scale`` is an approximate inverse of A's diagonal, the
-    preconditioner (Nocedal & Wright 2006, algorithm 5.3). Each system of the batch has its own step
-    lengths, and stops where its residual is below ``tolerance`` times b, in the norm of the scale.
+    ``multiply`` computes A p (Nocedal & Wright 2006, algorithm 5.2). Each system of the batch has
+    its own step lengths, and stops where its residual is below ``tolerance`` times b in norm.
     """
-    x, residual, direction = torch.zeros_like(b), b, scale * b
+    x, residual, direction = torch.zeros_like(b), b, b
     product = (b * direction).sum(1, keepdim=True)
     converged, tiny = tolerance**2 * product, torch.finfo(b.dtype).tiny
     for _ in range(min(iterations, b.shape[1])):
@@ -30,9 +28,8 @@ def conjugate_gradients(
         length = product / (direction * image).sum(1, keepdim=True).clamp_min(tiny)
         length = torch.where(product > converged, length, 0.0)
         x, residual = x + length * direction, residual - length * image
-        scaled, previous = scale * residual, product
-        product = (residual * scaled).sum(1, keepdim=True)
-        direction = scaled + product / previous.clamp_min(tiny) * direction
+        previous, product = product, residual.square().sum(1, keepdim=True)
+        direction = residual + product / previous.clamp_min(tiny) * direction
     return x
 
 

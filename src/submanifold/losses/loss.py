@@ -11,7 +11,7 @@ from submanifold.common.settings import Settings
 from submanifold.losses.encoding import Encoding
 from submanifold.losses.reconstruction import Reconstruction, weighted_mean
 from submanifold.losses.terms import Likelihood, OffManifold, Term
-from submanifold.losses.volume import ManifoldLikelihood, NonOrthogonality, OffDiagonal
+from submanifold.losses.volume import ManifoldLikelihood
 
 
 class Loss(Settings):
@@ -35,8 +35,6 @@ class Loss(Settings):
     reconstruction: Reconstruction = Reconstruction()
     off_manifold: OffManifold = OffManifold()
     manifold_likelihood: ManifoldLikelihood = ManifoldLikelihood()
-    non_orthogonality: NonOrthogonality = NonOrthogonality()
-    off_diagonal: OffDiagonal = OffDiagonal()
 
     @model_validator(mode="after")
     def _check_terms(self) -> Self:

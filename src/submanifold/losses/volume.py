@@ -1,9 +1,8 @@
-"""Terms that depend on the volume element and the metric J^T J of the manifold."""
+"""The term of the volume element of the manifold."""
 
 import math
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -18,8 +17,13 @@ from submanifold.models.stage import standard_normal_log_prob
 PROBES = 2  #: Probes of each event's volume in a validation, which averages over events.
 
 
-class VolumeTerm(Term):
-    """A term of the Jacobian of the decoder of one chart.
+class ManifoldLikelihood(Term):
+    r"""Negative log-density on the manifold, of rectangular flows (Caterini et al. 2021).
+
+    .. math:: -\log p_M = -\log N(u; 0, I) + \tfrac12 \log\det J^T J
+
+    in bits per dimension of the manifold. Above ``exact_up_to`` values of training steps omit the
+    volume, and validations estimate it (:func:`.estimate_log_volume`).
 
     Attributes:
         exact_up_to: Largest dimension d for which the full Jacobian is computed; above it gradients
@@ -28,65 +32,19 @@ class VolumeTerm(Term):
 
     exact_up_to: int = Field(default=64, ge=1)
 
-    def _columns(self, encoding: Encoding) -> Tensor:
-        """All columns of the Jacobian, or ``exact_up_to`` random ones per event, (batch, D, k)."""
-        dim = encoding.u.shape[1]
-        if dim <= self.exact_up_to:
-            return encoding.jacobian()
-        chosen = encoding.draw(torch.rand, dim).argsort(1)[:, : self.exact_up_to]
-        return encoding.jacobian(F.one_hot(chosen, dim))
+    def __call__(self, encoding: Encoding) -> Tensor:
+        nats = self._log_volume(encoding) - standard_normal_log_prob(encoding.u)
+        return nats.mean() / (encoding.u.shape[1] * math.log(2))
 
-    def _log_volume(self, encoding: Encoding, columns: Tensor | None = None) -> Tensor:
+    def _log_volume(self, encoding: Encoding) -> Tensor:
         """Log-volume in nats, (batch,), or an estimate; in training zeros with its gradient."""
         if encoding.u.shape[1] <= self.exact_up_to:
-            return volume.jacobian_log_volume(encoding.jacobian() if columns is None else columns)
+            return volume.jacobian_log_volume(encoding.jacobian())
         if torch.is_grad_enabled():
             return log_volume_gradient(encoding)
         probes, u = torch.Generator().manual_seed(0), encoding.u  # the same in all validations
         with full_precision(u):
             return volume.estimate_log_volume(encoding.decode, u, PROBES, generator=probes)[0]
-
-
-class ManifoldLikelihood(VolumeTerm):
-    r"""Negative log-density on the manifold, of rectangular flows (Caterini et al. 2021).
-
-    .. math:: -\log p_M = -\log N(u; 0, I) + \tfrac12 \log\det J^T J
-
-    in bits per dimension of the manifold. Above ``exact_up_to`` values of training steps omit the
-    volume, and validations estimate it (:func:`.estimate_log_volume`).
-    """
-
-    def __call__(self, encoding: Encoding) -> Tensor:
-        nats = self._log_volume(encoding) - standard_normal_log_prob(encoding.u)
-        return nats.mean() / (encoding.u.shape[1] * math.log(2))
-
-
-class NonOrthogonality(VolumeTerm):
-    """How far the metric is from a diagonal one (:func:`.non_orthogonality`).
-
-    Above ``exact_up_to`` the lengths are those of that many random coordinates, and the volume is
-    as in :class:`ManifoldLikelihood`.
-    """
-
-    def __call__(self, encoding: Encoding) -> Tensor:
-        jacobians = self._columns(encoding)
-        nats = self._log_volume(encoding, jacobians)
-        return volume.non_orthogonality(jacobians, nats, encoding.u.shape[1]).mean()
-
-
-class OffDiagonal(VolumeTerm):
-    r"""Mean absolute off-diagonal entry of the metric (Flouris & Konukoglu 2023).
-
-    .. math:: \frac{1}{d (d - 1)} \sum_{i \ne j} |(J^T J)_{ij}|
-
-    Above ``exact_up_to`` the mean is over that many random coordinates.
-    """
-
-    def __call__(self, encoding: Encoding) -> Tensor:
-        jacobians = self._columns(encoding)
-        metric, count = jacobians.mT @ jacobians, jacobians.shape[2]
-        off = metric.abs().sum((1, 2)) - metric.diagonal(dim1=1, dim2=2).abs().sum(1)
-        return off.mean() / max(1, count * (count - 1))
 
 
 def log_volume_gradient(encoding: Encoding) -> Tensor:

@@ -15,13 +15,13 @@ WIDTH, MAX_PANEL = 7.0, 3.8  # width of a page, and largest width of a panel, in
 SAMPLE_ROWS = 2
 
 
-def sample_panels(panels: Mapping[str, Array], columns: int, per_row: int = 8) -> Figure:
-    """Draw Figures 3, 5, 6, 8, 9 and 10: a square of per_row^2 images for each method."""
+def sample_panels(panels: Mapping[str, Array], columns: int) -> Figure:
+    """Draw Figures 3, 5, 6, 8, 9 and 10: a square of 8 x 8 images for each method."""
     columns = min(columns, len(panels))
     side = min(WIDTH / columns, MAX_PANEL)
     figure, grid = panel_grid(len(panels), columns, (side, side + 0.25), "compressed")
     for axes, letter, (name, images) in zip(grid, ascii_lowercase, panels.items(), strict=False):
-        show(axes, tile(images[: per_row**2], per_row))
+        show(axes, tile(images[:64], 8))
         axes.set_xlabel(f"({letter}) {name}", fontsize=9)
     return figure
 

@@ -117,7 +117,6 @@ class RunHooks:
             self._mlflow.before_pipeline_run(run_params, pipeline, catalog)
             mlflow.set_tags(tracking.tags(self._loader, is_part))
             tracking.log_parameters(self._loader)
-        tracking.observer.get().on_run(self._mlflow.run_id)
 
     @hook_impl
     def before_node_run(self) -> None:
@@ -178,13 +177,13 @@ class RunHooks:
         pipeline: Pipeline,
         catalog: CatalogProtocol,
     ) -> None:
-        """End the run as FAILED or pruned (KILLED); show a user's mistake without a traceback."""
+        """End the run as FAILED; show a user's mistake without a traceback."""
         import mlflow
 
         from submanifold.runs import tracking
 
         if self._is_mlflow_enabled:
-            mlflow.end_run("KILLED" if isinstance(error, tracking.Pruned) else "FAILED")
+            mlflow.end_run("FAILED")
         self._lock.close()
         cause: BaseException | None = error
         while cause is not None:

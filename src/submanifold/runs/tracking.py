@@ -9,10 +9,8 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -54,34 +52,14 @@ PART = "submanifold.part"  # tag of a run of some nodes
 SECONDS = 1.0  # between rows of training losses; a request takes milliseconds
 
 
-class Pruned(Exception):  # noqa: N818
-    """Raised by an observer to end a training; its MLflow run gets the status KILLED."""
-
-
-@dataclass(frozen=True)
-class Observer:
-    """Callbacks of the code that starts runs, such as a hyperparameter search.
-
-    ``on_run`` is called with the id of each MLflow run that begins, which gets the ``tags``;
-    ``on_log`` with the phase, the step and the values; it may raise :class:`Pruned`.
-    """
-
-    tags: Mapping[str, str] = field(default_factory=dict)
-    on_run: Callable[[str], object] = bool
-    on_log: "Log | None" = None
-
-
-observer: ContextVar[Observer] = ContextVar("observer", default=Observer())  # noqa: B039  frozen
-
-
 def log_callback(first_step: int, first_stage: int) -> "Log | None":
-    """Return the callback of a training for the active MLflow run and the observer, if any.
+    """Return the callback of a training for the active MLflow run, if there is one.
 
     ``first_step`` is the number of steps of the phases before, whose curves it continues.
     """
-    on_log, last = observer.get().on_log, -math.inf
     if mlflow.active_run() is None:
-        return on_log
+        return None
+    last = -math.inf
 
     def callback(phase: str, step: int, values: "Row") -> None:
         nonlocal last
@@ -94,8 +72,6 @@ def log_callback(first_step: int, first_stage: int) -> "Log | None":
             except Exception as error:  # the training continues; history.json has all rows
                 why = reason(mlflow.get_tracking_uri(), error)
                 log.warning("MLflow has not received the losses of step %d (%s)", step, why)
-        if on_log:
-            on_log(phase, step, values)
 
     return callback
 
@@ -131,7 +107,6 @@ def tags(loader: ExperimentConfigLoader, is_part: bool) -> dict[str, str]:
         "dataset": experiment.data_name,
         "method": experiment.method,
         "seed": str(experiment.seed),
-        **observer.get().tags,
     }
     if is_part:
         chosen[PART] = "true"

@@ -28,7 +28,6 @@ class System(NamedTuple):
     weighted: Mapping[str, float] = {}
     noisy: str | None = None
     dims: Sequence[int] = (1,)
-    least_dim: int = 1  # manifold dimension from which on it differs from the method
     has_density: bool = True
     has_manifold: bool = True
 
@@ -67,8 +66,7 @@ def needs() -> dict[str, Params]:
     needs: dict[str, Params] = {}
     for data in MANIFOLDS:
         for name, system in SYSTEMS.items():
-            if manifold(data).dim >= system.least_dim:
-                needs[f"{data}: {name}"] = on_points(data, system)
+            needs[f"{data}: {name}"] = on_points(data, system)
     for data, images in IMAGES.items():
         for name, system in SYSTEMS.items():
             if system.image_steps:
