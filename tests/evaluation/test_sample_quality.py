@@ -8,7 +8,6 @@ import torch
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kernel_poly, mmd2
 
-from splits import recorded
 from submanifold.evaluation import features as module
 from submanifold.evaluation.sample_quality import (
     frechet_distance,
@@ -196,29 +195,24 @@ def test_kernel_distance_of_shifted_gaussians_is_unbiased(shift):
 
 
 @pytest.mark.parametrize("weights", [None, "download"])
-def test_groups_are_those_of_the_compared_images(monkeypatch, weights):
-    """The only feature of an image is its group: below 50 of training images."""
-
-    def group(*sets):
-        return [of_set[:, :1, 0, 0].astype(float) for of_set in sets]
-
-    for network in ("efficientnet_features", "inception_features"):
-        monkeypatch.setattr(module, network, lambda sets, *_: group(*sets))
-    train, test = images(90) // 6, 50 + images(60, seed=1) // 6
-    groups = {split: group(x)[0][:, 0].tolist() for split, x in (("train", train), ("test", test))}
-    with recorded(frechet_distance, kernel_distance, precision, recall) as calls:
-        sample_quality(train, test, images(40, seed=2), weights, CPU, groups)
-    assert len(calls["frechet_distance"]) == 2
-    unit = np.sqrt(np.mean(calls["frechet_distance"][0]["real"] ** 2))  # of the test images
-    for name, of_name in calls.items():
-        scale = 1 if weights or name == "frechet_distance" else unit
-        for call in of_name:
-            for of_set, kind in zip(call["groups"], ("real", "fake"), strict=True):
-                of_features = scale * call[kind][:, 0]
-                assert of_set is None or of_set.tolist() == pytest.approx(of_features.tolist())
-    for name in ("frechet_distance", "kernel_distance"):
-        for call, of_fake in zip(calls[name], (False, True), strict=True):
-            of_test, of_train = call["groups"]
-            assert of_test.min() >= 50
-            assert (of_train is not None) == of_fake
-        assert of_train.max() < 50
+def test_groups_are_those_of_the_compared_images(networks, weights):
+    train, test, samples = images(90), images(60, seed=1), images(40, seed=2)
+    groups = {"train": [n // 3 for n in range(90)], "test": [100 + n // 2 for n in range(60)]}
+    of_train, of_test = (np.array(groups[split]) for split in ("train", "test"))
+    quality = sample_quality(train, test, samples, weights, CPU, groups)
+    drawn = shuffled(90)[:40]
+    subset = np.sort(np.random.default_rng(0).choice(60, 40, replace=False))
+    compared = slice(None) if weights else subset
+    frechet = "fid" if weights else "frechet_distance"
+    for metrics, fake, of_fake in (
+        (quality, samples, None),
+        (quality["training_images"], train[drawn], of_train[drawn]),
+    ):
+        real, made = channel_means(test, fake)
+        assert metrics[frechet] == frechet_distance(
+            real[compared], made, (of_test[compared], of_fake)
+        )
+        scale = 1 if weights else np.sqrt(np.mean(real[subset] ** 2))
+        for name, distance in ON_FEATURES.items():
+            expected = distance(real[subset] / scale, made / scale, (of_test[subset], of_fake))
+            assert metrics[name] == expected

@@ -35,18 +35,18 @@ def run(couple, x, net):
 
 
 @needs_kernels
-def test_jacobian_log_volume_has_the_gradient_of_torch_modules(monkeypatch):
+def test_jacobian_log_volume_has_the_gradient_of_torch_modules():
     torch.manual_seed(0)
     model = Hierarchy([Stage(perturb(Glow((2, 4, 4), levels=1, steps=2, width=8)), 5)])
     u = torch.randn(3, 5)
 
-    def gradients():
+    def gradients(model, u):
         found = jacobian_log_volume(jacobian(model.decode, u)).sum()
         return torch.autograd.grad(found, [*model.parameters()], allow_unused=True)
 
-    by_kernels = gradients()
-    monkeypatch.setattr(kernels, "library", lambda: None)
-    for value, exact in zip(by_kernels, gradients(), strict=True):
+    by_kernels = gradients(model, u)
+    by_modules = gradients(copy.deepcopy(model).double(), u.double())  # without kernels
+    for value, exact in zip(by_kernels, by_modules, strict=True):
         assert (value is None) == (exact is None)
         if exact is not None:
             assert_close(value, exact)
@@ -70,14 +70,14 @@ def test_the_backward_pass_frees_hidden_layers_and_a_second_recomputes_them(dtyp
 
 
 @needs_kernels
-def test_only_inputs_and_nets_of_glow_are_supported(monkeypatch):
+def test_only_inputs_and_nets_of_glow_are_supported():
+    if not kernels.has_steps(torch.float32):
+        pytest.skip("unsupported processor")
     module, x = coupling(4, 8), torch.randn(2, 4, 3, 3)
-    assert fast.supports(x, [module.net]) == kernels.has_steps(torch.float32)
     with torch.autocast("cpu", torch.float16):
         assert not fast.supports(x, [module.net])
     with torch.autocast("cpu", torch.bfloat16):
         assert fast.supports(x, [module.net]) == kernels.has_steps(torch.bfloat16)
-    monkeypatch.setattr(kernels, "has_steps", lambda dtype: True)
     assert fast.supports(x, [module.net, module.net])
     for images in (x.double(), x[:, :, 0, 0], x[:, :3], x.repeat(1, 2, 1, 1)):
         assert not fast.supports(images, [module.net])
@@ -93,19 +93,14 @@ def test_only_inputs_and_nets_of_glow_are_supported(monkeypatch):
         assert not fast.supports(x, [module.net, net])
     for unsupported in (copy.deepcopy(module.net).double(), nn.Conv2d(2, 4, 1)):
         assert not fast.supports(x, [unsupported])
-    monkeypatch.undo()
-    monkeypatch.setattr(kernels, "library", lambda: None)
-    assert not fast.supports(x, [module.net])
-    module(x)
 
 
 @needs_kernels
-def test_glow_has_the_gradients_of_torch_modules(monkeypatch):
+def test_glow_has_the_gradients_of_torch_modules():
     torch.manual_seed(0)
     flow, x = perturb(Glow((3, 16, 16), 3, 2, 16), 0.1), torch.rand(8, 3, 16, 16) - 0.5
 
-    def gradient(bfloat16):
-        flow.zero_grad()
+    def gradient(flow, x, bfloat16=False):
         with torch.autocast("cpu", torch.bfloat16, bfloat16):
             z, log_det = flow(x)
             back = flow.inverse(torch.cat([z[:, :100], torch.zeros_like(z[:, 100:])], 1))
@@ -113,16 +108,13 @@ def test_glow_has_the_gradients_of_torch_modules(monkeypatch):
         loss.backward()
         return loss.detach(), torch.cat([p.grad.flatten() for p in flow.parameters()])
 
-    single_loss, single = gradient(bfloat16=False)
-    fast_loss, found = gradient(bfloat16=True)
-    monkeypatch.setattr(fast, "supports", lambda *_: False)
-    loss, exact = gradient(bfloat16=False)
-    _, rounded = gradient(bfloat16=True)
+    loss, exact = gradient(copy.deepcopy(flow).double(), x.double())  # without kernels
+    single_loss, single = gradient(copy.deepcopy(flow), x)
+    fast_loss, found = gradient(flow, x, bfloat16=True)
     assert single_loss.item() == pytest.approx(loss.item(), rel=1e-5)
     assert (single - exact).norm() <= 1e-4 * exact.norm()
     assert fast_loss.item() == pytest.approx(loss.item(), rel=2e-3)
-    assert (found - exact).norm() <= 1.5 * (rounded - exact).norm()
-    assert torch.cosine_similarity(found, exact, dim=0) > 0.999
+    assert torch.cosine_similarity(found.double(), exact, dim=0) > 0.999
 
 
 @needs_kernels

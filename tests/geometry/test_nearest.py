@@ -5,9 +5,8 @@ from hypothesis import strategies as st
 
 from strategies import perturb
 from submanifold.flows import Affine, RealNVP
-from submanifold.geometry.nearest import Nearest, gauss_newton, nearest_point
+from submanifold.geometry.nearest import gauss_newton, nearest_point
 from submanifold.models import Hierarchy, Stage
-from submanifold.models import model as models
 
 
 def affine(dim, d, seed):
@@ -58,7 +57,7 @@ def test_coordinates_are_those_of_the_projection_that_is_chosen(dim):
 def test_without_gradients_the_nearest_point_is_the_start():
     model, _, _ = affine(4, 2, 0)
     x, u = torch.randn(3, 4).double(), torch.randn(3, 2).double()
-    nearest = nearest_point(model._decode, x, u.clone(), 0)
+    nearest = nearest_point(model.decode, x, u.clone(), 0)
     assert torch.equal(nearest.u, u)
     assert torch.equal(nearest.image, model.decode(u))
 
@@ -180,17 +179,17 @@ def test_easy_points_do_not_wait_for_hard_ones():
     assert decodes(torch.cat([easy, hard])) == decodes(hard)
 
 
-def test_projections_compute_4_and_16_gradients(monkeypatch):
-    computed = []
-    monkeypatch.setattr(
-        models,
-        "nearest_point",
-        lambda decode, x, u, gradients, *_: computed.append(gradients) or Nearest(u, decode(u)),
-    )
-    model, x = Hierarchy([Stage(RealNVP(12, 2), 9)]), torch.zeros(2, 12)
-    model.project(x)
-    model.project(x, nearest=True)
-    assert computed == [4, 16]
+@pytest.mark.parametrize(("nearest", "gradients"), [(False, 4), (True, 16)])
+def test_projections_compute_4_and_16_gradients(nearest, gradients):
+    decoded = []
+
+    class Counted(RealNVP):
+        def inverse(self, z, context=None):
+            decoded.append(torch.is_grad_enabled())
+            return super().inverse(z, context)
+
+    Hierarchy([Stage(Counted(12, 2), 9)]).project(torch.ones(2, 12), nearest)
+    assert sum(decoded) == gradients
 
 
 def test_the_nearest_of_all_decoded_points_is_returned():

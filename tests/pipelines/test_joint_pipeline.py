@@ -1,5 +1,6 @@
 """Joint methods, and the pipelines that are registered for an experiment."""
 
+import inspect
 import re
 
 import pytest
@@ -70,3 +71,16 @@ def test_joint_method_of_two_stages_trains_them_together(project):
     paths = run.path("hierarchy"), hierarchical["hierarchy"]._filepath
     joint_key, key = (path.parent.name[-10:] for path in paths)
     assert joint_key != key, "keys of equal settings differ by the phases"
+
+
+@pytest.mark.parametrize("name", ["hierarchical", "ood"])
+def test_nodes_get_the_data_of_the_split_that_their_argument_names(project, name):
+    splits = set()
+    for node in registered(project, method="H-MM")[name].nodes:
+        for argument, dataset in zip(
+            inspect.signature(node.func).parameters, node.inputs, strict=False
+        ):
+            if argument in ("train", "valid", "test"):
+                assert re.search(rf"(^|[_.]){argument}$", dataset.split("@")[0]), node.name
+                splits.add(argument)
+    assert splits == {"train", "valid", "test"}

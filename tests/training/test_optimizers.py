@@ -6,7 +6,6 @@ from torch import nn
 
 from submanifold.flows import Glow, RealNVP
 from submanifold.models import Hierarchy, Stage
-from submanifold.training import optimizers
 from submanifold.training.optimizers import (
     ITERATIONS,
     Muon,
@@ -93,18 +92,6 @@ def test_beside_muon_second_moments_are_averaged_over_twenty_steps(muon_lr, rate
     moments = optimizer.state[weight]
     torch.testing.assert_close(moments["exp_avg"], 0.1 * weight.grad)
     torch.testing.assert_close(moments["exp_avg_sq"], rate * weight.grad)
-
-
-def test_a_step_orthogonalizes_each_shape_at_once_and_adam_is_fused(monkeypatch):
-    model, batches = Hierarchy([Stage(Glow((3, 8, 8), 2, 3, 8), 20)]), []
-    monkeypatch.setattr(
-        optimizers, "orthogonalize", lambda x: batches.append(len(x)) or orthogonalize(x)
-    )
-    muon, adam = optimizers_for(model, 0.01, 0.02)
-    model(torch.rand(2, 3, 8, 8) - 0.5)[2].sum().backward()
-    muon.step()
-    assert sorted(batches) == [3, 3, 3, 3, 6]  # 3x3 kernels of two levels, and 1x1 kernels
-    assert adam.defaults["fused"]
 
 
 @pytest.mark.parametrize(("hidden", "matrices"), [(128, 3), (129, 2)])

@@ -8,7 +8,6 @@ import pytest
 import torch
 from resumable import MODEL, phase, smooth_images
 
-from splits import as_maps, checked_splits
 from submanifold.common.errors import UserError
 from submanifold.data.batches import Batches
 from submanifold.data.tables import Preprocessor
@@ -16,8 +15,7 @@ from submanifold.losses import encode
 from submanifold.losses.terms import Likelihood
 from submanifold.models import ModelSettings
 from submanifold.training import RotationSettings
-from submanifold.training import phases as module
-from submanifold.training.phases import encode_rows, train_phase, train_phases
+from submanifold.training.phases import encode_rows, rotate_phase, train_phase, train_phases
 
 IMAGES = smooth_images(100)
 FROZEN = {"learning_rate": 1e-12, "muon_lr": None, "steps": 4, "validate_every": 4}
@@ -136,26 +134,20 @@ def test_only_the_stages_of_a_phase_are_trained(tmp_path, first):
 
 
 def test_all_phases_train_on_training_data_and_validate_on_validation_data(tmp_path):
-    sizes = []
+    """Other validation data change the validations of all phases, and nothing else."""
     phases = {
-        "density": phase(1, **FROZEN),
+        "density": phase(1, validate_every=24),  # a Jacobian that depends on the events
         "rotation": RotationSettings(rotate=1, probes=64),
         "code": phase(2, **FROZEN),
     }
-    data = as_maps(tmp_path, train=IMAGES[20:], valid=IMAGES[:20])
-    with checked_splits() as checked, pytest.MonkeyPatch.context() as patch:
-        train = module.train_phase
-
-        def recorded(phase, model, before, train_rows, valid_rows, *rest, **options):
-            sizes.append((len(train_rows), len(valid_rows)))
-            return train(phase, model, before, train_rows, valid_rows, *rest, **options)
-
-        patch.setattr(module, "train_phase", recorded)
-        train_phases(
-            phases, MODEL, **data, seed=7, device=torch.device("cpu"), folder=f"{tmp_path}"
-        )
-    assert {"train_phase: train", "train_phase: valid", "rotate_phase: train"} <= checked
-    assert sizes == 2 * [(len(IMAGES) - 20, 20)]
+    models, validations = [], []
+    for name, valid in (("same", IMAGES[:20]), ("other", 0.5 * IMAGES[:20])):
+        place = 7, torch.device("cpu"), tmp_path / name
+        models.append(train_phases(phases, MODEL, IMAGES[20:], valid, *place))
+        validations.append([each["bits_per_dim"] for each in models[-1].notes["phases"]])
+    states = [[*model.state_dict().values()] for model in models]  # with those of the rotation
+    assert all(map(torch.equal, *states))
+    assert all(found != other for found, other in zip(*validations, strict=True))
 
 
 def test_a_phase_is_not_resumed_after_another_first_phase(tmp_path):
@@ -177,29 +169,27 @@ def test_a_phase_is_not_resumed_after_another_first_phase(tmp_path):
     assert same(train(1e-2), weights(trained)), "both phases are finished"
 
 
-def test_phases_after_a_rotation_resume_with_its_result(tmp_path, monkeypatch):
+def test_phases_after_a_rotation_resume_with_its_result(tmp_path):
     phases = {
         "density": phase(1, **FROZEN),
         "rotation": RotationSettings(rotate=1, probes=64),
         "penalty": phase(1, **FROZEN),
     }
     arguments = MODEL, IMAGES[20:], IMAGES[:20], 7, torch.device("cpu"), tmp_path
-    train_phases(phases, *arguments)
-    monkeypatch.setattr("submanifold.training.rotation.draw_probes", None)
-    train_phases(phases, *arguments)
+    trained = train_phases(phases, *arguments)
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    assert same(train_phases(phases, *arguments), weights(trained))
+    assert {path: path.stat().st_mtime_ns for path in written} == written
 
 
-def test_a_folder_is_locked_while_a_rotation_is_fitted(tmp_path, first, monkeypatch):
-    locks = []
-
-    def fit(*_):
-        locks.append((tmp_path / ".lock").exists())
-        return {"seconds": 0.0}
-
-    monkeypatch.setattr(module, "fit_rotation", fit)
+def test_a_folder_is_locked_while_a_rotation_is_fitted(tmp_path, first):
+    model, locks = copy.deepcopy(first), set()
+    model.stages[0].flows[0].levels[0].register_forward_hook(
+        lambda *_: locks.add((tmp_path / ".lock").exists())
+    )
     phase = RotationSettings(rotate=1, probes=64)
-    module.rotate_phase(phase, first, IMAGES, 7, torch.device("cpu"), tmp_path, "rotation")
-    assert locks == [True]
+    rotate_phase(phase, model, IMAGES, 7, torch.device("cpu"), tmp_path, "rotation")
+    assert locks == {True}
 
 
 def test_threads_train_at_the_same_time_with_their_seeds(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import resumable
 import torch
 from pydantic import ValidationError
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from submanifold.common.errors import UserError
 from submanifold.data.batches import Batches
@@ -320,19 +321,16 @@ def test_a_batch_that_overflows_changes_no_weight_to_nan(tmp_path, wrong):
     assert all(torch.isfinite(p).all() for p in hierarchy.parameters())
 
 
-def test_losses_that_are_not_finite_roll_back_and_halve_the_learning_rate(
-    tmp_path, caplog, monkeypatch
-):
-    rates = []
-    step = torch.optim.Adam.step
-    monkeypatch.setattr(
-        torch.optim.Adam,
-        "step",
-        lambda self: (rates.append(self.param_groups[0]["lr"]), step(self)),
+def test_losses_that_are_not_finite_roll_back_and_halve_the_learning_rate(tmp_path, caplog):
+    rates, loss = [], Faulty(bad=range(11, 31))
+    hook = register_optimizer_step_pre_hook(
+        lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"])
     )
-    loss = Faulty(bad=range(11, 31))
-    with caplog.at_level(logging.WARNING, "submanifold"):
-        hierarchy, history = run(tmp_path, loss)
+    try:
+        with caplog.at_level(logging.WARNING, "submanifold"):
+            hierarchy, history = run(tmp_path, loss)
+    finally:
+        hook.remove()
     assert "stage_1: not finite at step 30; back to step 10" in caplog.text
     assert "learning rate halved (1 of 3)" in caplog.text
     # ten good steps, twenty before the rollback, and the last twenty at half the rate
