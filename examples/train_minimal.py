@@ -13,6 +13,7 @@ import torch
 from submanifold.common.device import SeededRandom, autocast, choose_device, choose_precision
 from submanifold.config.resolve import default_method
 from submanifold.data import Batches
+from submanifold.data.batches import fixed_batches
 from submanifold.data.prepare import prepare
 from submanifold.data.settings import ImageSettings
 from submanifold.evaluation.likelihood import per_event
@@ -88,9 +89,9 @@ def main(pictures: str, folder: Path, size: int = 32, dim: int = 500) -> dict[st
     model.data = data.facts
     model.save(folder / "model.safetensors")
 
-    batches = Batches(test, 256, device=device)
-    log_prob = per_event(model.to(device).log_prob, batches)
-    errors = squared_errors(model.encoder_projection, batches)
+    model.to(device)
+    log_prob = per_event(model.log_prob, fixed_batches(test, 256, device))
+    errors = squared_errors(model.encoder_projection, fixed_batches(test, 256, device))
     return {"bits_per_dim": model.to_bits_per_dim(log_prob).mean(), "mse": errors.mean()}
 
 

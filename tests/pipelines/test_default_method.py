@@ -172,7 +172,7 @@ def test_ood_pipeline_scores_and_measures_every_image(ood):
     assert "my noise" in text
     assert f"over groups of images ({len(set(test))} of photos and 40 of" in text
     assert f"With --alpha={rate:.0%}, submanifold score flags" in text
-    assert ood.path("ood_report").read_text().count("data:image/png") == 4 + 3 * 2
+    assert ood.path("ood_report").read_text().count("data:image/png") == 4 + 3
 
 
 def test_ood_images_have_the_groups_of_their_source(pictures, tmp_path):

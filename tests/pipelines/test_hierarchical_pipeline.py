@@ -11,9 +11,9 @@ from kedro.framework.cli.project import run as kedro_run
 from PIL import Image
 
 from submanifold import Hierarchy
-from submanifold.data.batches import Batches
+from submanifold.data.batches import fixed_batches
 from submanifold.evaluation.intervals import mean_interval
-from submanifold.evaluation.likelihood import dequantized_log_probs, to_bits_per_dim
+from submanifold.evaluation.likelihood import per_event, to_bits_per_dim
 from submanifold.evaluation.reconstruction import squared_errors
 
 pytestmark = pytest.mark.pipeline
@@ -71,9 +71,9 @@ def test_metrics_have_counts_and_intervals(run):
 def test_intervals_are_over_groups_of_images(run):
     metrics, groups = run.load("metrics"), np.array(run.load("groups")["test"])
     model, test = run.load("hierarchy"), run.load("x_test")
-    errors = squared_errors(model.encoder_projection, Batches(test, 64))
+    errors = squared_errors(model.encoder_projection, fixed_batches(test, 64))
     assert metrics["mse"] == pytest.approx(mean_interval(errors, groups), rel=1e-4)
-    (log_prob,) = dequantized_log_probs(model, test, 1, "cpu")
+    log_prob = per_event(model.log_prob, fixed_batches(test, 64))
     bits = mean_interval(to_bits_per_dim(log_prob, test), groups)
     assert metrics["bits_per_dim"] == pytest.approx(bits, rel=1e-4)
     number = len(set(groups))

@@ -144,6 +144,7 @@ def test_the_code_of_the_report_runs(tmp_path, monkeypatch, kind, make):
     np.save("points.npy", np.zeros((3, 2), np.float32))
     about = {"run": {"model": "model.safetensors"}, "kind": kind, "context": context_of(model)}
     about |= {"has_density": True, "is_calibrated": "groups" in model.calibration}
+    about["has_condition"] = "condition" in model.data
     exec(render("python.html", **about), scope)
     assert len(scope["u"]) == len(scope["projections"]) == len(scope["x"])
     assert len(scope["samples"]) == (20 if kind == "table" else 64)

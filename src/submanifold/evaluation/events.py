@@ -42,7 +42,9 @@ def measure_events(
         members, chosen = groups_of(groups, split), events[numbers]
         table = pd.DataFrame({"split": split, "number": numbers})
         table["group"] = numbers if members is None else members[numbers]
-        scores = score(model, chosen, QUICK if is_test else ("density",))
+        scores: dict[str, np.ndarray] = {}
+        if is_test or model.has_density:
+            scores = score(model, chosen, QUICK if is_test else ("density",))
         nats = -scores["density"] if "density" in scores else np.full(len(numbers), math.nan)
         table["bits_per_dim"] = to_bits_per_dim(nats, chosen)
         if (columns := table_of(model)) is not None:
