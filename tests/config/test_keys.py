@@ -5,6 +5,7 @@ from copy import deepcopy
 from pathlib import Path
 
 import pytest
+from small_methods import read_tables
 from syntax_trees import PACKAGE, PACKAGES, RECORD, describe, digest
 
 from submanifold.common.settings import Settings, flatten
@@ -14,6 +15,12 @@ from submanifold.config.merge import merge
 from submanifold.config.resolve import resolve
 from submanifold.config.schema import nest
 from submanifold.losses import Loss
+
+
+@pytest.fixture
+def tables():
+    return read_tables()
+
 
 MODELS = {"first", "second", "second.u", "model", "run", "report"}
 CHANGES = {

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_methods import read_tables
 
 from submanifold.common.errors import UserError
 from submanifold.common.settings import flatten
@@ -17,6 +18,11 @@ from submanifold.config.schema import effective
 from submanifold.config.validate import validate
 
 BASE = packaged_tables()
+
+
+@pytest.fixture
+def tables():
+    return read_tables()
 
 
 def resolve(parameters):

@@ -1,6 +1,5 @@
 """Settings of two small methods."""
 
-import pytest
 import yaml
 
 TABLES = """
@@ -33,7 +32,6 @@ evaluation: {samples: 10, dequantizations: 1, inception_weights: null}
 """
 
 
-@pytest.fixture
-def tables():
-    """Parameters as Kedro merges them from conf/base."""
+def read_tables():
+    """Return parameters as Kedro merges them from conf/base."""
     return yaml.safe_load(TABLES)
