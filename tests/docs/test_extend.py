@@ -73,9 +73,9 @@ def checkout(tmp_path_factory):
     ):
         assert f"`{entry}`" in TEXT
         insert(package / registry, mark, f"    {entry},\n")
-    field, score = "sparsity: Sparsity = Sparsity()", 'scores["largest_v"] = v.abs().amax(1)'
+    field, score = "sparsity: Sparsity = Sparsity()", 'scores["length_v"] = v.norm(dim=1)'
     metric = 'summary["median_error"] = median_interval(counted)'
-    described = '"largest_v": "largest coordinate off the manifold"'
+    described = '"length_v": "length of the coordinates off the manifold"'
     assert all(f"`{code}`" in TEXT for code in (field, score, described, metric))
     insert(package / "losses/loss.py", "^    manifold_likelihood", f"    {field}\n")
     insert(package / "evaluation/reconstruction.py", "^    summary = ", f"    {metric}\n")
@@ -92,7 +92,7 @@ def checkout(tmp_path_factory):
         insert(package / path, r"^from submanifold\..* import \w+", f"from submanifold.{name}\n")
     insert(folder / "tests/data/test_sources.py", "^    match name:", block('case "array"'))
     (package / "evaluation/metrics.yml").open("a").write(block("median_error"))
-    (folder / "docs/concepts/metrics.md").open("a").write("`median_error` `largest_v`")
+    (folder / "docs/concepts/metrics.md").open("a").write("`median_error` `length_v`")
     registry = package / "pipeline_registry.py"
     insert(registry, "^    return {", block('"sharpness"'))
     insert(registry, "^from submanifold.config", "from submanifold.pipelines import sharpness\n")
@@ -137,4 +137,4 @@ def test_commands_run(checkout, text):
     run(checkout, program, *arguments)
     if "--pipeline=ood" in text:
         (page,) = (checkout / "data/08_reporting").glob("*/ood.html")
-        assert "largest_v" in page.read_text()
+        assert "length_v" in page.read_text()

@@ -53,15 +53,16 @@ class CachedRun:
             loader.experiment = resolve(merge(self.tables, self.params))
         return loader
 
-    @property
+    @cached_property
     def settings(self) -> Experiment:
         """The resolved settings; a UserError if they are invalid."""
+        self.configuration.validate()
         return self.configuration.experiment
 
     @property
     def error(self) -> str | None:
         """The message about invalid settings, None if they are valid."""
-        return message_of(self.configuration.validate)
+        return message_of(lambda: self.settings)
 
     @property
     def key(self) -> str:
@@ -164,7 +165,7 @@ def message_of(check: Callable[[], object]) -> str | None:
 def run_all(runs: Collection[CachedRun]) -> None:
     """Run all unfinished experiments in turn; one that fails does not stop the others."""
     for run in runs:
-        run.configuration.validate()
+        run.settings  # noqa: B018  a UserError before any run, if they are invalid
     waiting = [run for run in runs if not run.is_finished]
     failed = []
     for number, run in enumerate(waiting, start=1):

@@ -4,7 +4,7 @@ import zlib
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import ndtri
+import scipy  # submodules load on first use
 
 from submanifold.data.tables.columns import Varying
 
@@ -59,7 +59,7 @@ class RowEncoder:
         if moved.any():
             x[moved] = ((numbers + 0.5 - self.offset) / self.scale)[moved]
         if is_missing.any():
-            normal = ndtri(noise[is_missing])
+            normal = scipy.special.ndtri(noise[is_missing])
             x[is_missing] = normal
             rows = np.nonzero(is_missing)[0]
             log_weights += np.bincount(rows, (normal**2 + LOG_2_PI) / 2, len(numbers))
