@@ -117,8 +117,8 @@ def score(
     """
     _check_options({"--own": own or None, "--alpha": alpha, "--fdr": fdr})
     predictor = load_predictor(model, device)
-    of_others = {"--sheet": sheet} if predictor.is_table else {"--id": identifier}
-    _refuse_unusable(predictor, of_others | ({} if predictor.is_table else {"--explain": explain}))
+    of_tables = {"--id": identifier, "--explain": explain}
+    _refuse_unusable(predictor, {"--sheet": sheet} if predictor.is_table else of_tables)
     if out is None:
         others = ["_columns.csv"] * explain + [".png"] * own
         out = default_output("scores", ".csv", *others)

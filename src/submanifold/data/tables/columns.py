@@ -21,7 +21,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 MAX_EXACT = 2.0**53  #: Up to it float64 represents all integers.
 MAX_NAMED = 5  #: Number of columns that a message names.
 MAX_CATEGORIES = 256
-MAX_CODES = 20  #: Numbers of at most so many different values may be codes.
+MAX_CODES = 20  #: Number of different values up to which numbers may be codes.
 SNAP = 1e-3  #: Largest distance below a value of the grid that counts as on it, in steps.
 FIRST_DATE, LAST_DATE = -62135596800.0, 253402300799.0  #: Seconds of the years 1 to 9999.
 PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
