@@ -361,6 +361,11 @@ def test_outputs_are_checked_before_the_inputs_are_read(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("out", [".", "/"])
+def test_scores_are_not_written_to_a_folder(model_file, out):
+    assert_rejected(run("score", model_file, "nowhere", "--out", out), "--out=", "got no suffix")
+
+
 @pytest.mark.parametrize(
     ("command", "out"),
     [

@@ -122,10 +122,10 @@ def score(
     if out is None:
         others = ["_columns.csv"] * explain + [".png"] * own
         out = default_output("scores", ".csv", *others)
+    check_path("--out", out, TABLES, predictor, model, inputs)
+    by_column = out.with_stem(f"{out.stem}_columns")
     if own and sheet is None and predictor.is_image:
         sheet = out.with_suffix(".png")
-    by_column = out.with_stem(f"{out.stem}_columns")
-    check_path("--out", out, TABLES, predictor, model, inputs)
     if sheet is not None:
         check_path("--sheet", sheet, (".png",), predictor, model, inputs)
     if explain:
