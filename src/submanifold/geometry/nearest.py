@@ -142,23 +142,31 @@ def nearest_point(
 
 @torch.no_grad()
 def gauss_newton(
-    decode: Callable[..., Tensor], x: Tensor, u: Tensor, steps: int, context: Context = None
+    decode: Callable[..., Tensor],
+    x: Tensor,
+    u: Tensor,
+    steps: int,
+    context: Context = None,
+    least_decrease: float = 0.0,
 ) -> Nearest:
     """Reduce the distance by Gauss-Newton steps with all columns of J, for few coordinates.
 
-    Arguments and results are those of :func:`nearest_point`; steps are :func:`.damped_steps`.
+    Arguments and results are those of :func:`nearest_point`; steps are :func:`.damped_steps`,
+    which end for events whose squared distance decreases by at most a share ``least_decrease``.
     """
+    every = torch.arange(len(x), device=x.device)
+
+    def error(u: Tensor, rows: Tensor) -> Tensor:
+        return _squared_error(x[rows], select(decode, context, rows)(u))
+
+    def step(u: Tensor, rows: Tensor) -> Tensor:
+        chosen = None if context is None else context[rows]
+        columns = jacobian(decode, u, context=chosen).mT
+        return _least_squares(columns, (x[rows] - select(decode, context, rows)(u)).flatten(1))
+
     decode_all = select(decode, context)
-
-    def error(u: Tensor) -> Tensor:
-        return _squared_error(x, decode_all(u))
-
-    def step(u: Tensor) -> Tensor:
-        columns = jacobian(decode, u, context=context).mT
-        return _least_squares(columns, (x - decode_all(u)).flatten(1))
-
-    lost = _is_lost(decode_all, x, u, error(u))
-    u = damped_steps(error, step, torch.where(lost[:, None], 0.0, u), steps)
+    lost = _is_lost(decode_all, x, u, error(u, every))
+    u = damped_steps(error, step, torch.where(lost[:, None], 0.0, u), steps, least_decrease)
     return Nearest(u, decode_all(u))
 
 

@@ -35,32 +35,35 @@ def conjugate_gradients(
 
 @torch.no_grad()
 def damped_steps(
-    energy: Callable[[Tensor], Tensor],
-    step: Callable[[Tensor], Tensor],
+    energy: Callable[[Tensor, Tensor], Tensor],
+    step: Callable[[Tensor, Tensor], Tensor],
     z: Tensor,
     steps: int,
     least_decrease: float = 0.0,
 ) -> Tensor:
     """Reduce energies (batch,) over z (batch, n) by steps, such as those of Gauss and Newton.
 
-    Each event's step is halved, at most :data:`HALVINGS` times, until its energy decreases. Its
-    search ends where the relative decrease is not larger than ``least_decrease``.
+    ``energy(z, rows)`` and ``step(z, rows)`` are those of points z of the events ``rows``. Each
+    event's step is halved, at most :data:`HALVINGS` times, until its energy decreases. Its search
+    ends where the relative decrease is at most
+    ``least_decrease``.
     """
-    lowest = energy(z)
-    moving = torch.ones_like(lowest, dtype=torch.bool)
+    z, rows = z.clone(), torch.arange(len(z), device=z.device)
+    lowest = energy(z, rows)
     for _ in range(steps):
-        move, start, previous = step(z), z, lowest
-        for _ in range(1 + HALVINGS):
-            tried = start + move
-            tried_energy = energy(tried)
-            better = moving & (tried_energy < lowest)
-            z = torch.where(better[:, None], tried, z)
-            lowest = torch.where(better, tried_energy, lowest)
-            searching = moving & (lowest >= previous)
-            move = torch.where(searching[:, None], move / 2, 0.0)
-            if not searching.any():
+        start, previous = z[rows], lowest[rows]
+        move = step(start, rows)
+        trying = torch.arange(len(rows), device=z.device)
+        for halving in range(1 + HALVINGS):
+            tried, events = start[trying] + move[trying] / 2**halving, rows[trying]
+            tried_energy = energy(tried, events)
+            better = tried_energy < lowest[events]
+            z[events[better]] = tried[better]
+            lowest[events[better]] = tried_energy[better]
+            trying = trying[~better]
+            if not len(trying):
                 break
-        moving = moving & (lowest < (1 - least_decrease) * previous)
-        if not moving.any():
+        rows = rows[lowest[rows] < (1 - least_decrease) * previous]
+        if not len(rows):
             break
     return z

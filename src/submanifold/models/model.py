@@ -21,6 +21,7 @@ FACTS = ("notes", "data", "calibration")  #: Attributes of models in the header.
 
 GRADIENTS, NEAREST_GRADIENTS = 4, 16  #: Gradients of the default and of the nearest projection.
 FEW, GAUSS_NEWTON_STEPS = 8, 12  #: Largest dimension of nearest projections by steps, and number.
+LEAST_DECREASE = 1e-3  #: Share of an image's squared error by which another step must reduce it.
 
 ProjectionKind = Literal["encoder", "default", "nearest"]
 Values = TypeVar("Values")
@@ -262,10 +263,12 @@ class Model(nn.Module, ABC):
     @torch.no_grad()
     def _project(self, x: Tensor, nearest: bool, context: Context) -> Nearest:
         u = self._coordinates_of(x, context)
+        is_image = len(self.event_shape) == 3
         if nearest and self.dim <= FEW:
-            return gauss_newton(self._decode, x, u, GAUSS_NEWTON_STEPS, context)
+            least = LEAST_DECREASE if is_image else 0.0
+            return gauss_newton(self._decode, x, u, GAUSS_NEWTON_STEPS, context, least)
         gradients, precision = NEAREST_GRADIENTS if nearest else GRADIENTS, None
-        if not nearest and len(self.event_shape) == 3:
+        if not nearest and is_image:
             precision = choose_precision("auto", u)
         return nearest_point(self._decode, x, u, gradients, self.eigenvalues, precision, context)
 
