@@ -3,9 +3,9 @@
     python -m benchmarks.missing FOLDER
     python -m benchmarks.missing --gaussian 40 100  # error of the density, by columns
 
-FOLDER and the protocol ``semi`` are those of :mod:`benchmarks.adbench`. Compared are the estimator
-with missing values, the estimator on medians, and nearest neighbors on medians. Each set, rate and
-seed is a row of ``data/08_reporting/missing.csv``; existing rows are kept.
+FOLDER and the protocol ``semi`` are those of :mod:`benchmarks.anomalies`. Compared are the
+estimator with missing values, the estimator on medians, and nearest neighbors on medians. Each set,
+rate and seed is a row of ``data/08_reporting/missing.csv``; existing rows are kept.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import torch
 from scipy.stats import multivariate_normal
 from sklearn.metrics import roc_auc_score
 
-from benchmarks.adbench import NEIGHBORS, Split, neighbors, split_rows
+from benchmarks.anomalies import Split, by_neighbors, split_rows
 from submanifold.sklearn import ManifoldFlow
 
 RESULTS = Path("data/08_reporting/missing.csv")
@@ -82,9 +82,7 @@ def measure(
     x = np.where(is_missing, np.nan, x)
     filled = np.where(is_missing, np.nanmedian(x[train], axis=0), x)
     flow, of_medians = (ManifoldFlow(random_state=seed).fit(rows[train]) for rows in (x, filled))
-    mean, std = filled[train].mean(0), filled[train].std(0)
-    standard = (filled - mean) / np.where(std > 0, std, 1)
-    near = neighbors(Split(standard[train], standard[test], is_anomaly, False), NEIGHBORS).mean(1)
+    near, _ = by_neighbors(Split(filled[train], filled[test], is_anomaly), seed)
     p_values = flow.p_values(x[test])
     alarms = p_values[~is_anomaly] <= 0.05
     counts = is_missing[test].sum(1)[~is_anomaly]

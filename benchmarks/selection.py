@@ -3,7 +3,7 @@
     pip install nonconform==2.0.0
     python -m benchmarks.selection FOLDER     # measures what is missing
 
-Prints the tables of docs/evidence/selection.md. Splits are those of :mod:`benchmarks.adbench`.
+Prints the tables of docs/evidence/selection.md. Splits are those of :mod:`benchmarks.anomalies`.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from sklearn.base import BaseEstimator
 from sklearn.ensemble import IsolationForest
 from sklearn.neighbors import NearestNeighbors
 
-from benchmarks.adbench import NEIGHBORS, ROWS, make_split, split_rows
+from benchmarks.anomalies import NEIGHBORS, ROWS, make_split, split_rows
 from benchmarks.results import kept, markdown, with_interval
 from submanifold.evaluation.calibration import MIN_IMAGES, select
 from submanifold.evaluation.intervals import mean_interval
@@ -65,7 +65,7 @@ def measure(file: Path, seed: int, steps: int | None) -> list[dict[str, Any]]:
     with np.load(file, allow_pickle=True) as arrays:
         x, y, rows = arrays["X"], arrays["y"] == 1, []
     train, test = split_rows(y, "semi", seed, ROWS)
-    split = make_split(x, y, "semi", seed, ROWS)
+    split = make_split(x, y, "semi", seed, ROWS).standardized
     count = max(round(HELD_OUT * len(train)), MIN_IMAGES)
     _, copies, counts = np.unique(x[test], axis=0, return_inverse=True, return_counts=True)
     tied = float((counts[copies] > 1).mean())

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.adbench import make_split
+from benchmarks.anomalies import make_split
 
 
 @pytest.mark.parametrize("protocol", ["semi", "unsup"])
