@@ -22,7 +22,8 @@ from sklearn.neighbors import NearestNeighbors
 
 from benchmarks.anomalies import NEIGHBORS, ROWS, make_split, split_rows
 from benchmarks.results import kept, markdown, with_interval
-from submanifold.evaluation.calibration import MIN_IMAGES, select
+from submanifold.evaluation.calibration import MIN_IMAGES
+from submanifold.evaluation.discoveries import select
 from submanifold.evaluation.intervals import mean_interval
 from submanifold.sklearn import HELD_OUT, ManifoldFlow
 

@@ -11,13 +11,8 @@ import torch
 from strategies import initialized_glow
 from submanifold.common.errors import UserError
 from submanifold.evaluation import calibration as module
-from submanifold.evaluation.calibration import (
-    COMBINATION,
-    MIN_IMAGES,
-    Calibration,
-    calibrate,
-    select,
-)
+from submanifold.evaluation.calibration import COMBINATION, MIN_IMAGES, Calibration, calibrate
+from submanifold.evaluation.discoveries import select
 from submanifold.evaluation.scores import best_noise_scale, score
 from submanifold.flows import Affine
 from submanifold.models import Hierarchy, Stage
@@ -289,15 +284,3 @@ def test_a_calibration_needs_finite_scores():
         events[:count] = np.random.default_rng(0).standard_normal((count, 3))
         why = calibrate(model, events, torch.device("cpu"))["why"]
         assert f"got 40 rows, {40 - count} of them without finite scores" in why
-
-
-@pytest.mark.parametrize(
-    ("p_values", "selected"),
-    [
-        ([0.9, 0.03, 0.04, 0.5], [1, 2]),  # the largest p(k) of at most k / 40 decides: 0.04, k = 2
-        ([0.03, 0.03, 0.08, 0.09], [0, 1, 2, 3]),
-        ([0.026, 0.2, 0.3, 0.4], []),
-    ],
-)
-def test_a_selection_steps_up(p_values, selected):
-    assert np.flatnonzero(select(np.array(p_values), 0.1)).tolist() == selected

@@ -14,6 +14,7 @@ from calibrated import calibrated_model, png, smooth_images
 from commands import run
 from submanifold import Predictor
 from submanifold.common.errors import UserError
+from submanifold.evaluation.discoveries import false_discovery_bound
 from submanifold.flows import RealNVP
 from submanifold.inference.outputs import output
 from submanifold.inference.records import RunRecord, write_record
@@ -160,6 +161,8 @@ def test_a_false_discovery_rate_flags_more_than_the_smallest_p_values(model_file
     assert table["ood"].equals(table["p_value"] <= p[last])
     assert table["ood"].sum() >= 10
     assert f"{last + 1} of 40 images are flagged; on average at most 20% of" in result.output
+    bound = false_discovery_bound(table["p_value"].to_numpy(), 0.2, 200)
+    assert f"At most {bound} of the flagged are like the training images, with" in result.output
     assert "Fewer than 1 of 40 cannot be flagged with a calibration on 200 images" in result.output
     assert Predictor.load(model_file).select(table["p_value"], 0.2).tolist() == [*table["ood"]]
     result = run("score", model_file, folder, "--fdr=1%", "--out", out)

@@ -89,15 +89,6 @@ def calibrate(
     return replace(fitted, **scored_with, column_quantiles=quantiles).to_dict()
 
 
-def select(p_values: np.ndarray, fdr: float) -> np.ndarray:
-    """Select events (N,) of which at most a fraction ``fdr`` is normal on average: booleans (N,).
-
-    The Benjamini-Hochberg procedure (1995), which is valid for conformal p-values that share a
-    calibration (Bates et al. 2023).
-    """
-    return scipy.stats.false_discovery_control(p_values) <= fdr
-
-
 def false_alarms(
     p_values: np.ndarray,
     calibrated: int,

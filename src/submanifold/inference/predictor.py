@@ -22,7 +22,8 @@ from submanifold.data.tables import Preprocessor
 from submanifold.data.tables.columns import named
 from submanifold.data.tables.preprocessor import UNKNOWN_NATS, as_frame, events_of
 from submanifold.evaluation.attribution import explain
-from submanifold.evaluation.calibration import COMBINATION, Calibration, select
+from submanifold.evaluation.calibration import COMBINATION, Calibration
+from submanifold.evaluation.discoveries import select
 from submanifold.evaluation.likelihood import log_prob, to_bits_per_dim
 from submanifold.evaluation.samples import stored
 from submanifold.evaluation.scores import MASK, QUICK, SMOOTHED_DENSITY, score_batch
@@ -255,7 +256,7 @@ class Predictor:
         """Select anomalous events (N,) by their p-values, with a false discovery rate ``fdr``.
 
         On average at most this fraction of the selected events is normal
-        (:func:`submanifold.evaluation.calibration.select`); a false-alarm rate ``alpha`` is the
+        (:func:`submanifold.evaluation.discoveries.select`); a false-alarm rate ``alpha`` is the
         fraction of the normal events that is flagged.
         """
         self.calibrated(fdr, "fdr")

@@ -212,6 +212,13 @@ def _fdr_summary(scores: "pd.DataFrame", fdr: float, calibration: "Calibration",
         f"{100 * fdr:.3g}% of the flagged are like the training {unit}. Fewer than {least} of "
         f"{count} cannot be flagged with a calibration on {calibration.basis}."
     ]
+    if is_any:
+        from submanifold.evaluation.discoveries import false_discovery_bound
+
+        bound = false_discovery_bound(scores["p_value"].to_numpy(), fdr, calibration.groups)
+        lines.append(
+            f"At most {bound} of the flagged are like the training {unit}, with 95% confidence."
+        )
     few = math.ceil(RARE * count)
     if not is_any and least > few:
         needed = math.ceil(count / (fdr * few)) - 1
