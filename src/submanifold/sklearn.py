@@ -27,11 +27,12 @@ from submanifold.config.resolve import Method, default_method
 from submanifold.data.fields import Scale
 from submanifold.data.settings import ImageSettings
 from submanifold.data.tables import Preprocessor
-from submanifold.evaluation.calibration import COMBINATION, MIN_IMAGES, calibrate
+from submanifold.evaluation.calibration import COMBINATION, MIN_IMAGES, calibrate, cross_calibrate
 from submanifold.evaluation.scores import NOISE_SCALE, SMOOTHED_DENSITY
 from submanifold.inference.predictor import Predictor
 from submanifold.training import PhaseSettings, train_phases
 from submanifold.training.cost import fit_budget, phase_costs, with_steps
+from submanifold.training.cross_fitting import DENSITY, cross_fit, fold_numbers
 
 STORED = int | float | str | None  #: Types of parameters in model files.
 SIDE = 8  #: Factor of the sides of images, which the levels of the flow halve.
@@ -39,6 +40,9 @@ HELD_OUT = 0.1
 """Fraction of the rows that validates the training and calibrates the p-values, at least 20."""
 MIN_ROWS = 2 * MIN_IMAGES
 """With fewer rows all of them, or copies up to 20, train, validate and calibrate the model."""
+
+MANY_ROWS = 5000
+"""Of so many rows a tenth is enough for a calibration, and training costs more."""
 
 
 class ManifoldFlow(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixin, BaseEstimator):
@@ -56,14 +60,19 @@ class ManifoldFlow(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMix
     others, given which are missing. A DataFrame may also have text of few values, which becomes
     categories, and dates; constants are ignored (``preprocessor_.description``).
 
-    A tenth of the rows, at least 20, validates the training and calibrates the p-values. Of fewer
-    than 40 rows all do so and train the model, so that p-values of new rows are too small.
+    P-values compare a row with rows that did not train the model that scores them. Either all rows
+    calibrate them (``cross``): the density is the mean of five models, each trained without a fifth
+    of the rows, which it scores. Or a tenth of the rows, at least 20, validates the training and
+    calibrates (``split``); of fewer than 40 rows all do so and train the model, so that p-values of
+    new rows are too small.
 
     Args:
         n_components: Dimension d of the manifold; None is half of the columns, or of images the
             500 or half of the pixels; and at most half of the training rows.
         minutes: Time of training, to which the steps are scaled by measurement.
         steps: Steps of training, of all phases together; None uses those of the method.
+        calibration: ``cross`` for tables of at least 20 rows, in about twice the time; ``split``; or
+            ``auto``, which is ``cross`` for tables of fewer than 5,000 rows.
         alpha: False-alarm rate: the fraction of new rows like the training rows that
             :meth:`predict` calls outliers. It can be changed after :meth:`fit`.
         scale: ``standard`` (mean 0 and variance 1) or ``none``.
@@ -93,6 +102,7 @@ class ManifoldFlow(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMix
         "n_components": [Interval(Integral, 1, None, closed="left"), None],
         "minutes": [Interval(Real, 0, None, closed="neither"), None],
         "steps": [Interval(Integral, 1, None, closed="left"), None],
+        "calibration": [StrOptions({"auto", "cross", "split"})],
         "alpha": [Interval(Real, 0, 1, closed="neither")],
         "scale": [StrOptions({"standard", "none"})],
         "random_state": ["random_state"],
@@ -106,6 +116,7 @@ class ManifoldFlow(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMix
         *,
         minutes: float | None = None,
         steps: int | None = None,
+        calibration: str = "auto",
         alpha: float = 0.05,
         scale: Scale = "standard",
         random_state: Any = None,
@@ -115,6 +126,7 @@ class ManifoldFlow(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMix
         self.n_components = n_components
         self.minutes = minutes
         self.steps = steps
+        self.calibration = calibration
         self.alpha = alpha
         self.scale = scale
         self.random_state = random_state
@@ -143,20 +155,23 @@ class ManifoldFlow(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMix
         device = choose_device(self.device)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         rows = events = self._validated(X, reset=True)
+        is_cross = self._is_cross_calibrated(rows)
         order = np.random.default_rng(seed).permutation(len(rows))
         count = max(round(HELD_OUT * len(rows)), MIN_IMAGES)
         held_out, train = order[:count], order[count:]
         if len(rows) < MIN_ROWS:
             held_out, train = np.resize(order, max(len(rows), MIN_IMAGES)), order
-        if self.alpha < 1 / (len(held_out) + 1):
+        calibrated = len(rows) if is_cross else len(held_out)
+        if self.alpha < 1 / (calibrated + 1):
+            share = 1 if is_cross else HELD_OUT
             raise UserError(
-                f"alpha: expected at least 1/{len(held_out) + 1}, the smallest p-value with "
-                f"{len(held_out)} held-out rows, got {self.alpha:g}. Increase it, or pass at least "
-                f"{math.ceil((1 / self.alpha - 1) / HELD_OUT)} rows."
+                f"alpha: expected at least 1/{calibrated + 1}, the smallest p-value with "
+                f"{calibrated} held-out rows, got {self.alpha:g}. Increase it, or pass at least "
+                f"{math.ceil((1 / self.alpha - 1) / share)} rows."
             )
         preprocessor = None
         if rows.ndim == 2:
-            is_training = np.isin(np.arange(len(rows)), train)
+            is_training = np.isin(np.arange(len(rows)), train) | is_cross
             preprocessor = Preprocessor.fit(rows, scale=self.scale, training=is_training)
             if not preprocessor.varying:
                 raise UserError("X: expected a column with several values, got constant columns.")
@@ -172,7 +187,23 @@ class ManifoldFlow(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMix
                 model.data = ImageSettings.model_validate(form).facts
             else:
                 model.data = {"table": preprocessor.to_dict()}
-            model.calibration = calibrate(model, valid, device, train=events[train])
+            if is_cross:
+                fold, data = fold_numbers(len(events), seed), model.data
+                model = cross_fit(
+                    model,
+                    phases[DENSITY],
+                    model_settings,
+                    events,
+                    fold,
+                    seed,
+                    device,
+                    folder,
+                    preprocessor,
+                )
+                model.data = data
+                model.calibration = cross_calibrate(model, events, fold, device)
+            else:
+                model.calibration = calibrate(model, valid, device, train=events[train])
         self.preprocessor_, self.model_ = preprocessor, model.cpu()
         self.noise_scale_ = model.calibration[NOISE_SCALE]
         parameters = {
@@ -348,6 +379,15 @@ class ManifoldFlow(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMix
             ensure_all_finite="allow-nan",
             ensure_min_samples=2 if reset else 1,
         )
+
+    def _is_cross_calibrated(self, rows: Any) -> bool:
+        is_table = rows.ndim == 2
+        if self.calibration == "cross" and not (is_table and len(rows) >= MIN_IMAGES):
+            expected = f"split or auto for images and for fewer than {MIN_IMAGES} rows"
+            raise unexpected("calibration", expected, self.calibration, "Use auto")
+        if self.calibration == "auto":
+            return is_table and MIN_IMAGES <= len(rows) < MANY_ROWS
+        return self.calibration == "cross"
 
     @property
     def _predictor(self) -> Predictor:

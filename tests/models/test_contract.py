@@ -8,7 +8,15 @@ from strategies import OF_EVENTS, SMALL_FLOWS, assert_close, perturb
 from submanifold.common.errors import UserError
 from submanifold.flows import RealNVP
 from submanifold.flows.registry import SELECTABLE
-from submanifold.models import Hierarchy, Mixture, Model, ModelSettings, Stage, manifold_density
+from submanifold.models import (
+    CrossFitted,
+    Hierarchy,
+    Mixture,
+    Model,
+    ModelSettings,
+    Stage,
+    manifold_density,
+)
 
 SHAPES = {1: (6,), 3: (3, 8, 8)}
 IMAGE, VECTOR = SHAPES[3], SHAPES[1]
@@ -66,6 +74,9 @@ MODELS = {
         ]
     ),
     "mixture of images": lambda: build(IMAGE, stage("glow"), charts=2),
+    "cross-fitted": lambda: CrossFitted(
+        build(VECTOR, stage(dim=2)), [build(VECTOR, stage()) for _ in range(3)]
+    ),
     "mixture of injections": lambda: build(VECTOR, stage("conformal"), charts=2),
 }
 

@@ -12,8 +12,10 @@ from pydantic import Field, model_validator
 
 from submanifold.common.errors import UserError, unexpected
 from submanifold.common.settings import Settings, read_settings
+from submanifold.data.arrays import context_of_array
 from submanifold.evaluation.attribution import column_quantiles
 from submanifold.evaluation.intervals import false_alarm_range, proportion_interval
+from submanifold.evaluation.likelihood import table_of
 from submanifold.evaluation.scores import (
     MASK,
     MISSING_OFFSETS,
@@ -21,12 +23,13 @@ from submanifold.evaluation.scores import (
     QUICK,
     SMOOTHED_DENSITY,
     best_noise_scale,
+    fit_missing_offsets,
     mask_weights,
     missing_offsets,
     score,
 )
 from submanifold.flows import is_noise_conditional
-from submanifold.models import Model
+from submanifold.models import CrossFitted, Model
 
 log = logging.getLogger(__name__)
 
@@ -73,10 +76,19 @@ def calibrate(
     optional = {MISSING_OFFSETS: offsets, MASK: mask}
     scored_with = {NOISE_SCALE: scale} | {name: value for name, value in optional.items() if value}
     model.calibration = scored_with
-    scores, kind = (
-        score(model, events, (*QUICK, MASK)),
-        "images" if events.dtype == np.uint8 else "rows",
-    )
+    scores = score(model, events, (*QUICK, MASK))
+    return _fitted(scores, combined, groups, events, scored_with)
+
+
+def _fitted(
+    scores: Scores,
+    combined: Sequence[str],
+    groups: np.ndarray | None,
+    events: np.ndarray,
+    scored_with: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Fit a calibration to the scores of events, or say why that is not possible."""
+    kind = "images" if events.dtype == np.uint8 else "rows"
     is_finite = _has_finite_scores(scores)
     if count := int((~is_finite).sum()):
         text = "%d of %d validation %s have no finite scores; they count as the most anomalous"
@@ -87,6 +99,41 @@ def calibrate(
         return {**scored_with, "why": str(error)}
     quantiles = column_quantiles(events[is_finite]).tolist() if events.ndim == 2 else []
     return replace(fitted, **scored_with, column_quantiles=quantiles).to_dict()
+
+
+def cross_calibrate(
+    model: CrossFitted, events: np.ndarray, fold: np.ndarray, device: torch.device
+) -> dict[str, Any]:
+    """Fit a :class:`Calibration` to the scores of all events (N, D) that trained a model.
+
+    Each is scored by the model of its fold, from ``fold`` (N,), which has not seen it; a new event
+    by the mean over the models. Results are those of :func:`calibrate`.
+    """
+    model, of_folds = model.to(device), [fold == number for number in range(len(model.folds))]
+    table = table_of(model)
+    has_missing = table is not None and len(table.maskable) > 0
+    smoothed, mask = np.zeros(len(events)), np.zeros(len(events))
+    scales = [
+        best_noise_scale(member, events[held_out])
+        for member, held_out in zip(model.folds, of_folds, strict=True)
+    ]
+    scale = float(np.mean(scales))
+    for member, held_out in zip(model.folds, of_folds, strict=True):
+        member.data = model.data
+        member.calibration = {NOISE_SCALE: scale, MASK: mask_weights(member, events[~held_out])}
+        scores = score(member, events[held_out], (SMOOTHED_DENSITY, MASK))
+        smoothed[held_out] = scores[SMOOTHED_DENSITY]
+        mask[held_out] = scores.get(MASK, 0.0)
+        member.data, member.calibration = {}, {}
+    scored_with: dict[str, Any] = {NOISE_SCALE: scale}
+    scores = {SMOOTHED_DENSITY: smoothed}
+    if table is not None and has_missing:
+        is_missing = table.missing(context_of_array(events), len(events)).astype(float)
+        scored_with[MISSING_OFFSETS] = fit_missing_offsets(is_missing, smoothed)
+        scored_with[MASK] = mask_weights(model, events)
+        scores[SMOOTHED_DENSITY] = smoothed - is_missing @ np.array(scored_with[MISSING_OFFSETS])
+        scores[MASK] = mask
+    return _fitted(scores, (SMOOTHED_DENSITY,), None, events, scored_with)
 
 
 def false_alarms(

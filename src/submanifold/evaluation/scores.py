@@ -29,7 +29,7 @@ SCORES = {
     "encoder_distance": "mean squared error of the encoder projection",
     "nearest_distance": "mean squared error of the nearest projection",
     "smoothed_density": "-log p(x) of noise-conditional models at their best noise scale, nats, "
-    "less its mean increase by each missing value",
+    "the mean over models of folds, less its mean increase by each missing value",
     "complexity": "-log2 p(x) minus the bits of the image as a PNG",
     "manifold_density": "-log density on the manifold of the leading coordinates, nats",
     "dimension": "minus the local dimension, from the spectrum of J^T J",
@@ -107,7 +107,8 @@ def score_batch(
             scores["density"] = -density.nan_to_num(-math.inf, math.inf, -math.inf)
         if SMOOTHED_DENSITY in names and model.has_density and is_noise_conditional(model):
             scale = model.calibration.get(NOISE_SCALE) or 0.0
-            smoothed = -log_prob(model, x, context, None, scale, draws)
+            of_members = [log_prob(each, x, context, None, scale, draws) for each in model.members]
+            smoothed = -torch.stack(of_members).mean(0)
             if table is not None and (offsets := model.calibration.get(MISSING_OFFSETS)):
                 missing = torch.from_numpy(missing_values(table, x, context))
                 smoothed = smoothed - missing.to(smoothed) @ smoothed.new_tensor(offsets)
@@ -182,8 +183,13 @@ def missing_offsets(model: Model, events: np.ndarray) -> list[float]:
         return []
     model.calibration.pop(MISSING_OFFSETS, None)
     values = score(model, events, (SMOOTHED_DENSITY,))[SMOOTHED_DENSITY]
+    return fit_missing_offsets(is_missing, values)
+
+
+def fit_missing_offsets(is_missing: np.ndarray, values: np.ndarray) -> list[float]:
+    """Regress the finite ones of scores (N,) on missing columns (N, columns): (columns,)."""
     is_finite = np.isfinite(values)
-    if not is_finite.any():
+    if not is_missing.any() or not is_finite.any():
         return []
     from sklearn.linear_model import HuberRegressor  # loads in half a second
 

@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
@@ -107,6 +108,11 @@ class Model(nn.Module, ABC):
     @abstractmethod
     def code_dims(self) -> tuple[int, int]:
         """Number of columns of u and of v."""
+
+    @property
+    def members(self) -> Sequence["Model"]:
+        """The models whose mean log-density is a score: this one."""
+        return [self]
 
     @property
     def eigenvalues(self) -> Tensor | None:
