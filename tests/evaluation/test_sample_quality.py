@@ -136,6 +136,15 @@ def test_frechet_distance_agrees_with_torch_fidelity(counts):
     assert frechet_distance(a, b)["value"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("count", [30, 300])
+def test_frechet_distance_of_repeated_features_is_twice_as_large(count):
+    a, b = normal(count, 20), 0.3 + 2 * normal(count, 20, seed=1)
+    repeated = frechet_distance(np.hstack([a, a]), np.hstack([b, b]))  # singular covariances
+    single = frechet_distance(a, b)
+    for name in ("value", "low", "high"):
+        assert repeated[name] == pytest.approx(2 * single[name], rel=1e-6)
+
+
 def test_frechet_interval_contains_the_value_and_needs_ten_images():
     found = frechet_distance(normal(30), normal(40, seed=1))
     assert 0 <= found["low"] < found["value"] < found["high"]

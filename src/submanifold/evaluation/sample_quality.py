@@ -116,7 +116,12 @@ def _mean_and_root(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     features = np.asarray(features, dtype=np.float64)
     mean = features.mean(axis=0)
     root = (features - mean) / np.sqrt(len(features) - 1)
-    return mean, root if len(root) <= root.shape[1] else np.asarray(np.linalg.qr(root, mode="r"))
+    if len(root) <= root.shape[1]:
+        return mean, root
+    try:  # in a tenth of the time of the QR decomposition
+        return mean, np.linalg.cholesky(root.T @ root).T
+    except np.linalg.LinAlgError:  # a singular covariance
+        return mean, np.asarray(np.linalg.qr(root, mode="r"))
 
 
 def kernel_distance(
