@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 HALVINGS = 4  # at most, of a step
+ITERATIONS = 100  # at most, of conjugate gradients
 
 
 @torch.no_grad()
 def conjugate_gradients(
     multiply: Callable[[Tensor], Tensor],
     b: Tensor,
-    iterations: int = 100,
     tolerance: float = 0.0,
 ) -> Tensor:
     """Solve A x = b approximately for symmetric positive A, x and b (batch, n).
@@ -23,7 +23,7 @@ def conjugate_gradients(
     x, residual, direction = torch.zeros_like(b), b, b
     product = (b * direction).sum(1, keepdim=True)
     converged, tiny = tolerance**2 * product, torch.finfo(b.dtype).tiny
-    for _ in range(min(iterations, b.shape[1])):
+    for _ in range(min(ITERATIONS, b.shape[1])):
         image = multiply(direction)
         length = product / (direction * image).sum(1, keepdim=True).clamp_min(tiny)
         length = torch.where(product > converged, length, 0.0)
@@ -39,12 +39,11 @@ def damped_steps(
     step: Callable[[Tensor], Tensor],
     z: Tensor,
     steps: int,
-    least_decrease: float = 0.0,
 ) -> Tensor:
     """Reduce energies (batch,) over z (batch, n) by steps, such as those of Gauss and Newton.
 
     Each event's step is halved, at most :data:`HALVINGS` times, until its energy decreases. Its
-    search ends where the relative decrease is not larger than ``least_decrease``.
+    search ends where it does not.
     """
     lowest = energy(z)
     moving = torch.ones_like(lowest, dtype=torch.bool)
@@ -60,7 +59,7 @@ def damped_steps(
             move = torch.where(searching[:, None], move / 2, 0.0)
             if not searching.any():
                 break
-        moving = moving & (lowest < (1 - least_decrease) * previous)
+        moving = moving & (lowest < previous)
         if not moving.any():
             break
     return z
