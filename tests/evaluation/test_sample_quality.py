@@ -124,8 +124,8 @@ def normal(count, size=8, seed=0):
     return np.random.default_rng(seed).standard_normal((count, size))
 
 
-def values(real, fake, **kwargs):
-    return precision(real, fake, **kwargs)["value"], recall(real, fake, **kwargs)["value"]
+def values(real, fake):
+    return precision(real, fake)["value"], recall(real, fake)["value"]
 
 
 @pytest.mark.parametrize("counts", [(30, 30), (30, 200), (300, 200)])
@@ -136,6 +136,15 @@ def test_frechet_distance_agrees_with_torch_fidelity(counts):
     assert frechet_distance(a, b)["value"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("count", [30, 300])
+def test_frechet_distance_of_repeated_features_is_twice_as_large(count):
+    a, b = normal(count, 20), 0.3 + 2 * normal(count, 20, seed=1)
+    repeated = frechet_distance(np.hstack([a, a]), np.hstack([b, b]))  # singular covariances
+    single = frechet_distance(a, b)
+    for name in ("value", "low", "high"):
+        assert repeated[name] == pytest.approx(2 * single[name], rel=1e-6)
+
+
 def test_frechet_interval_contains_the_value_and_needs_ten_images():
     found = frechet_distance(normal(30), normal(40, seed=1))
     assert 0 <= found["low"] < found["value"] < found["high"]
@@ -144,12 +153,10 @@ def test_frechet_interval_contains_the_value_and_needs_ten_images():
 
 
 def test_precision_and_recall_of_points_on_a_line():
-    real = np.array([[0.0], [1.0], [3.0], [7.0]])  # radii 1, 1, 2, 4: [-1, 11] is covered
-    fake = np.array([[-1.5], [-1.25], [-1.0], [11.0], [11.5]])  # [-1.75, -0.75], [10.5, 12]
-    assert values(real, fake, neighbors=1) == (2 / 5, 0)
-    assert values(fake, real, neighbors=1) == (0, 2 / 5)
-    # the second neighbors are at distances 3, 2, 3, 6: everything is covered
-    assert values(real, fake, neighbors=2)[0] == 1
+    real = np.array([[0.0], [1.0], [3.0], [7.0]])  # radii 7, 6, 4, 7: [-7, 14] is covered
+    fake = np.array([[13.0], [14.0], [15.0], [16.0], [17.0]])  # radii 3, 2, 2, 2, 3: [10, 20]
+    assert values(real, fake) == (2 / 5, 0)
+    assert values(fake, real) == (0, 2 / 5)
 
 
 def test_distant_samples_have_zero_precision_and_recall_with_exact_intervals():

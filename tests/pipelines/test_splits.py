@@ -1,5 +1,7 @@
 """Which images the nodes read: the pixels tell the split, and the first one is the group."""
 
+import copy
+import zlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,23 +10,23 @@ import pytest
 import torch
 from PIL import Image
 
-from splits import recorded
+from calibrated import smooth_images
 from strategies import initialized_glow
 from submanifold.config.schema import EvaluationSettings
 from submanifold.data.batches import Batches, as_input
 from submanifold.data.settings import ImageSettings
-from submanifold.evaluation import baselines as baselines_module
-from submanifold.evaluation import events as events_module
 from submanifold.evaluation import illustrations
 from submanifold.evaluation.baselines import PCA, fit_baselines
 from submanifold.evaluation.calibration import calibrate
+from submanifold.evaluation.events import generalization_gap, measure_events
 from submanifold.evaluation.intervals import (
     false_alarm_range,
     mean_interval,
     proportion_interval,
 )
+from submanifold.evaluation.reconstruction import error_curve
+from submanifold.evaluation.sample_quality import sample_quality
 from submanifold.evaluation.samples import stored
-from submanifold.inference.training_events import training_hashes
 from submanifold.pipelines.evaluation import nodes
 from submanifold.pipelines.ood.nodes import gather_images
 from submanifold.pipelines.reporting import sections
@@ -33,12 +35,14 @@ from submanifold.plots.sheets import sheet
 
 RNG = np.random.default_rng(0)
 LEVELS = {"train": (0, 60), "valid": (60, 110), "test": (110, 160)}
-COUNTS = {"train": 90, "valid": 60, "test": 48}
+COUNTS = {"train": 600, "valid": 560, "test": 530}  # more than the 512 that are measured
 SPLITS = {
     name: RNG.integers(*levels, (COUNTS[name], 1, 8, 8), np.uint8)
     for name, levels in LEVELS.items()
 }
 TRAIN, VALID, TEST = SPLITS.values()
+MEASURED_NUMBERS = np.linspace(0, 529, 512).round().astype(int)
+CPU = torch.device("cpu")
 SAMPLES = RNG.integers(0, 256, (20, 1, 8, 8), np.uint8)
 
 
@@ -49,126 +53,120 @@ def groups_of_images(images):
 GROUPS = {split: groups_of_images(images) for split, images in SPLITS.items()}
 
 
-def assert_are(split, *arrays):
-    low, high = LEVELS[split]
-    for array in arrays:
-        assert low <= np.min(array) <= np.max(array) < high
-
-
 @pytest.fixture(scope="module")
 def model():
     return initialized_glow(TRAIN, 6, steps=1)
 
 
 def test_validation_images_and_their_groups_calibrate(model):
-    data = SimpleNamespace(facts={})
-    with recorded(calibrate, training_hashes) as calls:
-        calibrate_model(model, data, TRAIN, VALID, GROUPS, "cpu")
-    for call in calls["calibrate"]:
-        assert_are("valid", call["events"])
-        assert call["groups"].tolist() == groups_of_images(call["events"])
-    for call in calls["training_hashes"]:
-        assert_are("train", call["train"])
-        assert_are("valid", call["valid"])
-    assert all(calls.values())
+    calibrated = calibrate_model(model, SimpleNamespace(facts={}), TRAIN, VALID, GROUPS, "cpu")
+    expected = calibrate(copy.copy(model), VALID, CPU, np.array(GROUPS["valid"]))
+    hashes = sorted({zlib.crc32(image.tobytes()) for image in TRAIN})
+    assert calibrated.calibration == expected | {"training": hashes}
+
+
+def test_baselines_are_fitted_to_training_images_and_measured_on_test_images():
+    baselines, axes = fit_baselines(**SPLITS, groups=GROUPS)
+    flat = {split: images.reshape(len(images), -1) / 256.0 for split, images in SPLITS.items()}
+    for rows, errors in ((slice(None), baselines), (MEASURED_NUMBERS, baselines["measured"])):
+        error = np.square(flat["test"][rows] - flat["train"].mean(0)).mean()
+        assert errors["pca_mse"][0] == pytest.approx(error, rel=1e-2)
+        assert errors["groups"] == len({*np.array(GROUPS["test"])[rows]})
+    assert baselines["gaussian"]["bits_per_dim"]["groups"] == len({*GROUPS["test"]})
+    assert baselines["n_train"] == len(TRAIN)
+    np.testing.assert_allclose(axes[0] + 0.5, flat["train"].mean(0), atol=5e-3)
+
+
+def test_validation_images_choose_the_shrinkage():
+    train, valid = smooth_images(90, 0), smooth_images(60, 1)
+    test = RNG.integers(0, 256, (60, 3, 8, 8), np.uint8)
+    by_split = [PCA.fit(train).shrink(images).shrinkage for images in (train, valid, test)]
+    assert len({*by_split}) == 3
+    assert fit_baselines(train, valid, test)[0]["gaussian"]["shrinkage"] == by_split[1]
 
 
 @pytest.mark.parametrize("is_brief", [False, True])
-def test_metrics_are_of_test_images_and_their_groups(model, monkeypatch, is_brief):
-    for module in (baselines_module, nodes):
-        monkeypatch.setattr(module, "MEASURED", 20)
-    with recorded(PCA.fit, PCA.shrink, PCA.error_curve, mean_interval) as calls:
-        baselines = fit_baselines(**SPLITS, groups=GROUPS)[0]
-    assert_are("train", *(call["events"] for call in calls["fit"]))
-    assert_are("valid", *(call["valid"] for call in calls["shrink"]))
-    for call in calls["mean_interval"]:
-        assert call["groups"].tolist() == GROUPS["test"]
-    for call in calls["error_curve"]:
-        assert_are("test", call["groups"])
-    assert all(calls.values())
-    arguments = {}
-    for name in ("measure", "sample_quality"):
-        monkeypatch.setattr(
-            nodes, name, lambda *a, n=name: arguments.update({n: a}) or {"inverse_error": 0}
-        )
-    settings = EvaluationSettings(samples=20, volumes=2, brief=is_brief)
+def test_metrics_are_of_test_images_and_their_groups(model, is_brief):
+    baselines = fit_baselines(**SPLITS, groups=GROUPS)[0]
+    settings = EvaluationSettings(samples=20, brief=is_brief)
     scored = nodes.measure_events(model, **SPLITS, groups=GROUPS, evaluation=settings, device="cpu")
     metrics, projections = nodes.evaluate(
         model, scored, TRAIN, TEST, SAMPLES, baselines, GROUPS, {}, 0.0, settings, "cpu"
     )
-    _, rows, test, *_ = arguments["measure"]
-    assert_are("test", test)
-    assert len(test) == (20 if is_brief else 48)
-    of_test = rows["group"].tolist()
-    assert of_test == groups_of_images(test)
-    compared = arguments["sample_quality"]
-    assert [compared[n] is x for n, x in enumerate((TRAIN, TEST, SAMPLES))] == [True] * 3
-    assert compared[-1] is GROUPS
-    counts = {"train": 90, "test": len(test), "samples": 20, "test_groups": len({*of_test})}
+    numbers = MEASURED_NUMBERS if is_brief else np.arange(len(TEST))
+    groups = np.array(GROUPS["test"])[numbers]
+    counts = {"train": 600, "test": len(numbers), "samples": 20, "test_groups": len({*groups})}
     assert metrics["counts"] == counts
+    of_test = scored[scored["split"] == "test"]
+    for name, column in (("bits_per_dim", "bits_per_dim"), ("mse", "encoder_distance")):
+        expected = mean_interval(of_test[column].to_numpy(), groups)
+        assert {end: metrics[name][end] for end in expected} == expected
+    assert metrics["curve"]["mse"] == error_curve(model, TEST[numbers], baselines, CPU)["mse"]
+    quality = sample_quality(TRAIN, TEST, SAMPLES, None, CPU, GROUPS)
+    assert {name: metrics[name] for name in quality} == quality
     with torch.no_grad():
         expected = stored(model.encoder_projection(*next(iter(Batches(TEST[:16], 16)))))
     np.testing.assert_array_equal(projections, expected)
 
 
-def test_events_are_those_of_each_split_with_their_groups(model, monkeypatch):
-    monkeypatch.setattr(events_module, "MEASURED", 40)
-    scored = events_module.measure_events(model, SPLITS, GROUPS, most=20)
+def test_events_are_those_of_each_split_with_their_groups(model):
+    scored = measure_events(model, SPLITS, GROUPS, most=20)
     for split, table in scored.groupby("split"):
         images = SPLITS[split][table["number"]]
-        assert len(table) == (20 if split == "test" else 40)
+        assert len(table) == (20 if split == "test" else 512)
         assert table["group"].tolist() == groups_of_images(images)
         with torch.no_grad():
             bits = model.bits_per_dim(as_input(images)).numpy()
         # the noise differs; means of the splits differ by 0.02 to 0.11
-        np.testing.assert_allclose(table["bits_per_dim"], bits, atol=1e-3)
+        np.testing.assert_allclose(table["bits_per_dim"], bits, atol=2e-3)
 
 
 def test_reports_read_the_scores_and_groups_of_each_split():
     numbers = RNG.permutation(48)  # of a random subset of each split
+    values = dict(zip(SPLITS, (-100 - numbers, 200 - numbers, numbers), strict=True))
+    groups = {split: np.array(GROUPS[split])[numbers] for split in SPLITS}
     scored = pd.concat(
         [
             pd.DataFrame(
-                {
-                    "split": split,
-                    "number": numbers,
-                    "bits_per_dim": bits,
-                    "group": np.array(GROUPS[split])[numbers],
-                }
+                {"split": split, "number": numbers, "bits_per_dim": bits, "group": groups[split]}
             )
-            for split, bits in zip(SPLITS, (-100 - numbers, 200 - numbers, numbers), strict=True)
+            for split, bits in values.items()
         ]
     )
     scored["p_value"] = np.where(scored["split"] == "test", scored["number"] / 48, np.nan)
-    with recorded(mean_interval, proportion_interval) as calls:
-        assert sections.likelihood(scored)["means"].keys() == SPLITS.keys()
-        fitted = SimpleNamespace(count=999, groups=99, smallest_p_value=0.01)
-        rows = sections.alarms(scored, fitted)["rows"]
-    for call, split in zip(calls["mean_interval"], SPLITS, strict=True):
-        assert call["groups"].tolist() == groups_of_images(SPLITS[split][numbers])
-    for call in calls["proportion_interval"]:
-        assert call["groups"].tolist() == groups_of_images(TEST[numbers])
+    means = {split: mean_interval(values[split], groups[split]) for split in SPLITS}
+    likelihood = sections.likelihood(scored)
+    assert likelihood["gap"] == generalization_gap(means)
+    assert likelihood["means"] == {
+        split: sections.written("bits_per_dim", mean) for split, mean in means.items()
+    }
+    fitted = SimpleNamespace(count=999, groups=99, smallest_p_value=0.01)
+    rows = sections.alarms(scored, fitted)["rows"]
     assert [row["flagged"] for row in rows] == [5, 3, 1]  # numbers below 48 times 10%, 5% and 1%
-    test_groups = len({*groups_of_images(TEST[numbers])})
     for row in rows:  # numbers of groups, not of images
-        low, high = false_alarm_range(row["rate"], test_groups, 99)
+        is_flagged = numbers / 48 <= row["rate"]
+        assert row["observed"] == proportion_interval(is_flagged, groups["test"])
+        low, high = false_alarm_range(row["rate"], len({*groups["test"]}), 99)
         assert row["expected"] == {"low": low, "high": high}
     most, least = sections.extremes(scored, TEST)
     assert most["image"] == sheet(TEST[:16], sections.COLUMNS)
-    assert least["image"] == sheet(TEST[:31:-1], sections.COLUMNS)
+    assert least["image"] == sheet(TEST[47:31:-1], sections.COLUMNS)
 
 
-def test_neighbors_are_training_images_and_other_pictures_test_images(model, monkeypatch):
-    shown = []
-    for name in ("project_all", "project_by_dim", "interpolate", "traverse"):
-        monkeypatch.setattr(
-            illustrations, name, lambda _, images, *rest: shown.append(images) or {}
-        )
-    pictures = nodes.illustrate(model, TRAIN, TEST, SAMPLES, np.empty(0), "cpu")
-    assert_are("test", pictures["originals"], *shown)
+def test_neighbors_are_training_images_and_other_pictures_test_images(model):
+    _, pca = fit_baselines(**SPLITS)
+    pictures = nodes.illustrate(model, TRAIN, TEST, SAMPLES, pca, "cpu")
     for name, images in (("sample_neighbors", SAMPLES[:16]), ("test_neighbors", TEST[:16])):
         distances = np.square(images[:, None].astype(float) - TRAIN).sum((2, 3, 4))
         np.testing.assert_array_equal(pictures[name], TRAIN[distances.argmin(1)])
+    np.testing.assert_array_equal(pictures["originals"], TEST[8:16])
+    expected = {
+        **illustrations.project_all(model, TEST[8:16], pca),
+        "interpolation": illustrations.interpolate(model, TEST[[0, 15]], 9),
+        "traversal": illustrations.traverse(model, TEST),
+    }
+    for name, images in expected.items():
+        np.testing.assert_array_equal(pictures[name], images)
 
 
 def test_ood_images_are_in_the_order_of_their_groups(tmp_path):

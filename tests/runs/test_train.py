@@ -5,20 +5,24 @@ import os
 import shutil
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from click.testing import CliRunner
 
 from calibrated import png, smooth_images
-from splits import recorded
 from submanifold import Predictor
 from submanifold.cli import cli
+from submanifold.inference.inputs import read_images
 from submanifold.inference.records import read_records, write_record
+from submanifold.runs.experiments import CachedRun
 from submanifold.runs.runner import run_pipeline
+from submanifold.runs.score import split_halves
 from submanifold.training import cost, train_phases
-from submanifold.training.trainer import Trainer
+from submanifold.training.cost import with_steps
 
 pytestmark = pytest.mark.pipeline
 
@@ -82,56 +86,72 @@ def test_a_damaged_model_is_moved_aside_and_written_again(trained, folder):
     assert len(path.read_bytes()) == len(content)
 
 
-def test_own_images_are_ranked_by_models_that_have_not_seen_them(trained, folder, tmp_path):
+def test_own_images_are_ranked_by_models_that_have_not_seen_them(
+    trained, folder, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(folder)
     shutil.copytree(folder / "pictures", tmp_path / "more")
     odd = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 8), dtype=np.uint8)
     for number, image in enumerate(odd):
         (tmp_path / "more" / f"odd{number}.png").write_bytes(png(image))
     command = "score", "first", tmp_path / "more", "--own", "--out", tmp_path / "scores.csv"
-    with recorded(train_phases, Predictor.score) as calls:
-        first = run(folder, *command)
+    first = run(folder, *command)
     assert first.exit_code == 0, first.output
-    seen, scored = (
-        [{image.tobytes() for image in images} for images in halves]
-        for halves in (
-            [[*call["train"], *call["valid"]] for call in calls["train_phases"]],
-            [call["x"] for call in calls["score"]],
-        )
-    )
-    assert [len(half) for half in seen] == [101, 101]
-    assert scored == seen[::-1]
-    assert not seen[0] & seen[1]
     scores = pd.read_csv(tmp_path / "scores.csv")
     assert scores["picture"][:4].str.contains("odd").sum() == 2
     assert scores["p_value"].is_monotonic_increasing
     assert scores["p_value"].iloc[-1] == 1
     assert "in about 0 min. P-values are ranks, at least 1/202 (0.50%)." in first.output
+    assert_scored_by_the_other_half(folder, "first", tmp_path / "more", scores, tmp_path)
     sheet = (tmp_path / "scores.png").read_bytes()
-    with recorded(Trainer.step) as calls:
-        assert run(folder, *command).output == first.output
-    assert not calls["step"]
+    trained_at = times_of_halves(folder)
+    assert run(folder, *command).output == first.output
+    assert times_of_halves(folder) == trained_at, "nothing is trained again"
     assert (tmp_path / "scores.png").read_bytes() == sheet
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "scores.csv"), scores)
 
 
-def test_own_images_of_a_group_train_or_validate_or_are_scored(folder):
-    group_of = {}
+def times_of_halves(folder):
+    files = (folder / "data/06_models").glob("*/own/**/*.safetensors")
+    times = {file: file.stat().st_mtime_ns for file in files}
+    assert times
+    return times
+
+
+def assert_scored_by_the_other_half(folder, name, pictures, scores, work, by_folder=False):
+    """Train the models of the halves as the run was, and compare the densities."""
+    (record,) = (record for record in read_records(folder) if record.name == name)
+    run = CachedRun(name, record.params, folder)
+    settings, steps, data = run.settings, run.load("schedule")["steps"], run.load("hierarchy").data
+    phases = {name: with_steps(phase, steps[name]) for name, phase in settings.phases.items()}
+    images, names, _ = read_images([pictures], data)
+    folders = [Path(name).parent.name if by_folder else name for name in names]
+    log_probs = scores.set_index("picture")["log_prob"]
+    for number, half in enumerate(split_halves(np.unique(folders, return_inverse=True)[1], 0)):
+        train, valid = images[half.train], images[half.valid]
+        cpu = torch.device("cpu")
+        model = train_phases(phases, settings.model, train, valid, 0, cpu, work / str(number))
+        model.data = data
+        of_bytes = Predictor(model).log_prob(images[half.scored])
+        expected = of_bytes + images[0].size * np.log(256)  # of pixels in [0, 1]
+        found = log_probs.loc[[names[index] for index in half.scored]]
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_own_images_of_a_group_train_or_validate_or_are_scored(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
     for number, image in enumerate(smooth_images(400, 1)):
-        group_of[image.tobytes()] = group = number // 2
+        group = number // 2
         (folder / "people" / str(group)).mkdir(parents=True, exist_ok=True)
         (folder / "people" / str(group) / f"{number}.png").write_bytes(png(image))
     options = "--method=Glow", "--name=people", *SMALL, *FLOW, *STEPS
     result = run(folder, "train", "people", *options, "--params=data.groups=folder")
     assert result.exit_code == 0, result.output
-    command = "score", "people", "people", "--own", "--out", folder / "people.csv"
-    with recorded(train_phases, Predictor.score) as calls:
-        result = run(folder, *command)
+    pictures, out = folder / "people", tmp_path / "people.csv"
+    result = run(folder, "score", "people", pictures, "--own", "--out", out)
     assert result.exit_code == 0, result.output
-    for trained_on, scored in zip(calls["train_phases"], calls["score"][::-1], strict=True):
-        parts = trained_on["train"], trained_on["valid"]
-        train, valid = ({group_of[image.tobytes()] for image in part} for part in parts)
-        assert (len(train) + len(valid), train & valid) == (100, set())
-        assert {group_of[image.tobytes()] for image in scored["x"]} == train | valid
+    scores = pd.read_csv(out)
+    assert_scored_by_the_other_half(folder, "people", pictures, scores, tmp_path, by_folder=True)
     (folder / "data/runs/people.json").unlink()
 
 

@@ -26,11 +26,6 @@ def decode(
     return crop_and_resize(_open(content), size, channels, crop, margin)
 
 
-def image_size(content: bytes) -> tuple[int, int]:
-    """Return the width and the height of an image file; errors are those of :func:`decode`."""
-    return _open(content).size
-
-
 def _open(content: bytes) -> Image.Image:
     try:
         image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)

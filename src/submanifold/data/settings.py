@@ -177,7 +177,7 @@ class TableSettings(TableFields):
 DataSettings = ImageSettings | SyntheticSettings | TableSettings
 
 
-def read_data_settings(mapping: Mapping[str, Any], name: str = "data") -> DataSettings:
+def read_data_settings(mapping: Mapping[str, Any]) -> DataSettings:
     """Validate the settings of images, points or a table, by their `source`.
 
     A UserError names every setting that is not allowed.
@@ -189,4 +189,4 @@ def read_data_settings(mapping: Mapping[str, Any], name: str = "data") -> DataSe
         fix = "Change it with --params=dataset=<name>"
         hint = did_you_mean(str(source), kinds)
         raise unexpected("data.source", "the name of a source", source, fix, hint)
-    return read_settings(kinds[source], mapping, name)
+    return read_settings(kinds[source], mapping, "data")

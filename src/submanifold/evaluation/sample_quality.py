@@ -116,7 +116,12 @@ def _mean_and_root(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     features = np.asarray(features, dtype=np.float64)
     mean = features.mean(axis=0)
     root = (features - mean) / np.sqrt(len(features) - 1)
-    return mean, root if len(root) <= root.shape[1] else np.asarray(np.linalg.qr(root, mode="r"))
+    if len(root) <= root.shape[1]:
+        return mean, root
+    try:  # in a tenth of the time of the QR decomposition
+        return mean, np.linalg.cholesky(root.T @ root).T
+    except np.linalg.LinAlgError:  # a singular covariance
+        return mean, np.asarray(np.linalg.qr(root, mode="r"))
 
 
 def kernel_distance(
@@ -161,20 +166,18 @@ def _kernel_sums(x: np.ndarray, y: np.ndarray, in_x: np.ndarray, in_y: np.ndarra
     return sums
 
 
-def precision(
-    real: np.ndarray, fake: np.ndarray, groups: GroupPair = (None, None), neighbors: int = NEIGHBORS
-) -> Interval:
+def precision(real: np.ndarray, fake: np.ndarray, groups: GroupPair = (None, None)) -> Interval:
     """Compute the fraction of fakes in the real manifold: the sample quality.
 
     Improved precision of Kynkaanniemi et al., NeurIPS 2019. The manifold is the union of balls
-    around the real features with the distance to the k-th nearest neighbor as radius. Two samples
+    around the real features with the distance to the third nearest neighbor as radius. Two samples
     of one distribution do not reach 1: compare values of equal numbers of images only. The interval
     is the exact one for fixed balls (:func:`.proportion_interval`).
     """
     from sklearn.metrics import pairwise_distances_chunked  # scikit-learn takes seconds to import
     from sklearn.neighbors import NearestNeighbors
 
-    nearest = NearestNeighbors(n_neighbors=neighbors, algorithm="brute").fit(real)
+    nearest = NearestNeighbors(n_neighbors=NEIGHBORS, algorithm="brute").fit(real)
     radii = nearest.kneighbors()[0][:, -1]  # without an argument, a point is not its own neighbor
     chunks = pairwise_distances_chunked(
         fake, real, reduce_func=lambda distances, _: (distances <= radii).any(axis=1)
@@ -185,11 +188,9 @@ def precision(
     return interval | {"n_real": len(real), "n_fake": len(fake)}
 
 
-def recall(
-    real: np.ndarray, fake: np.ndarray, groups: GroupPair = (None, None), neighbors: int = NEIGHBORS
-) -> Interval:
+def recall(real: np.ndarray, fake: np.ndarray, groups: GroupPair = (None, None)) -> Interval:
     """Compute the fraction of reals in the manifold of the fakes: the sample diversity."""
-    swapped = precision(fake, real, groups[::-1], neighbors)
+    swapped = precision(fake, real, groups[::-1])
     return swapped | {"n_real": len(real), "n_fake": len(fake)}
 
 

@@ -70,11 +70,8 @@ def nearest_point(
         return at, at.image.to(x).flatten(1), _squared_error(x, at.image)
 
     def is_smaller(error: Tensor, other: Tensor) -> Tensor:
-        """Whether an error is smaller by more than rounding errors."""
-        if precision == x.dtype:
-            return error < other
-        relative, absolute = ROUNDING
-        return error.sqrt() < relative * other.sqrt() - absolute * target.shape[1] ** 0.5
+        rounded = precision != x.dtype
+        return _is_smaller(error, other, target.shape[1] if rounded else None)
 
     at, image, start_error = linearize(u)
     error = start_error
@@ -105,9 +102,7 @@ def nearest_point(
         if iteration:
             new_length = length * growth
         elif eigenvalues is None:
-            change = at.jvp(new_direction).flatten(1)  # tangents do not support autocast
-            new_length = new_norm / change.square().sum(1, keepdim=True)
-            new_length = new_length.nan_to_num(0.0, 0.0)
+            new_length = _optimal_length(at, new_direction, new_norm)
         else:
             new_length = torch.full_like(length, FIRST_LENGTH)
         del at  # its memory is reused by the next one, which saves page faults
@@ -131,13 +126,26 @@ def nearest_point(
     doubtful = ~is_smaller(error, start_error) | (error > best_error)
     if doubtful.any():
         rows = doubtful.nonzero()[:, 0]
-        other = torch.where(is_smaller(best_error, start_error)[:, None], best, start)[rows]
-        other_image = select(decode, context, rows)(other)
-        nearer = doubtful[rows] & (_squared_error(x[rows], other_image) <= error[rows])
-        tried[rows] = torch.where(nearer[:, None], other, tried[rows])
-        in_shape = nearer.view(-1, *[1] * (x.ndim - 1))
-        images[rows] = torch.where(in_shape, other_image, images[rows])
+        others = torch.where(is_smaller(best_error, start_error)[:, None], best, start)[rows]
+        other_images = select(decode, context, rows)(others)
+        nearer = _squared_error(x[rows], other_images) <= error[rows]
+        replaced = rows[nearer]
+        tried[replaced], images[replaced] = others[nearer], other_images[nearer]
     return Nearest(tried, images)
+
+
+def _is_smaller(error: Tensor, other: Tensor, rounded_size: int | None) -> Tensor:
+    """Whether an error is smaller, by more than rounding errors of images of a size if given."""
+    if rounded_size is None:
+        return error < other
+    relative, absolute = ROUNDING
+    return error.sqrt() < relative * other.sqrt() - absolute * rounded_size**0.5
+
+
+def _optimal_length(at: Linearization, direction: Tensor, squared_norm: Tensor) -> Tensor:
+    """Compute the length of a first step (batch, 1) if images changed linearly."""
+    change = at.jvp(direction).flatten(1)  # tangents do not support autocast
+    return (squared_norm / change.square().sum(1, keepdim=True)).nan_to_num(0.0, 0.0)
 
 
 @torch.no_grad()

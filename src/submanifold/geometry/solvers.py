@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 HALVINGS = 4  # at most, of a step
+ITERATIONS = 100  # at most, of conjugate gradients
 
 
 @torch.no_grad()
 def conjugate_gradients(
     multiply: Callable[[Tensor], Tensor],
     b: Tensor,
-    iterations: int = 100,
     tolerance: float = 0.0,
 ) -> Tensor:
     """Solve A x = b approximately for symmetric positive A, x and b (batch, n).
@@ -23,7 +23,7 @@ def conjugate_gradients(
     x, residual, direction = torch.zeros_like(b), b, b
     product = (b * direction).sum(1, keepdim=True)
     converged, tiny = tolerance**2 * product, torch.finfo(b.dtype).tiny
-    for _ in range(min(iterations, b.shape[1])):
+    for _ in range(min(ITERATIONS, b.shape[1])):
         image = multiply(direction)
         length = product / (direction * image).sum(1, keepdim=True).clamp_min(tiny)
         length = torch.where(product > converged, length, 0.0)
@@ -45,8 +45,7 @@ def damped_steps(
 
     ``energy(z, rows)`` and ``step(z, rows)`` are those of points z of the events ``rows``. Each
     event's step is halved, at most :data:`HALVINGS` times, until its energy decreases. Its search
-    ends where the relative decrease is at most
-    ``least_decrease``.
+    ends where the relative decrease is at most ``least_decrease``.
     """
     z, rows = z.clone(), torch.arange(len(z), device=z.device)
     lowest = energy(z, rows)

@@ -13,7 +13,7 @@ import pandas as pd
 from submanifold.common.errors import UserError, printable, table_name, unexpected
 from submanifold.common.processes import check_memory, map_in_threads
 from submanifold.common.progress import ProgressBar
-from submanifold.data.images import SUFFIXES, decode, image_size
+from submanifold.data.images import SUFFIXES, decode
 from submanifold.data.sources.stores import DATABASE, open_store
 from submanifold.data.tables.columns import matching
 from submanifold.data.tables.files import read_table
@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 
 BYTES_PER_PIXEL = 9  #: Of an image, and of its coordinates in float32 while they are concatenated.
 MANY_ROWS, MANY_BEYOND = 20, 0.1  #: Rows, and their share beyond the training rows, to warn of.
-OTHER_SIZE = "expected an observation of"
 
 
 class Inputs(NamedTuple):
@@ -34,19 +33,15 @@ class Inputs(NamedTuple):
     label: str  # name of the column of names in tables, such as ``picture``
 
 
-def read_images(
-    paths: Sequence[str | Path], data: Mapping[str, Any], other_size: str | None = None
-) -> Inputs:
+def read_images(paths: Sequence[str | Path], data: Mapping[str, Any]) -> Inputs:
     """Read images, which are decoded in threads; unreadable ones are skipped with a warning.
 
     Paths are image files, folders (searched recursively), zips, or LMDB folders; ``data`` is the
-    format of the images (:attr:`.Model.data`). With ``other_size``, a hint for the user, images of
-    another size are skipped, instead of cropped and resized. A path without images, no readable
-    one, or too many for the memory raise a UserError.
+    format of the images (:attr:`.Model.data`). A path without images, no readable one, or too many
+    for the memory raise a UserError.
     """
     form = {key: data[key] for key in ("size", "channels", "crop", "margin") if key in data}
-    side = form["size"]
-    shape = form["channels"], side, side
+    shape = form["channels"], form["size"], form["size"]
     skipped: list[str] = []
 
     def skip(name: str, reason: str) -> None:
@@ -55,11 +50,7 @@ def read_images(
 
     def read(image: tuple[str, Callable[[], Any]]) -> np.ndarray | Exception:
         try:
-            content = image[1]()
-            if other_size and (size := image_size(content)) != (side, side):
-                got = "{} x {}".format(*size)
-                raise ValueError(f"{OTHER_SIZE} {side} x {side} pixels, got {got}")
-            return decode(content, **form)
+            return decode(image[1](), **form)
         except Exception as error:  # Pillow raises nearly anything
             return error
 
@@ -76,8 +67,7 @@ def read_images(
                 names.append(name)
     if not names:
         first = skipped[0] if skipped else "no paths"
-        hint = f" {other_size}" if any(OTHER_SIZE in text for text in skipped) else ""
-        raise UserError(f"No image could be read: {first}.{hint}")
+        raise UserError(f"No image could be read: {first}.")
     if skipped:
         log.warning("Skipped %d unreadable images.", len(skipped))
     return Inputs(images[: len(names)], names, "picture")

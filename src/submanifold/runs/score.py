@@ -6,7 +6,7 @@ import re
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from submanifold.evaluation.calibration import Calibration
     from submanifold.inference.inputs import Inputs
     from submanifold.inference.predictor import Predictor
+    from submanifold.models import Model
 
 log = logging.getLogger(__name__)
 
@@ -279,6 +280,26 @@ def _write_sheet(path: Path, images: "np.ndarray") -> None:
         partial.write_bytes(as_sheet(pictures, columns=8))
 
 
+class Half(NamedTuple):
+    """Numbers of the inputs that train and validate the model of a half, and that it scores."""
+
+    train: "np.ndarray"
+    valid: "np.ndarray"
+    scored: "np.ndarray"
+
+
+def split_halves(group: "np.ndarray", seed: int) -> list[Half]:
+    """Split inputs at random by the numbers of their groups, 0, 1, ..., (N,)."""
+    import numpy as np
+
+    order = np.random.default_rng(seed).permutation(group.max() + 1)[group]
+    is_first, is_valid = order % 2 == 0, order // 2 % VALIDATION == 0
+    return [
+        Half(*map(np.flatnonzero, (is_own & ~is_valid, is_own & is_valid, ~is_own)))
+        for is_own in (is_first, ~is_first)
+    ]
+
+
 def cross_fit(
     name: str, predictor: "Predictor", read: "Inputs"
 ) -> "list[tuple[np.ndarray, Predictor]]":
@@ -292,8 +313,6 @@ def cross_fit(
     import numpy as np
 
     from submanifold.data.splits import group_images
-    from submanifold.evaluation.calibration import calibrate
-    from submanifold.evaluation.scores import score as score_events
     from submanifold.inference.predictor import Predictor
     from submanifold.runs.experiments import CachedRun
     from submanifold.training.cost import with_steps
@@ -321,31 +340,43 @@ def cross_fit(
         f"({1 / count:.2%}). --fdr can flag none of {unit} that are compared with one another: it "
         "needs a calibration on normal ones, by `submanifold calibrate`."
     )
-    order = np.random.default_rng(experiment.seed).permutation(len(numbers))[group]
     steps, events = run.load("schedule")["steps"], predictor.events(read.events)
     phases = {name: with_steps(phase, steps[name]) for name, phase in experiment.phases.items()}
     folder = (project / record.model).parent / "own" / f"{zlib.crc32(events.tobytes()):08x}"
-    parts, is_valid = [], order // 2 % VALIDATION == 0
-    for half in (0, 1):
-        is_own = order % 2 == half
-        log.info("Half %d of 2", half + 1)
-        train, valid = events[is_own & ~is_valid], events[is_own & is_valid]
+    parts = []
+    for number, half in enumerate(split_halves(group, experiment.seed), 1):
+        log.info("Half %d of 2", number)
+        train = events[half.train]
         model = train_phases(
             phases,
             experiment.model,
             train,
-            valid,
+            events[half.valid],
             experiment.seed,
             predictor.device,
-            folder / f"half_{half + 1}",
+            folder / f"half_{number}",
             predictor.preprocessor,
         )
-        model.data, rows = predictor.model.data, np.flatnonzero(~is_own)
-        x, of_rows = events[rows], group[rows]
-        model.calibration = calibrate(model, x, predictor.device, of_rows, train)
-        scores = score_events(model, x, model.calibration["combined"])
-        # anomalies in a calibration hide one another
-        is_usual = np.all([x <= np.quantile(x, USUAL) for x in scores.values()], axis=0)
-        model.calibration = calibrate(model, x[is_usual], predictor.device, of_rows[is_usual])
-        parts.append((rows, Predictor(model)))
+        model.data = predictor.model.data
+        _calibrate_on_usual(model, events[half.scored], predictor, group[half.scored], train)
+        parts.append((half.scored, Predictor(model)))
     return parts
+
+
+def _calibrate_on_usual(
+    model: "Model",
+    events: "np.ndarray",
+    predictor: "Predictor",
+    groups: "np.ndarray",
+    train: "np.ndarray",
+) -> None:
+    """Calibrate a model on events without the highest scores: anomalies hide one another."""
+    import numpy as np
+
+    from submanifold.evaluation.calibration import calibrate
+    from submanifold.evaluation.scores import score as score_events
+
+    model.calibration = calibrate(model, events, predictor.device, groups, train)
+    scores = score_events(model, events, model.calibration["combined"])
+    is_usual = np.all([x <= np.quantile(x, USUAL) for x in scores.values()], axis=0)
+    model.calibration = calibrate(model, events[is_usual], predictor.device, groups[is_usual])
