@@ -71,8 +71,8 @@ class ManifoldFlow(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMix
             500 or half of the pixels; and at most half of the training rows.
         minutes: Time of training, to which the steps are scaled by measurement.
         steps: Steps of training, of all phases together; None uses those of the method.
-        calibration: ``cross`` for tables of at least 20 rows, in about twice the time; ``split``; or
-            ``auto``, which is ``cross`` for tables of fewer than 5,000 rows.
+        calibration: ``cross`` for tables of at least 20 rows, in about twice the time; ``split``;
+            or ``auto``, which is ``cross`` for tables of fewer than 5,000 rows.
         alpha: False-alarm rate: the fraction of new rows like the training rows that
             :meth:`predict` calls outliers. It can be changed after :meth:`fit`.
         scale: ``standard`` (mean 0 and variance 1) or ``none``.
