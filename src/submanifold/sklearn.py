@@ -28,6 +28,7 @@ from submanifold.data.fields import Scale
 from submanifold.data.settings import ImageSettings
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.calibration import COMBINATION, MIN_IMAGES, calibrate
+from submanifold.evaluation.defensive import with_defensive_component
 from submanifold.evaluation.scores import NOISE_SCALE, SMOOTHED_DENSITY
 from submanifold.inference.predictor import Predictor
 from submanifold.training import PhaseSettings, train_phases
@@ -172,6 +173,7 @@ class ManifoldFlow(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMix
                 model.data = ImageSettings.model_validate(form).facts
             else:
                 model.data = {"table": preprocessor.to_dict()}
+                model = with_defensive_component(model, events[train], valid, device)
             model.calibration = calibrate(model, valid, device, train=events[train])
         self.preprocessor_, self.model_ = preprocessor, model.cpu()
         self.noise_scale_ = model.calibration[NOISE_SCALE]

@@ -1,6 +1,7 @@
 """Models: a manifold and an exact density, composed of stages of flows."""
 
 from submanifold.models.classifier import classify
+from submanifold.models.defensive import DefensiveComponent
 from submanifold.models.density import manifold_density
 from submanifold.models.hierarchy import Hierarchy
 from submanifold.models.mixture import Mixture
@@ -9,6 +10,7 @@ from submanifold.models.settings import ModelSettings, StageSettings
 from submanifold.models.stage import Stage
 
 __all__ = [
+    "DefensiveComponent",
     "Hierarchy",
     "Mixture",
     "Model",

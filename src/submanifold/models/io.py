@@ -75,9 +75,11 @@ def build(kind: Any, arguments: dict[str, Any]) -> Any:
     """Build an untrained model, stage or flow from what :func:`describe` returned."""
     if kind is Flow:
         return build_flow(arguments)
-    parts = {
-        name: [build(part, value) for value in arguments[name]] for name, part in kind.parts.items()
-    }
+    parts: dict[str, Any] = {}
+    for name, part in getattr(kind, "parts", {}).items():
+        value = arguments[name]
+        is_list = isinstance(value, list)
+        parts[name] = [build(part, v) for v in value] if is_list else value and build(part, value)
     return kind(**{**arguments, **parts})
 
 
