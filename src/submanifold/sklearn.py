@@ -27,12 +27,13 @@ from submanifold.config.resolve import Method, default_method
 from submanifold.data.fields import Scale
 from submanifold.data.settings import ImageSettings
 from submanifold.data.tables import Preprocessor
-from submanifold.evaluation.calibration import COMBINATION, MIN_IMAGES, calibrate, cross_calibrate
+from submanifold.evaluation.calibration import COMBINATION, MIN_IMAGES, calibrate
+from submanifold.evaluation.defensive import with_defensive_component
 from submanifold.evaluation.scores import NOISE_SCALE, SMOOTHED_DENSITY
 from submanifold.inference.predictor import Predictor
 from submanifold.training import PhaseSettings, train_phases
 from submanifold.training.cost import fit_budget, phase_costs, with_steps
-from submanifold.training.cross_fitting import DENSITY, cross_fit, fold_numbers
+from submanifold.training.cross_fitting import DENSITY, cross_fit
 
 STORED = int | float | str | None  #: Types of parameters in model files.
 SIDE = 8  #: Factor of the sides of images, which the levels of the flow halve.
@@ -188,21 +189,13 @@ class ManifoldFlow(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMix
             else:
                 model.data = {"table": preprocessor.to_dict()}
             if is_cross:
-                fold, data = fold_numbers(len(events), seed), model.data
+                density: Any = phases[DENSITY]
                 model = cross_fit(
-                    model,
-                    phases[DENSITY],
-                    model_settings,
-                    events,
-                    fold,
-                    seed,
-                    device,
-                    folder,
-                    preprocessor,
+                    model, density, model_settings, events, seed, device, folder, preprocessor
                 )
-                model.data = data
-                model.calibration = cross_calibrate(model, events, fold, device)
             else:
+                if preprocessor is not None:
+                    model = with_defensive_component(model, events[train], valid, device)
                 model.calibration = calibrate(model, valid, device, train=events[train])
         self.preprocessor_, self.model_ = preprocessor, model.cpu()
         self.noise_scale_ = model.calibration[NOISE_SCALE]

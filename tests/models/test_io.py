@@ -54,8 +54,8 @@ def flow(**arguments):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda header: header.pop("format"), "format 1 instead of 3"),
-        (lambda header: header.update(format=99), "format 99 instead of 3"),
+        (lambda header: header.pop("format"), "format 1 instead of 4"),
+        (lambda header: header.update(format=99), "format 99 instead of 4"),
         (flow(type="spline"), "type: expected one of .*, got spline. Register a flow of yours"),
         (flow(unknown=1), "unknown"),
         (flow(couplings=5), "do not match the config"),

@@ -2,6 +2,7 @@
 
 from submanifold.models.classifier import classify
 from submanifold.models.cross_fitted import CrossFitted
+from submanifold.models.defensive import DefensiveComponent
 from submanifold.models.density import manifold_density
 from submanifold.models.hierarchy import Hierarchy
 from submanifold.models.mixture import Mixture
@@ -11,6 +12,7 @@ from submanifold.models.stage import Stage
 
 __all__ = [
     "CrossFitted",
+    "DefensiveComponent",
     "Hierarchy",
     "Mixture",
     "Model",

@@ -48,7 +48,7 @@ def class_log_probs(model: Model, x: Tensor) -> Tensor:
         expected = "one that is conditional on a class"
         raise unexpected("model", expected, "another one", "Train it with data.condition=label")
     log_det = x.new_zeros(len(x))
-    if isinstance(model, Hierarchy) and model.has_density:
+    if isinstance(model, Hierarchy) and model.has_density and model.defensive is None:
         first, *later = model.stages
         flow, *flows = first.flows
         if isinstance(flow, ConditionalLatents) and flow.of_context and not first.noise:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from submanifold.common.errors import unexpected
 from submanifold.flows.bijection import Context
 from submanifold.geometry.nearest import Nearest
+from submanifold.models.defensive import DefensiveComponent
 from submanifold.models.model import Model
 from submanifold.models.stage import Stage, check_dim, standard_normal_log_prob
 
@@ -41,6 +42,7 @@ class Hierarchy(Model):
     Args:
         stages: The stages, outermost first; stage_n of the settings is ``stages[n - 1]``.
         view_dim: Dimension of the manifold, 1 to :attr:`max_dim`; None is that of the last stage.
+        defensive: Component of the density beside this flow's, see :class:`.DefensiveComponent`.
 
     Example:
         >>> h = Hierarchy([Stage(RealNVP(8), dim=4), Stage(RealNVP(4), dim=2)])
@@ -49,16 +51,21 @@ class Hierarchy(Model):
         (torch.Size([3, 2]), torch.Size([3, 6]), torch.Size([3, 8]))
     """
 
-    kind, parts = "hierarchy", {"stages": Stage}
+    kind, parts = "hierarchy", {"stages": Stage, "defensive": DefensiveComponent}
 
-    def __init__(self, stages: Sequence[Stage], view_dim: int | None = None):
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        view_dim: int | None = None,
+        defensive: DefensiveComponent | None = None,
+    ):
         for number, (outer, inner) in enumerate(pairwise(stages), start=2):
             if inner.event_shape != (outer.dim,):
                 shape = f"({outer.dim},), the coordinates of stage {number - 1}"
                 expected = f"stage {number} to act on events of shape {shape}"
                 raise unexpected("stages", expected, inner.event_shape)
         has_density = all(stage.has_density for stage in stages)
-        super().__init__(stages[0].event_shape, stages[-1].dim, has_density)
+        super().__init__(stages[0].event_shape, stages[-1].dim, has_density, defensive)
         self.stages: Sequence[Stage] = nn.ModuleList(stages)  # type: ignore[assignment]
         self.view_dim, number = view_dim, len(stages)
         if view_dim is not None:
@@ -204,7 +211,7 @@ class Hierarchy(Model):
         """
         if dim == self.dim:
             return self
-        view = Hierarchy(self.stages, dim)
+        view = Hierarchy(self.stages, dim, self.defensive)
         view.notes, view.data = self.notes, self.data
         scale = self.calibration.get("noise_scale")  # the density at it is the same
         view.calibration = {

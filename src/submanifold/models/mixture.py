@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from submanifold.flows import DataInitialized
 from submanifold.flows.bijection import Context
+from submanifold.models.defensive import DefensiveComponent
 from submanifold.models.hierarchy import Hierarchy
 from submanifold.models.model import Model
 from submanifold.models.stage import standard_normal_log_prob
@@ -44,12 +45,12 @@ class Mixture(DataInitialized, Model):
         (torch.Size([5, 3]), torch.Size([5, 1]), torch.Size([5, 3]))
     """
 
-    kind, parts = "mixture", {"charts": Hierarchy}
+    kind, parts = "mixture", {"charts": Hierarchy, "defensive": DefensiveComponent}
 
-    def __init__(self, charts: Sequence[Hierarchy]):
+    def __init__(self, charts: Sequence[Hierarchy], defensive: DefensiveComponent | None = None):
         chart = charts[0]
         has_density = all(chart.has_density for chart in charts)
-        super().__init__(chart.event_shape, chart.dim, has_density)
+        super().__init__(chart.event_shape, chart.dim, has_density, defensive)
         self.charts: Sequence[Hierarchy] = nn.ModuleList(charts)  # type: ignore[assignment]
         self.logits = nn.Parameter(torch.zeros(len(charts)))
 

@@ -15,9 +15,10 @@ from submanifold.flows.bijection import Context
 from submanifold.flows.conditional import embedding_of
 from submanifold.flows.softflow import is_noise_conditional
 from submanifold.geometry.nearest import Nearest, gauss_newton, nearest_point
+from submanifold.models.defensive import DefensiveComponent
 from submanifold.models.io import build, describe, limited_parameters, load_tensors, save_tensors
 
-FORMAT = 3  #: Version of model files; raise it with every change of what :func:`.describe` returns.
+FORMAT = 4  #: Version of model files; raise it with every change of what :func:`.describe` returns.
 FACTS = ("notes", "data", "calibration")  #: Attributes of models in the header.
 
 GRADIENTS, NEAREST_GRADIENTS = 4, 16  #: Gradients of the default and of the nearest projection.
@@ -56,6 +57,8 @@ class Model(nn.Module, ABC):
         event_dim: D, the number of elements of an event.
         dim: Dimension d of the manifold.
         has_density: Whether the density is on R^D; otherwise it is on the manifold.
+        defensive: The normal component of a density that is finite far from the data, if any; of
+            tables and vectors.
         notes: JSON-serializable notes, such as on the training.
         data: JSON-serializable description of the training data, for preprocessing other images:
             ``size``, ``channels``, ``crop``, ``value_range`` and ``bits``. Empty if unknown.
@@ -67,8 +70,15 @@ class Model(nn.Module, ABC):
     kind: ClassVar[str]
     parts: ClassVar[dict[str, Any]]
 
-    def __init__(self, event_shape: tuple[int, ...], dim: int, has_density: bool) -> None:
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        dim: int,
+        has_density: bool,
+        defensive: DefensiveComponent | None = None,
+    ) -> None:
         super().__init__()
+        self.defensive = defensive
         self.event_shape, self.event_dim = event_shape, math.prod(event_shape)
         self.dim, self.has_density = dim, has_density
         self.notes: dict[str, Any] = {}
@@ -76,13 +86,16 @@ class Model(nn.Module, ABC):
         self.calibration: dict[str, Any] = {}
 
     def __call__(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Call :meth:`forward`, after a check of the context."""
+        """Call :meth:`forward` after a check of the context; the density is the mixture's."""
         self._check_context(context)
-        return super().__call__(x, context)
+        u, v, log_prob = super().__call__(x, context)
+        if self.defensive is not None:
+            log_prob = self.defensive.mix(log_prob, x, context)
+        return u, v, log_prob
 
     @abstractmethod
     def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Encode x (batch, *event_shape) and compute its log-density in one pass.
+        """Encode x (batch, *event_shape) and compute the flow's log-density in one pass.
 
         Returns:
             u (batch, d) on the manifold, v (batch, D - d) off the manifold, and log p(x) (batch,)
@@ -195,11 +208,15 @@ class Model(nn.Module, ABC):
     ) -> Tensor:
         """Draw n events on the manifold: u ~ N(0, temperature^2 I), v = 0 (Alg. 1 and 2).
 
-        The generator is on the CPU, so that all devices draw the same.
+        If the manifold is R^D, they are draws from the density, with the :attr:`defensive`
+        component. The generator is on the CPU, so that all devices draw the same.
         """
         with torch.no_grad():
             codes = self._draw_codes(n, temperature, generator, context)
-            return self.decode(codes.to(next(self.parameters()).device), context=context)
+            events = self.decode(codes.to(next(self.parameters()).device), context=context)
+            if self.defensive is None or self.dim < self.event_dim:
+                return events
+            return self.defensive.replace(events, temperature, generator)
 
     @abstractmethod
     def _draw_codes(

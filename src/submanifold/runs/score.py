@@ -137,7 +137,7 @@ def score(
     calibration = predictor.calibrated(alpha) if fdr is None else predictor.calibrated(fdr, "fdr")
     read = read_inputs(predictor, inputs, identifier)
     count, events = len(read.names), read.events.loc if predictor.is_table else read.events
-    parts = cross_fit(model, predictor, read) if own else [(np.arange(count), predictor)]
+    parts = fit_halves(model, predictor, read) if own else [(np.arange(count), predictor)]
     of_parts = [
         fitted.score(events[part], nearest, alpha=alpha, label=label).set_axis(part)
         for part, fitted in parts
@@ -300,7 +300,7 @@ def split_halves(group: "np.ndarray", seed: int) -> list[Half]:
     ]
 
 
-def cross_fit(
+def fit_halves(
     name: str, predictor: "Predictor", read: "Inputs"
 ) -> "list[tuple[np.ndarray, Predictor]]":
     """Train a model on each half of the inputs as a run was, to rank the other half.

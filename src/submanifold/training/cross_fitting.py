@@ -1,4 +1,4 @@
-"""Models of the folds of a cross-validation, which give a density and calibrate its p-values."""
+"""Densities of the folds of a cross-validation, whose p-values all events calibrate."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from submanifold.models import CrossFitted, Hierarchy, ModelSettings
+from submanifold.evaluation.calibration import cross_calibrate
+from submanifold.evaluation.defensive import with_defensive_component
+from submanifold.models import CrossFitted, Model, ModelSettings
 from submanifold.training.cost import with_steps
 from submanifold.training.phases import PhaseSettings, train_phases
 
@@ -19,37 +21,36 @@ VALIDATION = 0.1  #: Fraction of the training events that validates it.
 DENSITY = "density"  #: Name of the phase that the folds train.
 
 
-def fold_numbers(count: int, seed: int) -> np.ndarray:
-    """Draw the fold of each of ``count`` events, (count,); their sizes differ by at most one."""
-    return np.random.default_rng(seed).permutation(np.arange(count) % FOLDS)
-
-
 def cross_fit(
-    manifold: Hierarchy,
+    manifold: Model,
     phase: PhaseSettings,
     model: ModelSettings,
     events: np.ndarray,
-    fold: np.ndarray,
     seed: int,
     device: torch.device,
     folder: str | Path,
     table: "Preprocessor | None" = None,
 ) -> CrossFitted:
-    """Train the density once without each fold of the events.
+    """Train the density once without each fold of the events, and calibrate with all of them.
 
     A tenth of the others validates it, since a fold that chose the weights would score too well.
-
-    ``fold`` is the number of the fold of each event, (N,), and ``phase`` that of the density. The
-    other arguments are those of :func:`.train_phases`.
+    ``phase`` is that of the density; the other arguments are those of :func:`.train_phases`.
     """
     of_fold = {DENSITY: with_steps(phase, max(1, round(STEPS * phase.training.steps)))}
-    folds: list[Any] = []
+    fold = np.random.default_rng(seed).permutation(np.arange(len(events)) % FOLDS)
+    members: list[Any] = []
     for number in range(FOLDS):
         others = np.random.default_rng(seed + number).permutation(np.flatnonzero(fold != number))
         count = max(1, round(VALIDATION * len(others)))
-        rows, place = (events[others[count:]], events[others[:count]]), f"fold-{number}"
-        trained = train_phases(
-            of_fold, model, *rows, seed + 1 + number, device, Path(folder, place), table
-        )
-        folds.append(trained)
-    return CrossFitted(manifold, folds)
+        valid, train = events[others[:count]], events[others[count:]]
+        place = Path(folder, f"fold-{number}")
+        member = train_phases(of_fold, model, train, valid, seed + 1 + number, device, place, table)
+        member.data = manifold.data
+        member = with_defensive_component(member, train, valid, device)
+        member.data = {}
+        members.append(member)
+    fitted: Any = manifold
+    crossed = CrossFitted(fitted, members)
+    crossed.notes, crossed.data = manifold.notes, manifold.data
+    crossed.calibration = cross_calibrate(crossed, events, fold, device)
+    return crossed

@@ -11,6 +11,7 @@ from submanifold.common.device import choose_device
 from submanifold.data.settings import TableSettings
 from submanifold.data.splits import Groups, groups_of
 from submanifold.evaluation.calibration import calibrate
+from submanifold.evaluation.defensive import with_defensive_component
 from submanifold.inference.training_events import training_hashes
 from submanifold.models import Hierarchy, Model, ModelSettings
 from submanifold.runs.tracking import log_callback
@@ -124,12 +125,13 @@ def collect_histories(*histories: dict[str, Any]) -> dict[str, Any]:
 def calibrate_model(
     model: Model, data: Any, train: np.ndarray, valid: np.ndarray, groups: Groups, device: str
 ) -> Model:
-    """Add facts about the training data and a calibration of anomaly scores."""
+    """Add facts about the training data, a defensive component and a calibration of scores."""
     numbers = groups_of(groups, "valid")
     normal, numbers = valid[:MAX_NORMAL], None if numbers is None else numbers[:MAX_NORMAL]
     calibrated = copy.copy(model)
     calibrated.data = data.facts
     on = choose_device(device)
+    calibrated = with_defensive_component(calibrated, train, normal, on)
     calibrated.calibration = calibrate(calibrated, normal, on, numbers, train)
     calibrated.calibration["training"] = training_hashes(calibrated, train, normal)
     return calibrated

@@ -1,0 +1,132 @@
+"""The normal component of a density: known answers, far events, files and samples."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from sklearn.covariance import LedoitWolf
+
+from strategies import affine, perturb
+from submanifold.evaluation.defensive import WEIGHTS, with_defensive_component
+from submanifold.flows import Affine, RealNVP, Tabular, make_conditional, with_noise_scale
+from submanifold.models import DefensiveComponent, Hierarchy, Mixture, Model, Stage
+
+
+def events(count=200, dim=2, seed=0):
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=(count, dim)) @ rng.normal(size=(dim, dim)) + 1).astype(np.float32)
+
+
+def flow_model(dim=2, manifold_dim=1, component=None):
+    torch.manual_seed(0)
+    model = Hierarchy([Stage(RealNVP(dim, couplings=2), manifold_dim)], defensive=component)
+    return perturb(model, 0.3).double()
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+@pytest.mark.parametrize("weight", [0.01, 0.1])
+def test_the_density_integrates_to_one(dim, weight):
+    model = flow_model(dim, component=DefensiveComponent.fit(events(dim=dim), weight))
+    line = torch.linspace(-40, 40, 40_001 if dim == 1 else 801, dtype=torch.float64)
+    grid = torch.cartesian_prod(*[line] * dim).view(-1, dim)
+    with torch.no_grad():
+        total = model.log_prob(grid).exp().sum() * (line[1] - line[0]) ** dim
+    assert total.item() == pytest.approx(1, abs=2e-3)
+
+
+def test_the_mixture_is_the_flow_or_the_normal_distribution_at_its_ends():
+    x, model = torch.from_numpy(events()).double(), flow_model()
+    flow = model.log_prob(x)
+    model.defensive = DefensiveComponent.fit(events(), 0.0).double()
+    torch.testing.assert_close(model.log_prob(x), flow)
+    model.defensive.weight = 1.0
+    fitted = LedoitWolf().fit(events())
+    normal = stats.multivariate_normal(fitted.location_, 4 * fitted.covariance_)
+    expected = torch.from_numpy(normal.logpdf(x.numpy()))
+    torch.testing.assert_close(model.log_prob(x), expected, rtol=1e-5, atol=1e-5)
+    model.defensive.weight = 0.25
+    mixed = torch.logaddexp(math.log(0.75) + flow, math.log(0.25) + expected)
+    torch.testing.assert_close(model.log_prob(x), mixed, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [-torch.inf, torch.nan, torch.inf])
+def test_far_events_are_ranked_by_their_distance_where_the_flow_overflows(value):
+    component = DefensiveComponent.fit(events(), 0.01)
+    x = component.mean + torch.logspace(1, 18, 18)[:, None] * torch.tensor([[1.0, -2.0]])
+    mixed = component.mix(torch.full((18,), value), x)
+    assert mixed.isfinite().all()
+    assert (mixed.diff() < 0).all()
+
+
+def test_a_view_and_a_file_have_the_same_density(tmp_path):
+    component = DefensiveComponent.fit(events(dim=3), 0.05, [1])
+    x = torch.from_numpy(events(dim=3))
+    charts = [Hierarchy([Stage(RealNVP(3, couplings=2), 2)]) for _ in range(2)]
+    for model in (flow_model(3, 2, component).float(), Mixture(charts, component)):
+        model.save(tmp_path / "model")
+        loaded = Model.load(tmp_path / "model")
+        assert loaded.defensive.weight == 0.05
+        assert torch.equal(loaded.log_prob(x), model.log_prob(x))
+        if isinstance(model, Hierarchy):
+            torch.testing.assert_close(model.at_dim(1).log_prob(x), model.log_prob(x))
+
+
+def test_samples_of_a_model_of_all_dimensions_are_draws_from_the_mixture():
+    narrow = affine(1e3 * torch.eye(2))
+    component = DefensiveComponent.fit(events(1000), 0.1)
+    model = Hierarchy([Stage(narrow, 2)], defensive=component)
+    drawn = model.sample(20_000, generator=torch.Generator().manual_seed(0))
+    of_component = drawn[drawn.norm(dim=1) > 0.01]
+    assert len(of_component) / 20_000 == pytest.approx(0.1, abs=0.01)
+    covariance = component.scale @ component.scale.T
+    torch.testing.assert_close(of_component.mean(0), component.mean, rtol=0, atol=0.2)
+    torch.testing.assert_close(of_component.T.cov(), covariance, rtol=0.1, atol=0.2)
+    on_manifold = Hierarchy([Stage(narrow, 1)], defensive=component).sample(1000)
+    assert on_manifold.norm(dim=1).max() < 0.01
+
+
+def test_a_missing_value_has_the_marginal_of_the_observed_ones():
+    component = DefensiveComponent.fit(events(dim=3), 1.0, [0, 2])
+    x = torch.from_numpy(events(4, 3, seed=1)).double()
+    masks = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    covariance = (component.scale @ component.scale.T).double().numpy()
+    expected = []
+    for row, mask in zip(x.numpy(), masks.numpy(), strict=True):
+        observed = np.array([mask[0] == 0, True, mask[1] == 0])
+        marginal = stats.multivariate_normal(
+            component.mean.numpy()[observed], covariance[np.ix_(observed, observed)]
+        )
+        expected.append(marginal.logpdf(row[observed]) + stats.norm.logpdf(row[~observed]).sum())
+    # the noise scale follows the mask
+    context = with_noise_scale(masks, torch.ones(4))
+    torch.testing.assert_close(
+        component.log_prob(x, context), torch.tensor(expected), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_held_out_events_choose_the_weight():
+    normal = Hierarchy([Stage(Affine(2), 1)])
+    train = np.random.default_rng(0).normal(size=(2000, 2)).astype(np.float32)
+    outliers = np.concatenate([train[:100], 12 + train[:20]])
+    device = torch.device("cpu")
+    chosen = [
+        with_defensive_component(normal, train, held_out, device) for held_out in (train, outliers)
+    ]
+    assert [model.defensive.weight for model in chosen] == [WEIGHTS[0], WEIGHTS[-1]]
+    assert normal.defensive is None
+    x = torch.from_numpy(outliers)
+    assert chosen[1].log_prob(x).mean() > normal.log_prob(x).mean() + 5
+
+
+def test_a_density_given_a_context_is_normalized():
+    flow = perturb(make_conditional(Tabular(1, couplings=1, hidden=4), columns=2), 0.3)
+    component = DefensiveComponent.fit(events(dim=1), 0.1)
+    model = Hierarchy([Stage(flow, 1)], defensive=component).double()
+    line = torch.linspace(-60, 60, 20_001, dtype=torch.float64)
+    for row in ([0.0, 1.0], [2.0, -1.0]):
+        context = torch.tensor([row], dtype=torch.float64).expand(len(line), 2)
+        with torch.no_grad():
+            total = model.log_prob(line[:, None], context).exp().sum() * (line[1] - line[0])
+        assert total.item() == pytest.approx(1, abs=2e-3)
