@@ -24,6 +24,7 @@ from submanifold.common import threads
 from submanifold.common.errors import UserError
 from submanifold.common.threads import use_threads
 from submanifold.config.resolve import default_method
+from submanifold.evaluation.intervals import false_alarm_range
 from submanifold.models import Model
 from submanifold.sklearn import ManifoldFlow
 from submanifold.training import RotationSettings, Trainer
@@ -48,10 +49,10 @@ def few_probes():
 
 @pytest.mark.pipeline
 @parametrize_with_checks(
-    [ManifoldFlow(steps=FEW["steps"], calibration=kind) for kind in ("cross", "split")],
+    [ManifoldFlow(steps=FEW["steps"], calibration=kind) for kind in ("auto", "split")],
     expected_failed_checks=lambda flow: (
         {"check_outliers_train": "scores are means over folds, and score_samples a mixture"}
-        if flow.calibration == "cross"
+        if flow.calibration == "auto"
         else {}
     ),
 )
@@ -316,11 +317,20 @@ def test_held_out_rows_validate_and_calibrate(monkeypatch, count, held_out):
     watch("train_phases", 2, 3)
     watch("calibrate", 1)
     rows = normal(count, 1.0, 2.0, 3.0).astype(np.float32)
-    ManifoldFlow(scale="none", **FEW).fit(rows)
+    ManifoldFlow(scale="none", calibration="split", **FEW).fit(rows)
     trained, validated, calibrated = ({tuple(row) for row in split.tolist()} for split in splits)
     assert validated == calibrated
     assert (len(trained), len(validated)) == (count - held_out, held_out)
     assert trained | validated == {tuple(row) for row in rows.tolist()}
+
+
+def test_every_row_is_calibrated_by_a_model_that_has_not_seen_it():
+    """Of 50 rows of ten columns a model memorizes those that train it."""
+    rows = normal(2050, *[1.0] * 10)
+    flow = ManifoldFlow(steps=200, calibration="cross", alpha=0.2, random_state=0).fit(rows[:50])
+    assert flow._predictor.calibrated().count == 50
+    low, high = false_alarm_range(0.2, 2000, 50)
+    assert low <= (flow.predict(rows[50:]) == -1).mean() <= high
 
 
 def test_kedro_and_mlflow_are_not_imported():
@@ -347,7 +357,11 @@ print([name for name in ("kedro", "mlflow") if name in sys.modules])
             r"^n_components: expected at most 4, the number of columns that vary",
         ),
         ({"alpha": 1.0}, "alpha"),
-        ({"alpha": 0.04}, r"^alpha: expected at least 1/21, .*got 0.04. .* at least 240 rows"),
+        (
+            {"alpha": 0.04, "calibration": "split"},
+            r"^alpha: expected at least 1/21, .*got 0.04. .* at least 240 rows",
+        ),
+        ({"alpha": 0.006}, r"^alpha: expected at least 1/151, .* at least 166 rows"),
         ({"scale": "minmax"}, "scale"),
         ({"device": "gpu"}, "^device: expected auto, cpu"),
         ({"steps": 3, "minutes": 1}, "^minutes: expected None with steps"),
@@ -394,10 +408,13 @@ def test_preprocessing_does_not_depend_on_held_out_rows(monkeypatch):
 
     monkeypatch.setattr(sklearn, "train_phases", watched)
     rows = normal(60, 1.0, 2.0, 3.0)
-    ManifoldFlow(scale="none", **FEW).fit(rows)
+    ManifoldFlow(scale="none", calibration="split", **FEW).fit(rows)
     is_held_out = np.isclose(rows[:, :1], held_out[0][:, 0]).any(1)
     assert is_held_out.sum() == 20
-    flows = [ManifoldFlow(**FEW).fit(rows + 100 * changed) for changed in (0, is_held_out[:, None])]
+    flows = [
+        ManifoldFlow(calibration="split", **FEW).fit(rows + 100 * changed)
+        for changed in (0, is_held_out[:, None])
+    ]
     first, second = (flow.preprocessor_.to_dict() for flow in flows)
     assert first == second
 
@@ -480,7 +497,9 @@ def test_fits_in_threads_equal_fits_one_by_one(monkeypatch):
 
 
 def test_offset_is_the_log_density_below_which_rows_are_outliers(plane):
-    rows, flow = of_plane(200, seed=1), plane
+    assert plane.offset_ is None, "the score is a mean over folds"
+    flow = ManifoldFlow(1, calibration="split", **FEW).fit(of_plane(300))
+    rows = of_plane(200, seed=1)
     log_density = flow.score_samples(rows)
     np.testing.assert_allclose(
         flow.decision_function(rows), log_density - flow.offset_, rtol=0, atol=1e-2
