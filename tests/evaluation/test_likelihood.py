@@ -89,7 +89,7 @@ def test_the_density_of_a_row_is_the_probability_of_its_cell():
     rows = np.round(np.random.default_rng(0).standard_normal((2000, 3)) / 0.8) * 0.8
     table = Preprocessor.fit(rows)
     model = Hierarchy([Stage(Affine(3), 3)])  # a standard normal density in standard units
-    x = torch.from_numpy(table.transform(rows, salt=np.arange(2000)))
+    x = torch.from_numpy(table.transform(rows, salt=np.arange(2000)).x)
     low, high = (
         np.array(
             [
@@ -110,7 +110,7 @@ def test_the_density_of_a_row_is_the_probability_of_its_cell():
 def test_draws_of_a_row_have_its_context():
     rows = np.random.default_rng(0).integers(0, 5, (6, 3)).astype(float)
     table = Preprocessor.fit(rows)
-    x = torch.from_numpy(table.transform(rows, salt=np.arange(6)))
+    x = torch.from_numpy(table.transform(rows, salt=np.arange(6)).x)
     torch.manual_seed(0)
     model = perturb(Hierarchy([Stage(make_conditional(RealNVP(x.shape[1]), columns=2), 2)]), 0.5)
     context = 3 * torch.randn(6, 2)

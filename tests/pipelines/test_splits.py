@@ -11,6 +11,7 @@ from PIL import Image
 from splits import recorded
 from strategies import initialized_glow
 from submanifold.config.schema import EvaluationSettings
+from submanifold.data import Events
 from submanifold.data.batches import Batches, as_input
 from submanifold.data.settings import ImageSettings
 from submanifold.evaluation import baselines as baselines_module
@@ -47,6 +48,7 @@ def groups_of_images(images):
 
 
 GROUPS = {split: groups_of_images(images) for split, images in SPLITS.items()}
+EVENTS = {split: Events(images, groups=np.array(GROUPS[split])) for split, images in SPLITS.items()}
 
 
 def assert_are(split, *arrays):
@@ -63,13 +65,13 @@ def model():
 def test_validation_images_and_their_groups_calibrate(model):
     data = SimpleNamespace(facts={})
     with recorded(calibrate, training_hashes) as calls:
-        calibrate_model(model, data, TRAIN, VALID, GROUPS, "cpu")
+        calibrate_model(model, data, EVENTS["train"], EVENTS["valid"], "cpu")
     for call in calls["calibrate"]:
-        assert_are("valid", call["events"])
-        assert call["groups"].tolist() == groups_of_images(call["events"])
+        assert_are("valid", call["events"].x)
+        assert call["events"].groups.tolist() == groups_of_images(call["events"].x)
     for call in calls["training_hashes"]:
-        assert_are("train", call["train"])
-        assert_are("valid", call["valid"])
+        assert_are("train", call["train"].x)
+        assert_are("valid", call["valid"].x)
     assert all(calls.values())
 
 
@@ -78,7 +80,7 @@ def test_metrics_are_of_test_images_and_their_groups(model, monkeypatch, is_brie
     for module in (baselines_module, nodes):
         monkeypatch.setattr(module, "MEASURED", 20)
     with recorded(PCA.fit, PCA.shrink, PCA.error_curve, mean_interval) as calls:
-        baselines = fit_baselines(**SPLITS, groups=GROUPS)[0]
+        baselines = fit_baselines(**EVENTS)[0]
     assert_are("train", *(call["events"] for call in calls["fit"]))
     assert_are("valid", *(call["valid"] for call in calls["shrink"]))
     for call in calls["mean_interval"]:
@@ -92,18 +94,27 @@ def test_metrics_are_of_test_images_and_their_groups(model, monkeypatch, is_brie
             nodes, name, lambda *a, n=name: arguments.update({n: a}) or {"inverse_error": 0}
         )
     settings = EvaluationSettings(samples=20, volumes=2, brief=is_brief)
-    scored = nodes.measure_events(model, **SPLITS, groups=GROUPS, evaluation=settings, device="cpu")
+    scored = nodes.measure_events(model, **EVENTS, evaluation=settings, device="cpu")
     metrics, projections = nodes.evaluate(
-        model, scored, TRAIN, TEST, SAMPLES, baselines, GROUPS, {}, 0.0, settings, "cpu"
+        model,
+        scored,
+        EVENTS["train"],
+        EVENTS["test"],
+        Events(SAMPLES),
+        baselines,
+        {},
+        0.0,
+        settings,
+        "cpu",
     )
     _, rows, test, *_ = arguments["measure"]
-    assert_are("test", test)
+    assert_are("test", test.x)
     assert len(test) == (20 if is_brief else 48)
     of_test = rows["group"].tolist()
-    assert of_test == groups_of_images(test)
+    assert of_test == groups_of_images(test.x)
     compared = arguments["sample_quality"]
-    assert [compared[n] is x for n, x in enumerate((TRAIN, TEST, SAMPLES))] == [True] * 3
-    assert compared[-1] is GROUPS
+    expected = EVENTS["train"], EVENTS["test"], SAMPLES
+    assert all(a is b for a, b in zip(compared, expected, strict=False))
     counts = {"train": 90, "test": len(test), "samples": 20, "test_groups": len({*of_test})}
     assert metrics["counts"] == counts
     with torch.no_grad():
@@ -113,7 +124,7 @@ def test_metrics_are_of_test_images_and_their_groups(model, monkeypatch, is_brie
 
 def test_events_are_those_of_each_split_with_their_groups(model, monkeypatch):
     monkeypatch.setattr(events_module, "MEASURED", 40)
-    scored = events_module.measure_events(model, SPLITS, GROUPS, most=20)
+    scored = events_module.measure_events(model, EVENTS, most=20)
     for split, table in scored.groupby("split"):
         images = SPLITS[split][table["number"]]
         assert len(table) == (20 if split == "test" else 40)
@@ -162,9 +173,11 @@ def test_neighbors_are_training_images_and_other_pictures_test_images(model, mon
     shown = []
     for name in ("project_all", "project_by_dim", "interpolate", "traverse"):
         monkeypatch.setattr(
-            illustrations, name, lambda _, images, *rest: shown.append(images) or {}
+            illustrations, name, lambda _, images, *rest: shown.append(images.x) or {}
         )
-    pictures = nodes.illustrate(model, TRAIN, TEST, SAMPLES, np.empty(0), "cpu")
+    pictures = nodes.illustrate(
+        model, EVENTS["train"], EVENTS["test"], Events(SAMPLES), np.empty(0), "cpu"
+    )
     assert_are("test", pictures["originals"], *shown)
     for name, images in (("sample_neighbors", SAMPLES[:16]), ("test_neighbors", TEST[:16])):
         distances = np.square(images[:, None].astype(float) - TRAIN).sum((2, 3, 4))
@@ -178,7 +191,7 @@ def test_ood_images_are_in_the_order_of_their_groups(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((8, 8), 20 * (number % 10), np.uint8)).save(path)
     data = ImageSettings(source="folder", path=str(tmp_path / "in"), size=8, groups="folder")
-    images, groups = gather_images(data, tmp_path / "out", tmp_path / "raw")
-    folders = [pixel // 20 for pixel in groups_of_images(images)]
+    ood = gather_images(data, tmp_path / "out", tmp_path / "raw")
+    folders = [pixel // 20 for pixel in groups_of_images(ood.x)]
     assert len(folders) == 40
-    assert groups == {"ood": folders}
+    assert ood.groups.tolist() == folders

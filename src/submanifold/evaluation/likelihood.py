@@ -12,6 +12,7 @@ from torch import Tensor
 from submanifold.common import distributed
 from submanifold.common.progress import track
 from submanifold.data.batches import Batch, Batches
+from submanifold.data.events import EventsLike
 from submanifold.data.tables import Preprocessor
 from submanifold.flows import is_noise_conditional, with_noise_scale
 from submanifold.flows.bijection import Context
@@ -50,7 +51,7 @@ def importance_log_prob(log_probs: np.ndarray) -> np.ndarray:
 
 
 def dequantized_log_probs(
-    model: Model, images: np.ndarray, draws: int, device: str | torch.device
+    model: Model, images: EventsLike, draws: int, device: str | torch.device
 ) -> np.ndarray:
     """Compute log-densities, (draws, N) nats, of uint8 images; draw k has the noise of seed k."""
     log_probs = []

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from submanifold.common.progress import track
-from submanifold.data.arrays import context_of_array
 from submanifold.data.batches import Batches
+from submanifold.data.events import Events
 from submanifold.evaluation.baselines import evenly_spaced, pca_error
 from submanifold.evaluation.events import group_numbers, summarize
 from submanifold.evaluation.intervals import ENDS, mean_interval, proportion_interval
@@ -45,7 +45,7 @@ Metrics = dict[str, Any]
 def measure(
     model: Model,
     rows: pd.DataFrame,
-    test: np.ndarray,
+    test: Events,
     baselines: Mapping[str, Any],
     input_noise: float,
     dequantizations: int,
@@ -65,7 +65,7 @@ def measure(
     if not batches.is_continuous:
         if dequantizations > 1 and model.has_density:
             log_probs = dequantized_log_probs(model, test, dequantizations, device)
-            bits = to_bits_per_dim(importance_log_prob(log_probs), test)
+            bits = to_bits_per_dim(importance_log_prob(log_probs), test.x)
             bound = mean_interval(bits, groups) | {"draws": dequantizations}
             metrics["bits_per_dim_importance"] = bound
         if volumes:
@@ -87,11 +87,11 @@ def measure(
     }
 
 
-def gaussian_density(model: Model, test: np.ndarray, gaussian: Metrics) -> Metrics:
+def gaussian_density(model: Model, test: Events, gaussian: Metrics) -> Metrics:
     """Add ``nll`` in the units of a table to the bits per dimension of the Gaussian."""
     if (table := table_of(model)) is None:
         return gaussian
-    contexts, bits = context_of_array(test), gaussian["bits_per_dim"]
+    contexts, bits = test.context, gaussian["bits_per_dim"]
     # of the density of complete rows, less the entropy of the noise of missing values
     missing = table.missing(contexts, len(test)).sum(1).mean()
     noise = missing * (1 + math.log(2 * math.pi)) / 2
@@ -104,7 +104,7 @@ def gaussian_density(model: Model, test: np.ndarray, gaussian: Metrics) -> Metri
 
 
 def density(
-    model: Model, rows: pd.DataFrame, test: np.ndarray, batches: Batches, input_noise: float
+    model: Model, rows: pd.DataFrame, test: Events, batches: Batches, input_noise: float
 ) -> Metrics:
     """Average bits per dimension, and look for signs of manifold overfitting of vectors."""
     metrics: Metrics = {}
@@ -122,7 +122,7 @@ def density(
         overfitted = {"value": None, "why": OVERFITTED}
         metrics[name] = overfitted if is_overfitted else summarize(rows, name)
     if input_noise > 0:
-        bits = to_bits_per_dim(noisy_log_prob(model, batches, input_noise), test)
+        bits = to_bits_per_dim(noisy_log_prob(model, batches, input_noise), test.x)
         metrics["bits_per_dim_noisy"] = mean_interval(bits, group_numbers(rows))
     return metrics
 
@@ -158,16 +158,16 @@ def volume(
 
 
 def classification(
-    model: Model, images: np.ndarray, device: torch.device, groups: np.ndarray | None
+    model: Model, images: Events, device: torch.device, groups: np.ndarray | None
 ) -> Metrics:
     """Evaluate the Bayes classifier of a class-conditional model, for equal class frequencies."""
     if not model.has_density:
         return {}
     chosen = evenly_spaced(np.arange(len(images)), CLASSIFIED_IMAGES)
-    batches = Batches(np.asarray(images[chosen]), BATCH_SIZE, device=device)
+    batches = Batches(images[chosen].x, BATCH_SIZE, device=device)
     tracked = track(batches, "classifying", len(batches))
     probabilities = torch.cat([classify(model, x).cpu() for x, _ in tracked]).numpy()
-    is_right = probabilities.argmax(1) == context_of_array(images[chosen])
+    is_right = probabilities.argmax(1) == images[chosen].context
     error = calibration_error(probabilities.max(1), is_right)
     accuracy = proportion_interval(is_right, None if groups is None else groups[chosen])
     return {"accuracy": accuracy, "calibration_error": {"value": error, "n": len(chosen)}}

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from submanifold.common.progress import ProgressBar
 from submanifold.data.batches import Batch, Batches
+from submanifold.data.events import Events
 from submanifold.evaluation.baselines import pca_error, projected_events
 from submanifold.evaluation.intervals import mean_interval
 from submanifold.evaluation.likelihood import per_event
@@ -64,7 +65,7 @@ def psnr(errors: Any) -> Any:
 
 def error_curve(
     model: Model,
-    test: np.ndarray,
+    test: Events,
     baselines: Mapping[str, Any],
     device: torch.device,
 ) -> dict[str, Any]:
@@ -75,11 +76,11 @@ def error_curve(
     ``goals`` are errors by name, such as ``30 dB`` or ``explained variance 0.9``, and ``smallest``
     is the smallest d at which nearest projections reach them, interpolated, or None.
     """
-    of_images = test.dtype == np.uint8
+    of_images = test.x.dtype == np.uint8
     goals = {f"{goal} dB": 10 ** (-goal / 10) for goal in CURVE_PSNRS}
     variance = None
     if not of_images:
-        variance = float(np.var(test, axis=0, dtype=np.float64).mean())
+        variance = float(np.var(test.x, axis=0, dtype=np.float64).mean())
         goals = {f"explained variance {goal}": (1 - goal) * variance for goal in CURVE_SHARES}
     batches = Batches(test[projected_events(len(test))], NEAREST_BATCH_SIZE, device=device)
 

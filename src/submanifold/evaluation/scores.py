@@ -11,8 +11,8 @@ from torch import Tensor
 
 from submanifold.common import distributed
 from submanifold.common.progress import track
-from submanifold.data.arrays import context_of_array
 from submanifold.data.batches import fixed_batches
+from submanifold.data.events import Events, EventsLike, as_events
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.likelihood import log_prob, redraw, table_of
 from submanifold.evaluation.masks import fit_mask, mask_log_prob
@@ -58,18 +58,18 @@ RIDGE = 0.1  # of the fit of these offsets, about a tenth of a row
 
 
 def score(
-    model: Model, events: np.ndarray, names: Collection[str] = QUICK
+    model: Model, events: EventsLike, names: Collection[str] = QUICK
 ) -> dict[str, np.ndarray]:
     """Score uint8 images (N, channels, height, width) or float vectors (N, D), by name.
 
     The noise of the dequantization depends on the image only: an event has the same scores whatever
     is scored with it, within rounding errors.
     """
-    columns, table = list[str](), table_of(model)
+    events, columns, table = as_events(events), list[str](), table_of(model)
     device, rows = next(model.parameters()).device, []
 
     def score_rows(numbers: Tensor, x: Tensor, context: Context) -> Tensor:
-        by_name = score_batch(model, x, events[numbers.cpu().numpy()], names, context, table)
+        by_name = score_batch(model, x, events.x[numbers.cpu().numpy()], names, context, table)
         columns[:] = by_name
         return torch.stack([*by_name.values()], 1)
 
@@ -137,7 +137,7 @@ def score_batch(
 
 
 @torch.no_grad()
-def best_noise_scale(model: Model, events: np.ndarray) -> float:
+def best_noise_scale(model: Model, events: EventsLike) -> float:
     """Find the noise scale, in [0, 1], at which held-out events have the largest density.
 
     Like the bandwidth of a kernel density estimate it smooths more, the fewer the training data
@@ -159,16 +159,16 @@ def missing_values(table: Preprocessor, x: Tensor, context: Context) -> np.ndarr
     return table.missing(None if context is None else context.cpu().numpy(), len(x))
 
 
-def mask_weights(model: Model, events: np.ndarray) -> list[list[float]]:
+def mask_weights(model: Model, events: Events) -> list[list[float]]:
     """Fit the density of the mask of training rows (N, D), see :func:`.fit_mask`."""
     table = table_of(model)
     if table is None or not len(table.maskable):
         return []
-    missing = table.missing(context_of_array(events), len(events))
-    return fit_mask(np.asarray(events), missing, table.maskable).tolist()
+    missing = table.missing(events.context, len(events))
+    return fit_mask(events.x, missing, table.maskable).tolist()
 
 
-def missing_offsets(model: Model, events: np.ndarray) -> list[float]:
+def missing_offsets(model: Model, events: Events) -> list[float]:
     """Fit the mean increase of ``smoothed_density`` by a missing value of each column, nats.
 
     A row with missing values is rarer than one without, and has fewer numbers to describe; neither
@@ -177,7 +177,7 @@ def missing_offsets(model: Model, events: np.ndarray) -> list[float]:
     table = table_of(model)
     if table is None:
         return []
-    is_missing = table.missing(context_of_array(events), len(events))
+    is_missing = table.missing(events.context, len(events))
     if not is_missing.any():
         return []
     model.calibration.pop(MISSING_OFFSETS, None)

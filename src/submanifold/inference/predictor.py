@@ -15,8 +15,8 @@ from submanifold.common.errors import UserError, unexpected
 from submanifold.common.processes import check_memory
 from submanifold.common.progress import ProgressBar, track
 from submanifold.common.threads import tuned
-from submanifold.data.arrays import context_of_array, with_context
 from submanifold.data.batches import as_input, context_tensor
+from submanifold.data.events import Events, as_events
 from submanifold.data.images import crop_and_resize
 from submanifold.data.tables import Preprocessor
 from submanifold.data.tables.columns import named
@@ -408,10 +408,10 @@ class Predictor:
         rows = rows.iloc[np.arange(len(rows)).repeat(count)]
         return pd.concat([rows, drawn.set_axis(rows.index)], axis=1)
 
-    def events(self, x: Any, label: Label = None) -> np.ndarray:
-        """Return the arrays that the model describes: uint8 images, or standardized vectors.
+    def events(self, x: Any, label: Label = None) -> Events:
+        """Return what the model describes: uint8 images, or standardized vectors.
 
-        Those of a conditional model have their context (:func:`.with_context`).
+        Those of a conditional model have their context.
         """
         return self._standardized(self._checked(x, label))
 
@@ -431,7 +431,7 @@ class Predictor:
                 rows = checked[start : start + self.size]
                 events = self._standardized(rows)
                 context = context_tensor(events, weight.device)
-                yield as_input(events).to(weight), context, events, rows
+                yield as_input(events.x).to(weight), context, events.x, rows
 
         prepared = tuned(batches()) if weight.device.type == "cpu" else batches()
         with torch.no_grad():
@@ -449,16 +449,16 @@ class Predictor:
                 raise UserError("table: expected at least one row, got none.")
             return rows
         shape, dtype = self.model.event_shape, np.dtype(np.uint8 if self.is_image else np.float32)
-        events, fix = np.asanyarray(x), "Convert vectors with astype(numpy.float32)"
+        given = as_events(x if isinstance(x, Events) else np.asarray(x))
+        events, fix = given.x, "Convert vectors with astype(numpy.float32)"
         if self.is_image:
             events = self._images(events)
             fix = "Or pass images (N, height, width, channels), uint8 or floats in [0, 1]"
         if events.dtype != dtype or events.shape[1:] != shape or not len(events):
             expected = f"{dtype} of shape (N, {', '.join(map(str, shape))}) with N at least 1"
             raise unexpected("events", expected, f"{events.dtype} of shape {events.shape}", fix)
-        if label is None and context_of_array(events) is not None:
-            return events
-        return with_context(events, self._labels(label, len(events)))
+        is_given = label is None and given.context is not None
+        return Events(events, given.context if is_given else self._labels(label, len(events)))
 
     def _images(self, images: np.ndarray) -> np.ndarray:
         """Convert images as files are decoded to the format of the training images."""
@@ -477,7 +477,7 @@ class Predictor:
         squeezed = images[..., 0] if images.shape[3:] == (1,) else images
         return np.stack([crop_and_resize(image, **form) for image in squeezed])
 
-    def _standardized(self, rows: Any) -> np.ndarray:
+    def _standardized(self, rows: Any) -> Events:
         if self.preprocessor is None:
             return rows
         return events_of(self.preprocessor, self.condition, rows)

@@ -5,6 +5,7 @@ import math
 import re
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -317,7 +318,7 @@ def cross_fit(
     order = np.random.default_rng(experiment.seed).permutation(len(numbers))[group]
     steps, events = run.load("schedule")["steps"], predictor.events(read.events)
     phases = {name: with_steps(phase, steps[name]) for name, phase in experiment.phases.items()}
-    folder = (project / record.model).parent / "own" / f"{zlib.crc32(events.tobytes()):08x}"
+    folder = (project / record.model).parent / "own" / f"{zlib.crc32(events.x.tobytes()):08x}"
     parts, is_valid = [], order // 2 % VALIDATION == 0
     for half in (0, 1):
         is_own = order % 2 == half
@@ -334,11 +335,11 @@ def cross_fit(
             predictor.preprocessor,
         )
         model.data, rows = predictor.model.data, np.flatnonzero(~is_own)
-        x, of_rows = events[rows], group[rows]
-        model.calibration = calibrate(model, x, predictor.device, of_rows, train)
+        x = replace(events[rows], groups=group[rows])
+        model.calibration = calibrate(model, x, predictor.device, train)
         scores = score_events(model, x, model.calibration["combined"])
         # anomalies in a calibration hide one another
         is_usual = np.all([x <= np.quantile(x, USUAL) for x in scores.values()], axis=0)
-        model.calibration = calibrate(model, x[is_usual], predictor.device, of_rows[is_usual])
+        model.calibration = calibrate(model, x[is_usual], predictor.device)
         parts.append((rows, Predictor(model)))
     return parts

@@ -154,7 +154,7 @@ class Trainer:
         """Loss at the one noise scale at which events are scored (:func:`.best_noise_scale`)."""
         from submanifold.evaluation.scores import best_noise_scale  # imports pandas
 
-        noise, chosen = self.phase.noise, best_noise_scale(self.model, valid.array)
+        noise, chosen = self.phase.noise, best_noise_scale(self.model, valid.events)
         at_scale = replace(self.phase, noise=ScoringScale(noise.scale, noise.smallest, chosen))
         return validate(at_scale, valid)["loss"]
 
