@@ -78,7 +78,9 @@ def test_rows_of_tables_are_dequantized_again_in_each_step():
     preprocessor = Preprocessor.fit(frame)
     events = preprocessor.transform(frame)
     batches = Batches(events, 50, seed=3, redraw=preprocessor.redraw)
-    first, again, second = ([part.numpy() for part in batches.at(step)] for step in (4, 4, 5))
+    first, again, second = (
+        (x.numpy(), context.values.numpy()) for x, context in map(batches.at, (4, 4, 5))
+    )
     np.testing.assert_array_equal(first[0], again[0])
     rows = [
         preprocessor.inverse_transform(*part).astype(str) for part in ((events,), first, second)
@@ -132,7 +134,7 @@ def test_contexts_follow_their_events():
     rows = np.arange(10, dtype=np.float32)[:, None]
     batches = Batches(Events(rows, np.arange(10)), 4)
     for x, context in [*batches, *map(batches.at, range(4))]:
-        assert x[:, 0].tolist() == context.tolist()
+        assert x[:, 0].tolist() == context.values.tolist()
     assert Batches(rows, 4).at(0)[1] is None
 
 

@@ -16,7 +16,7 @@ from submanifold.evaluation.likelihood import (
     log_prob,
     noisy_log_prob,
 )
-from submanifold.flows import Affine, RealNVP, SoftRealNVP, make_conditional
+from submanifold.flows import Affine, Context, RealNVP, SoftRealNVP, make_conditional
 from submanifold.models import Hierarchy, Stage
 
 
@@ -75,7 +75,7 @@ def test_a_noise_conditional_model_receives_the_scale_of_its_training():
     rows = torch.randn(10, 4).double()
 
     def of_scale(scale):
-        context = None if scale is None else rows.new_full((10, 1), scale)
+        context = None if scale is None else Context(noise_scale=rows.new_full((10,), scale))
         return model.log_prob(rows, context).detach()
 
     found = noisy_log_prob(model, Batches(rows.numpy(), 3), 0.0)

@@ -26,7 +26,7 @@ from submanifold import Predictor
 from submanifold.common import progress
 from submanifold.common.errors import UserError
 from submanifold.data import Events, dequantize
-from submanifold.data.batches import as_input, context_tensor
+from submanifold.data.batches import as_input, to_context
 from submanifold.data.images import load_pictures
 from submanifold.evaluation.calibration import calibrate
 from submanifold.flows import Glow, RealNVP, SoftRealNVP, make_conditional, with_noise_scale
@@ -112,7 +112,7 @@ def part(x, numbers):
 
 def inputs(case):
     events = case.predictor.events(case.x, **case.of_events)
-    return as_input(events.x), context_tensor(events)
+    return as_input(events.x), to_context(events)
 
 
 @torch.no_grad()

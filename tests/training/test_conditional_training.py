@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from submanifold.data import Events
-from submanifold.flows import RealNVP, make_conditional
+from submanifold.flows import Context, RealNVP, make_conditional
 from submanifold.losses import Loss
 from submanifold.models import Hierarchy, ModelSettings, Stage, classify
 from submanifold.training import Phase, RotationSettings, Trainer, TrainingSettings
@@ -62,7 +62,7 @@ def test_shards_have_their_rows_of_the_context(parts):
     trainer = Trainer(Phase(model, Loss(), TrainingSettings(**settings)))
     with torch.no_grad():
         expected = model.bits_per_dim(x, context=labels).mean()
-    found = trainer.step(x, None, labels)["bits_per_dim"]
+    found = trainer.step(x, None, Context(labels))["bits_per_dim"]
     torch.testing.assert_close(found, expected)
     with pytest.raises(ValueError, match="context: expected one row"):
         trainer.step(x)

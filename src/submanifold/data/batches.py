@@ -12,11 +12,12 @@ from torch import Tensor
 from submanifold.common.errors import unexpected
 from submanifold.common.threads import tuned
 from submanifold.data.events import Events, EventsLike, as_events
+from submanifold.flows.context import Context, context_array
 
 DEVICE_BYTES = 4 * 2**30
 SUMS, CHUNK = 16, 4096  # numbers of a summary, and rows that are summarized at once
 
-Batch = tuple[Tensor, Tensor | None]
+Batch = tuple[Tensor, Context | None]
 """Events (batch, ...), and the context of each; None if they have none."""
 Redraw = Callable[[np.ndarray, np.ndarray | None, int], np.ndarray]
 
@@ -61,7 +62,7 @@ class Batches:
         self.rows = torch.from_numpy(self.events.x)
         if self.rows.nbytes <= DEVICE_BYTES:
             self.rows = self.rows.to(self.device)
-        self.contexts = context_tensor(self.events, self.device)
+        self.contexts = to_context(self.events, self.device)
         self._order, self._epoch = torch.empty(0, dtype=torch.long), -1
 
     def __len__(self) -> int:
@@ -93,7 +94,7 @@ class Batches:
 
         def batch(start: int) -> Batch:
             rows = slice(start, start + self.batch_size)
-            context = None if self.contexts is None else self.contexts[rows]
+            context = None if self.contexts is None else self.contexts.rows(rows)
             return self._prepare(self.rows[rows], context, generator, salt=-1 - start), context
 
         return tuned(map(batch, range(0, len(self), self.batch_size)), self.device)
@@ -107,12 +108,12 @@ class Batches:
             self._order = order.to(self.rows.device, non_blocking=True)
             self._epoch = epoch
         chosen = self._order[position * self.batch_size :][: self.batch_size]
-        context = None if self.contexts is None else self.contexts[chosen.to(self.device)]
+        context = None if self.contexts is None else self.contexts.rows(chosen.to(self.device))
         generator = generator or torch.Generator(self.device)
         return self._prepare(self.rows[chosen], context, generator, salt=step), context
 
     def _prepare(
-        self, rows: Tensor, context: Tensor | None, generator: torch.Generator, salt: int
+        self, rows: Tensor, context: Context | None, generator: torch.Generator, salt: int
     ) -> Tensor:
         if rows.device != self.device:
             rows = rows.pin_memory().to(self.device, non_blocking=True)
@@ -121,8 +122,7 @@ class Batches:
             return dequantize(rows, generator)
         if self.redraw is None:
             return rows
-        of_rows = None if context is None else context.cpu().numpy()
-        drawn = self.redraw(rows.cpu().numpy(), of_rows, _mix(self.seed, salt))
+        drawn = self.redraw(rows.cpu().numpy(), context_array(context), _mix(self.seed, salt))
         return torch.from_numpy(drawn).to(self.device)
 
 
@@ -177,15 +177,15 @@ def fixed_batches(
 
     def batch(start: int) -> Batch:
         part = events[start : start + batch_size]
-        return as_input(part.x).to(device), context_tensor(part, device)
+        return as_input(part.x).to(device), to_context(part, device)
 
     return tuned(map(batch, range(0, len(events), batch_size)), device)
 
 
-def context_tensor(events: Events, device: str | torch.device = "cpu") -> Tensor | None:
-    """Return the context of events as a tensor; None if they have none."""
-    context = events.context
-    return None if context is None else torch.from_numpy(np.array(context)).to(device)
+def to_context(events: Events, device: str | torch.device = "cpu") -> Context | None:
+    """Copy the context of events to a device; None if they have none."""
+    values = events.context
+    return None if values is None else Context(torch.from_numpy(np.array(values)).to(device))
 
 
 def add_noise(pixels: Tensor, noise: Tensor) -> Tensor:

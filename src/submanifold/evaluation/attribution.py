@@ -8,14 +8,14 @@ import pandas as pd
 
 from submanifold.common.device import choose_device
 from submanifold.common.progress import ProgressBar
-from submanifold.data.batches import as_input, context_tensor
+from submanifold.data.batches import as_input, to_context
 from submanifold.data.events import Events, EventsLike, as_events
 from submanifold.data.tables import Preprocessor
 from submanifold.data.tables.preprocessor import UNKNOWN_NATS
 from submanifold.evaluation.metrics import format_value, is_missing
 from submanifold.evaluation.scores import SMOOTHED_DENSITY, score_batch
 from submanifold.flows import is_noise_conditional
-from submanifold.flows.bijection import Context
+from submanifold.flows.context import Context
 from submanifold.models import Model
 
 EXPLAINED_ROWS, EXPLAINED_COLUMNS = 16, 3  # most anomalous rows, and columns of each
@@ -99,15 +99,15 @@ def explain(
     smooth = SMOOTHED_DENSITY if is_noise_conditional(model) else "density"
     quantity = smooth if model.has_density else "encoder_distance"
     events, names = as_events(events), [*preprocessor.features]
-    x, contexts = events.x, context_tensor(events, weight.device)
+    x, contexts = events.x, to_context(events, weight.device)
     values = preprocessor.inverse_transform(events) if table is None else table
     unknown = preprocessor.unknown(values).reindex(columns=names, fill_value=False).to_numpy()
     is_missing = np.zeros(x.shape, bool)
     is_missing[:, preprocessor.maskable] = preprocessor.missing(events.context, len(x))
 
-    def anomaly(x: np.ndarray, context: Context) -> np.ndarray:
+    def anomaly(x: np.ndarray, context: Context | None) -> np.ndarray:
         if context is not None:
-            context = context.expand(len(x), *context.shape[1:])
+            context = context.repeat(len(x))
         scores = score_batch(model, as_input(x).to(weight), x, (quantity,), context)
         return scores[quantity].cpu().numpy()
 
@@ -117,7 +117,7 @@ def explain(
     entries = []
     with ProgressBar("contributions of columns", "rows", len(x)) as progress:
         for number, row in enumerate(x):
-            of_row = partial(anomaly, context=None if contexts is None else contexts[[number]])
+            of_row = partial(anomaly, context=None if contexts is None else contexts.rows([number]))
             contributions, usual = column_contributions(of_row, row, quantiles, shown)
             contributions[is_missing[number]] = 0
             contributions[unknown[number]] += UNKNOWN_NATS

@@ -12,7 +12,7 @@ from submanifold.data.events import EventsLike
 from submanifold.evaluation.baselines import pca_projection
 from submanifold.evaluation.reconstruction import SHOWN_DIMS
 from submanifold.evaluation.samples import stored
-from submanifold.flows.bijection import Context
+from submanifold.flows.context import Context
 from submanifold.models import Hierarchy, Model
 
 COORDINATES, STEPS, DEVIATIONS, OF_CLASS = 8, 7, 3.0, 8
@@ -137,10 +137,10 @@ def _batch(model: Model, images: EventsLike) -> Batch:
     return next(iter(Batches(images, len(images), device=device)))
 
 
-def _decode(model: Model, u: Tensor, context: Context) -> np.ndarray:
+def _decode(model: Model, u: Tensor, context: Context | None) -> np.ndarray:
     """Decode coordinates (n, d), given the context of the first image."""
     if context is not None:
-        context = context[:1].repeat_interleave(len(u), 0)
+        context = context.rows([0]).repeat(len(u))
     return stored(model.decode(u, context=context))
 
 

@@ -25,6 +25,7 @@ from submanifold.evaluation.likelihood import (
 )
 from submanifold.evaluation.reconstruction import error_curve, reconstruction
 from submanifold.flows import context_of
+from submanifold.flows.context import Context
 from submanifold.models import Model, classify, diagnostics, manifold_density
 
 CLASSIFIED_IMAGES, CALIBRATION_BINS = 2000, 15
@@ -69,7 +70,7 @@ def measure(
             bound = mean_interval(bits, groups) | {"draws": dequantizations}
             metrics["bits_per_dim_importance"] = bound
         if volumes:
-            of_few = None if context is None else context[:volumes]
+            of_few = None if context is None else context.rows(slice(volumes))
             metrics |= volume(model, x[:volumes], groups, of_few)
         if "classes" in context_of(model):
             metrics |= classification(model, test, device, groups)
@@ -114,7 +115,7 @@ def density(
     is_overfitted = False
     if batches.is_continuous:
         x, contexts = torch.cat([x for x, _ in batches])[:OVERFITTING_EVENTS], batches.contexts
-        context = None if contexts is None else contexts[:OVERFITTING_EVENTS]
+        context = None if contexts is None else contexts.rows(slice(OVERFITTING_EVENTS))
         thickness, correlation = diagnostics.manifold_overfitting(model, x, context)
         metrics = {"thickness": thickness, "neighbour_correlation": correlation}
         is_overfitted = diagnostics.is_overfitted(thickness, correlation)
@@ -144,7 +145,7 @@ def reconstructions(rows: pd.DataFrame, of_images: bool) -> Metrics:
 
 
 def volume(
-    model: Model, images: Tensor, groups: np.ndarray | None, context: Tensor | None = None
+    model: Model, images: Tensor, groups: np.ndarray | None, context: Context | None = None
 ) -> Metrics:
     """Compute the density on the manifold and, where it is exact, its non-orthogonality."""
     generator = torch.Generator().manual_seed(0)

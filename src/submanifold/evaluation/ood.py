@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from submanifold.common.device import choose_device
-from submanifold.data.events import Events
+from submanifold.data.events import EventsLike, as_events
 from submanifold.evaluation.baselines import PCA, pca_batches
 from submanifold.evaluation.calibration import COMBINATION, Calibration, false_alarms
 from submanifold.evaluation.intervals import interval_level
@@ -48,10 +48,10 @@ MAX_IMAGES, MAX_ROWS = 500, 2000  # of each part: a nearest projection costs twe
 
 def score_parts(
     model: Model,
-    train: Events,
-    valid: Events,
-    test: Events,
-    ood: Events,
+    train: EventsLike,
+    valid: EventsLike,
+    test: EventsLike,
+    ood: EventsLike,
     names: Sequence[str] = COMBINED,
     device: str | None = None,
 ) -> pd.DataFrame:
@@ -63,6 +63,7 @@ def score_parts(
     and with groups ``group``; images of a part without groups are single groups.
     """
     model = model if device is None else model.to(choose_device(device))
+    train, valid, test, ood = map(as_events, (train, valid, test, ood))
     linear = _linear_scores(model.dim, train.x, valid.x)
     most = MAX_IMAGES if test.x.dtype == np.uint8 else MAX_ROWS
     valid, test, ood = valid[:most], test[:most], ood[:most]

@@ -15,6 +15,7 @@ from submanifold.data.events import Events
 from submanifold.evaluation.baselines import pca_error, projected_events
 from submanifold.evaluation.intervals import mean_interval
 from submanifold.evaluation.likelihood import per_event
+from submanifold.flows.context import Context
 from submanifold.models import Hierarchy, Model
 
 NEAREST_BATCH_SIZE = 64  # each nearest projection costs about twenty encodings
@@ -30,7 +31,7 @@ def squared_errors(
 ) -> np.ndarray:
     """Compute mean squared errors (N,) of projections (:func:`.per_event`); pixels in [0, 1]."""
 
-    def errors(x: Tensor, **context: Tensor) -> Tensor:
+    def errors(x: Tensor, **context: Context) -> Tensor:
         return (x - project(x, **context)).square().flatten(1).mean(1)
 
     return per_event(errors, batches)

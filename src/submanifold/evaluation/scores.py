@@ -17,7 +17,7 @@ from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.likelihood import log_prob, redraw, table_of
 from submanifold.evaluation.masks import fit_mask, mask_log_prob
 from submanifold.flows import is_noise_conditional
-from submanifold.flows.bijection import Context
+from submanifold.flows.context import Context, context_array
 from submanifold.geometry.linearization import jacobian
 from submanifold.models import Hierarchy, Model
 from submanifold.models.stage import standard_normal_log_prob
@@ -68,7 +68,7 @@ def score(
     events, columns, table = as_events(events), list[str](), table_of(model)
     device, rows = next(model.parameters()).device, []
 
-    def score_rows(numbers: Tensor, x: Tensor, context: Context) -> Tensor:
+    def score_rows(numbers: Tensor, x: Tensor, context: Context | None) -> Tensor:
         by_name = score_batch(model, x, events.x[numbers.cpu().numpy()], names, context, table)
         columns[:] = by_name
         return torch.stack([*by_name.values()], 1)
@@ -85,7 +85,7 @@ def score_batch(
     x: Tensor,
     events: np.ndarray,
     names: Collection[str],
-    context: Context = None,
+    context: Context | None = None,
     table: Preprocessor | None = None,
 ) -> dict[str, Tensor]:
     """Score a batch x (batch, ...), which is also given before its dequantization, by name.
@@ -154,9 +154,9 @@ def best_noise_scale(model: Model, events: EventsLike) -> float:
     return max(means, key=means.__getitem__)
 
 
-def missing_values(table: Preprocessor, x: Tensor, context: Context) -> np.ndarray:
+def missing_values(table: Preprocessor, x: Tensor, context: Context | None) -> np.ndarray:
     """Return the mask of missing values (batch, columns with missing values)."""
-    return table.missing(None if context is None else context.cpu().numpy(), len(x))
+    return table.missing(context_array(context), len(x))
 
 
 def mask_weights(model: Model, events: Events) -> list[list[float]]:
@@ -192,7 +192,11 @@ def missing_offsets(model: Model, events: Events) -> list[float]:
 
 
 def leading_spectrum(
-    model: Model, u: Tensor, count: int = LEADING, v: Tensor | None = None, context: Context = None
+    model: Model,
+    u: Tensor,
+    count: int = LEADING,
+    v: Tensor | None = None,
+    context: Context | None = None,
 ) -> Tensor:
     """Compute eigenvalues (batch, min(d, count)) of J^T J at u for the leading coordinates.
 
@@ -206,7 +210,7 @@ def leading_spectrum(
     sizes, scales = [part.shape[1] for part in parts], scales[:count]
     axes = scales[:, None] * torch.eye(len(scales), sum(sizes), device=u.device)
 
-    def decode(z: Tensor, context: Context = None) -> Tensor:
+    def decode(z: Tensor, context: Context | None = None) -> Tensor:
         u, v = z.tensor_split(sizes[:1], 1)
         return model.decode(u, v if len(sizes) > 1 else None, context)
 

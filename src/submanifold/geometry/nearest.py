@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from submanifold.common.device import autocast
-from submanifold.flows.bijection import Context
+from submanifold.flows.context import Context
 from submanifold.geometry.linearization import Linearization, jacobian, select
 from submanifold.geometry.solvers import damped_steps
 
@@ -35,7 +35,7 @@ def nearest_point(
     gradients: int,
     eigenvalues: Tensor | None = None,
     precision: torch.dtype | None = None,
-    context: Context = None,
+    context: Context | None = None,
 ) -> Nearest:
     r"""Reduce :math:`|x - g(u)|^2` over u by nonlinear conjugate gradients (:ref:`theory-6-2`).
 
@@ -142,7 +142,7 @@ def nearest_point(
 
 @torch.no_grad()
 def gauss_newton(
-    decode: Callable[..., Tensor], x: Tensor, u: Tensor, steps: int, context: Context = None
+    decode: Callable[..., Tensor], x: Tensor, u: Tensor, steps: int, context: Context | None = None
 ) -> Nearest:
     """Reduce the distance by Gauss-Newton steps with all columns of J, for few coordinates.
 

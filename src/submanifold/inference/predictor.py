@@ -15,7 +15,7 @@ from submanifold.common.errors import UserError, unexpected
 from submanifold.common.processes import check_memory
 from submanifold.common.progress import ProgressBar, track
 from submanifold.common.threads import tuned
-from submanifold.data.batches import as_input, context_tensor
+from submanifold.data.batches import as_input, to_context
 from submanifold.data.events import Events, as_events
 from submanifold.data.images import crop_and_resize
 from submanifold.data.tables import Preprocessor
@@ -27,6 +27,7 @@ from submanifold.evaluation.likelihood import log_prob, to_bits_per_dim
 from submanifold.evaluation.samples import stored
 from submanifold.evaluation.scores import MASK, QUICK, SMOOTHED_DENSITY, score_batch
 from submanifold.flows import context_of
+from submanifold.flows.context import Context, context_array
 from submanifold.models import Model
 from submanifold.models.model import ProjectionKind
 
@@ -209,7 +210,9 @@ class Predictor:
         calibration, model = self.calibrated(alpha), self.model
         names = (*QUICK, MASK, *(["nearest_distance"] if nearest else []))
 
-        def score(x: Tensor, context: Tensor | None, events: np.ndarray, rows: Any) -> pd.DataFrame:
+        def score(
+            x: Tensor, context: Context | None, events: np.ndarray, rows: Any
+        ) -> pd.DataFrame:
             tensors = score_batch(model, x, events, names, context, self.preprocessor)
             # numbers near the largest float become NaN
             scores = {k: v.nan_to_num(np.inf, np.inf).cpu().numpy() for k, v in tensors.items()}
@@ -292,19 +295,17 @@ class Predictor:
         smooths it at a ``noise_scale`` from 0 (the smallest of the training) to 1.
         """
 
-        def log_prob_of(x: Tensor, context: Tensor | None, _: np.ndarray, rows: Any) -> np.ndarray:
+        def log_prob_of(x: Tensor, context: Context | None, _: np.ndarray, rows: Any) -> np.ndarray:
             nats = log_prob(self.model, x, context, self.preprocessor, noise_scale)
             log_probs = nats.double().cpu().numpy() + self._log_det(x, context)
             return log_probs - self._penalties(rows)
 
         return np.concatenate(self._apply(log_prob_of, x, label, "scoring"))
 
-    def _log_det(self, x: Tensor, context: Tensor | None) -> Any:
+    def _log_det(self, x: Tensor, context: Context | None) -> Any:
         if self.preprocessor is None:
             return -self.model.event_dim * np.log(256) if self.is_image else 0.0
-        return self.preprocessor.log_dets(
-            None if context is None else context.cpu().numpy(), len(x)
-        )
+        return self.preprocessor.log_dets(context_array(context), len(x))
 
     def _penalties(self, rows: Any) -> Any:
         """Return the nats that unknown categories of rows subtract from their log-densities."""
@@ -322,7 +323,7 @@ class Predictor:
         projection.
         """
 
-        def encode(x: Tensor, context: Tensor | None, *_: Any) -> tuple[np.ndarray, ...]:
+        def encode(x: Tensor, context: Context | None, *_: Any) -> tuple[np.ndarray, ...]:
             codes = self.model.encode(x, projection, context)
             return tuple(code.cpu().numpy() for code in codes)
 
@@ -352,11 +353,11 @@ class Predictor:
         errors (N,), of pixels in [0, 1] or standardized columns. Missing values stay missing.
         """
 
-        def project(x: Tensor, context: Tensor | None, *_: Any) -> tuple[Any, np.ndarray]:
+        def project(x: Tensor, context: Context | None, *_: Any) -> tuple[Any, np.ndarray]:
             projected = self.model.project(x, nearest, context)
             errors = (x - projected).square().flatten(1).mean(1)
-            of_batch = None if context is None else context.cpu().numpy()
-            return self._in_units(stored(projected), of_batch), errors.cpu().numpy()
+            in_units = self._in_units(stored(projected), context_array(context))
+            return in_units, errors.cpu().numpy()
 
         parts, of_batches = zip(*self._apply(project, x, label, "projecting"), strict=True)
         errors = np.concatenate(of_batches)
@@ -430,7 +431,7 @@ class Predictor:
             for start in range(0, len(checked), self.size):
                 rows = checked[start : start + self.size]
                 events = self._standardized(rows)
-                context = context_tensor(events, weight.device)
+                context = to_context(events, weight.device)
                 yield as_input(events.x).to(weight), context, events.x, rows
 
         prepared = tuned(batches()) if weight.device.type == "cpu" else batches()
