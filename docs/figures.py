@@ -271,8 +271,9 @@ LAYERS = (
     ("evaluation", "metrics, intervals, anomaly scores", FLOW),
     ("losses", "objective and its terms", FLOW),
     ("models", "stages, hierarchies, mixtures, files", FLOW),
+    ("data", "events, images, tables, splits", FLOW),
     ("geometry", "derivatives, nearest projections, volumes", FLOW),
-    ("data | flows", "images, tables, splits | one bijection a file", FLOW),
+    ("flows", "one bijection a file, contexts", FLOW),
     ("common", "errors, files, devices, threads", FLOW),
 )
 
@@ -284,10 +285,10 @@ def layers() -> Figure:
         y = 0.15 + 1.0 * number
         box(axes, 0.2, y, 3.9, 0.66, name, color)
         axes.text(4.6, y + 0.33, content, va="center", fontsize=9)
-    axes.text(13.8, 11.5, "with Kedro\nand MLflow", fontsize=9, color="0.35", va="center")
-    axes.text(13.8, 4.6, "a plain\ntorch library", fontsize=9, color="0.35", va="center")
-    axes.plot([13.6, 13.6], [9.1, 14.0], color="0.6")
-    axes.plot([13.6, 13.6], [0.1, 8.9], color="0.6")
+    axes.text(13.8, 12, "with Kedro\nand MLflow", fontsize=9, color="0.35", va="center")
+    axes.text(13.8, 5.1, "a plain\ntorch library", fontsize=9, color="0.35", va="center")
+    axes.plot([13.6, 13.6], [10.1, 14.0], color="0.6")
+    axes.plot([13.6, 13.6], [0.1, 9.9], color="0.6")
     return figure
 
 

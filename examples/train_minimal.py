@@ -81,7 +81,7 @@ def main(pictures: str, folder: Path, size: int = 32, dim: int = 500) -> dict[st
             fit_rotation(model.to(device), Batches(rows, 64, seed, device), phase.probes)
             continue
         with SeededRandom(SEED, device).block():
-            model, training = assemble(phase, settings, model, rows.shape[1:], device)
+            model, training = assemble(phase, settings, model, rows.x.shape[1:], device)
             size = phase.training.batch_size
             valid = valid[: phase.training.validation_rows]
             train(training, Batches(rows, size, seed, device), Batches(valid, size, SEED, device))

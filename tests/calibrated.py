@@ -9,7 +9,7 @@ from PIL import Image
 from scipy import stats
 
 from strategies import initialized_glow, linear_gaussian, perturb
-from submanifold.data.arrays import with_context
+from submanifold.data import Events
 from submanifold.data.tables import Preprocessor
 from submanifold.data.tables.preprocessor import events_of
 from submanifold.evaluation.calibration import Calibration, calibrate
@@ -104,8 +104,8 @@ def conditional_table_model():
     model = Hierarchy([Stage(flow, dim=1)]).eval()
     model.data = {"table": inputs.to_dict(), "label": None, "condition": given.to_dict()}
     table = conditional_rows(200, 1)
-    held_out = with_context(
-        inputs.transform(table[["weight", "height"]]), given.indicators(table[["age", "dose"]])
+    held_out = Events(
+        inputs.transform(table[["weight", "height"]]).x, given.indicators(table[["age", "dose"]])
     )
     model.calibration = calibrate(model, held_out, torch.device("cpu"))
     return model

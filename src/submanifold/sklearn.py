@@ -24,6 +24,7 @@ from submanifold.common.device import choose_device
 from submanifold.common.errors import UserError, unexpected
 from submanifold.common.progress import hidden_progress
 from submanifold.config.resolve import Method, default_method
+from submanifold.data.events import Events
 from submanifold.data.fields import Scale
 from submanifold.data.settings import ImageSettings
 from submanifold.data.tables import Preprocessor
@@ -155,7 +156,7 @@ class ManifoldFlow(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMix
             raise unexpected("minutes", expected, self.minutes, "Omit either")
         device = choose_device(self.device)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        rows = events = self._validated(X, reset=True)
+        rows = self._validated(X, reset=True)
         is_cross = self._is_cross_calibrated(rows)
         order = np.random.default_rng(seed).permutation(len(rows))
         count = max(round(HELD_OUT * len(rows)), MIN_IMAGES)
@@ -170,14 +171,14 @@ class ManifoldFlow(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMix
                 f"{calibrated} held-out rows, got {self.alpha:g}. Increase it, or pass at least "
                 f"{math.ceil((1 / self.alpha - 1) / share)} rows."
             )
-        preprocessor = None
-        if rows.ndim == 2:
+        preprocessor, events = None, Events(rows) if rows.ndim == 4 else None
+        if events is None:
             is_training = np.isin(np.arange(len(rows)), train) | is_cross
             preprocessor = Preprocessor.fit(rows, scale=self.scale, training=is_training)
             if not preprocessor.varying:
                 raise UserError("X: expected a column with several values, got constant columns.")
             events = preprocessor.transform(rows, salt=np.arange(len(rows)))
-        valid, shape = events[held_out], events.shape[1:]
+        valid, shape = events[held_out], events.x.shape[1:]
         model_settings, phases = self._method(shape, len(train), device, preprocessor is not None)
         with hidden_progress(not self.verbose), TemporaryDirectory() as folder:
             model = train_phases(

@@ -111,7 +111,10 @@ def test_the_paper_environment_is_the_papers():
 def test_loaders_in_turn_resolve_their_own_keys_and_parameters():
     """OmegaConf's resolvers belong to the process: the last loader's values must not be taken."""
     first, second = loader(None, seed=1), loader(None, seed=2, dataset="circle")
-    dirs = [second["catalog"]["labels"]["filepath"], first["catalog"]["labels"]["filepath"]]
+    dirs = [
+        second["catalog"]["manifest"]["dataset"]["filepath"],
+        first["catalog"]["manifest"]["dataset"]["filepath"],
+    ]
     assert "circle" in dirs[0]
     assert "digits" in dirs[1]
     names = [each.run_name for each in (second, first)]

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from calibrated import table_rows
 from submanifold.common.errors import UserError
-from submanifold.data.arrays import load_npy, save_context, with_context
 from submanifold.data.batches import Batches, dequantize, quantize
+from submanifold.data.events import Events
 from submanifold.data.tables import Preprocessor
 
 EVERY_BYTE = torch.arange(256, dtype=torch.uint8).repeat(400, 1)
@@ -25,7 +25,7 @@ def images(n=20, seed=0):
 
 
 def test_batches_of_no_rows_are_refused():
-    with pytest.raises(UserError, match="array: expected at least one row, got none"):
+    with pytest.raises(UserError, match="events: expected at least one row, got none"):
         Batches(numbered(0), 4)
 
 
@@ -76,13 +76,14 @@ def test_a_batch_seeds_the_generator_of_its_caller():
 def test_rows_of_tables_are_dequantized_again_in_each_step():
     frame = table_rows(50, 0).mask(np.arange(50)[:, None] % [5, 3, 7, 11] == 1)
     preprocessor = Preprocessor.fit(frame)
-    x = preprocessor.transform(frame)
-    batches = Batches(x, 50, seed=3, redraw=preprocessor.redraw)
-    first, again, second = ([part.numpy() for part in batches.at(step)] for step in (4, 4, 5))
+    events = preprocessor.transform(frame)
+    batches = Batches(events, 50, seed=3, redraw=preprocessor.redraw)
+    first, again, second = (
+        (x.numpy(), context.values.numpy()) for x, context in map(batches.at, (4, 4, 5))
+    )
     np.testing.assert_array_equal(first[0], again[0])
     rows = [
-        preprocessor.inverse_transform(*part).astype(str)
-        for part in ((x, x.context), first, second)
+        preprocessor.inverse_transform(*part).astype(str) for part in ((events,), first, second)
     ]
     rows = [part.sort_values([*part]).reset_index(drop=True) for part in rows]
     for part in rows[1:]:
@@ -131,20 +132,10 @@ def test_dequantized_values_are_uniform_within_their_bin():
 
 def test_contexts_follow_their_events():
     rows = np.arange(10, dtype=np.float32)[:, None]
-    batches = Batches(with_context(rows, np.arange(10)), 4)
+    batches = Batches(Events(rows, np.arange(10)), 4)
     for x, context in [*batches, *map(batches.at, range(4))]:
-        assert x[:, 0].tolist() == context.tolist()
+        assert x[:, 0].tolist() == context.values.tolist()
     assert Batches(rows, 4).at(0)[1] is None
-
-
-def test_files_and_selections_keep_the_context(tmp_path):
-    np.save(tmp_path / "x.npy", np.arange(6.0).reshape(3, 2))
-    save_context(tmp_path / "x.npy", np.array([5, 6, 7]))
-    events = load_npy(tmp_path / "x.npy")
-    assert events[[2, 0]].context.tolist() == [7, 5]
-    assert events[1:, 0].context.tolist() == [6, 7]
-    assert events[0].context is None
-    assert (events + 1).context is None
 
 
 def test_validation_noise_differs_between_batches_and_from_that_of_training():

@@ -15,19 +15,19 @@ def settings(**changes):
 
 
 def arrays(folder, **changes):
-    return [np.array(array) for array in draw(settings(**changes), folder)[:3]]
+    return [np.array(events.x) for events in draw(settings(**changes), folder)[:3]]
 
 
 def test_points_are_drawn_once(tmp_path):
-    train, valid, test, manifest = draw(settings(), tmp_path)
-    assert [a.shape for a in (train, valid, test)] == [(50, 2), (10, 2), (20, 2)]
-    assert {a.dtype for a in (train, valid, test)} == {np.dtype("float32")}
+    *splits, manifest = draw(settings(), tmp_path)
+    assert [split.x.shape for split in splits] == [(50, 2), (10, 2), (20, 2)]
+    assert {split.x.dtype for split in splits} == {np.dtype("float32")}
     assert manifest == json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["counts"] == SETTINGS["counts"]
     before = (tmp_path / "train.npy").stat().st_mtime_ns
     again = draw(settings(), tmp_path)
     assert (tmp_path / "train.npy").stat().st_mtime_ns == before
-    assert np.array_equal(again[0], train)
+    assert np.array_equal(again[0].x, splits[0].x)
 
 
 def test_each_split_has_its_own_stream(tmp_path):

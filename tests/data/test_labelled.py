@@ -23,7 +23,7 @@ def settings(path, source="mnist", **more):
 
 def run(tmp_path, chosen):
     *arrays, manifest = prepare(chosen, tmp_path / "out", tmp_path / "raw")
-    return *arrays, read_sidecar(tmp_path / "out", "labels"), manifest
+    return *(events.x for events in arrays), read_sidecar(tmp_path / "out", "labels"), manifest
 
 
 @pytest.mark.parametrize(("split", "sizes"), [("official", [54, 6, 20]), ("random", [64, 8, 8])])

@@ -14,11 +14,11 @@ from source_files import numbered, plain, write_celeba, write_folder, write_zip
 
 from submanifold.common.errors import UserError
 from submanifold.data import prepare as module
-from submanifold.data.arrays import read_sidecar
+from submanifold.data.arrays import load_events, read_sidecar
 from submanifold.data.fields import Counts
 from submanifold.data.prepare import check, prepare
 from submanifold.data.settings import ImageSettings
-from submanifold.data.splits import SPLITS, check_groups, groups_of, split_sizes
+from submanifold.data.splits import SPLITS, check_groups, split_sizes
 
 
 def numbers(array):
@@ -41,7 +41,8 @@ def settings(tmp_path, **changes):
 
 
 def run(tmp_path, out="out", **changes):
-    return prepare(settings(tmp_path, **changes), tmp_path / out, tmp_path / "raw")
+    *splits, manifest = prepare(settings(tmp_path, **changes), tmp_path / out, tmp_path / "raw")
+    return *(events.x for events in splits), manifest
 
 
 @pytest.fixture
@@ -122,7 +123,7 @@ def test_a_group_is_in_one_split(tmp_path, by):
     found = read_sidecar(tmp_path / "out", "groups")
     for part, array in zip(SPLITS, arrays, strict=True):
         assert found[part] == [number // 100 for number in numbers(array)]
-        assert groups_of(found, part).tolist() == found[part]
+        assert load_events(tmp_path / "out" / f"{part}.npy").groups.tolist() == found[part]
     assert all_numbers(arrays) == sorted(
         {100 * p + i for p in range(30) for i in range(5)} - {0, 3, 712, 1404}
     )

@@ -13,7 +13,7 @@ from submanifold.common.settings import read_settings
 from submanifold.config.loader import load_configuration
 from submanifold.config.merge import parse_params
 from submanifold.config.project import PACKAGED_CONF
-from submanifold.data.arrays import load_npy, read_sidecar
+from submanifold.data.arrays import load_events, read_sidecar
 from submanifold.data.settings import INSTALLED, TableSettings, read_data_settings
 from submanifold.data.tables import Preprocessor, schema
 from submanifold.data.tables.files import read_table
@@ -59,7 +59,8 @@ def prepared(folder, table, name="table.csv", **changes):
         WRITE[name.partition(".")[2]](path, table)
     settings = read_settings(TableSettings, {"path": str(path), **changes}, "data")
     *arrays, manifest = prepare_table(settings, folder / "out", folder / "raw")
-    return dict(zip(("train", "valid", "test"), arrays, strict=True)), manifest, settings
+    by_split = zip(("train", "valid", "test"), arrays, strict=True)
+    return {split: events.x for split, events in by_split}, manifest, settings
 
 
 def rows_of(settings, arrays):
@@ -207,18 +208,18 @@ def test_a_folder_and_a_list_of_files_are_one_table(tmp_path):
     }.items():
         settings = TableSettings(path=path, **LABELLED)
         train, *_ = prepare_table(settings, tmp_path / name, tmp_path / "raw")
-        assert np.allclose(train, whole["train"], atol=1e-5)
+        assert np.allclose(train.x, whole["train"], atol=1e-5)
 
 
 @pytest.mark.parametrize("source", INSTALLED)
 def test_installed_tables(tmp_path, source):
     settings = read_data_settings({"source": source})
     train, valid, test, manifest = prepare_table(settings, tmp_path / "out", tmp_path / "raw")
-    assert settings.event_shape == train.shape[1:]
+    assert settings.event_shape == train.x.shape[1:]
     assert len(read_sidecar(tmp_path / "out", "labels")["train"]) == len(train)
     assert Preprocessor.from_dict(json.loads(json.dumps(settings.facts))["table"]).features
     assert "target" not in {each["name"] for each in manifest["columns"]}
-    assert np.isfinite([train.min(), valid.max(), test.max()]).all()
+    assert np.isfinite([train.x.min(), valid.x.max(), test.x.max()]).all()
 
 
 NUMBERS = "a,b\n" + "".join(f"{i},{i * i % 17}.5\n" for i in range(40))
@@ -444,11 +445,11 @@ def test_rows_with_missing_values_are_kept_unless_they_are_dropped(tmp_path):
     arrays, manifest, _ = prepared(tmp_path, table)
     assert sum(map(len, (arrays[split] for split in arrays))) == len(FRAME)
     assert manifest["dim"] == 3
-    masks = [load_npy(tmp_path / "out" / f"{split}.npy").context for split in arrays]
+    masks = [load_events(tmp_path / "out" / f"{split}.npy").context for split in arrays]
     assert np.concatenate(masks).sum(0).tolist() == is_missing.sum(0).tolist()
     arrays, manifest, _ = prepared(tmp_path / "dropped", table, missing="drop")
     assert sum(map(len, (arrays[split] for split in arrays))) == table.notna().all(axis=1).sum()
-    assert load_npy(tmp_path / "dropped" / "out" / "train.npy").dtype == np.float32
+    assert load_events(tmp_path / "dropped" / "out" / "train.npy").x.dtype == np.float32
     assert not (tmp_path / "dropped" / "out" / "train-context.npy").exists()
 
 

@@ -76,7 +76,7 @@ def test_the_split_depends_on_the_seed(source, tmp_path):
     for seed in (0, 0, 1):
         folder = tmp_path / f"out {len(tests)}"
         chosen = source.model_copy(update={"seed": seed})
-        tests.append(np.array(prepare(chosen, folder, tmp_path)[2]))
+        tests.append(np.array(prepare(chosen, folder, tmp_path)[2].x))
     assert np.array_equal(tests[0], tests[1])
     assert not np.array_equal(tests[0], tests[2])
 

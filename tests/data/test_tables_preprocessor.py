@@ -100,7 +100,7 @@ def test_the_density_of_a_quantized_column_bounds_its_probability():
     die = pd.DataFrame({"a": RNG.integers(1, 7, 6000)})
     preprocessor = Preprocessor.fit(die)
     (column,) = preprocessor.columns
-    x = preprocessor.transform(die, salt=np.arange(6000))[:, 0]
+    x = preprocessor.transform(die, salt=np.arange(6000)).x[:, 0]
     ends = (np.array([0.0, 6.0]) - column.offset) / column.scale
     assert x.min() == pytest.approx(ends[0], abs=0.01)
     assert x.max() == pytest.approx(ends[1], abs=0.01)
@@ -119,31 +119,32 @@ def test_other_draws_stay_in_the_cells_of_their_rows():
         }
     )
     preprocessor = Preprocessor.fit(frame)
-    x = preprocessor.transform(frame, salt=np.arange(N))
-    draws, _ = preprocessor.draw(x, x.context, 50)
-    trained = [preprocessor.redraw(x, x.context, seed) for seed in range(50)]
+    events = preprocessor.transform(frame, salt=np.arange(N))
+    x, mask = events.x, events.context
+    draws, _ = preprocessor.draw(x, mask, 50)
+    trained = [preprocessor.redraw(x, mask, seed) for seed in range(50)]
     for several in (draws, trained):
         for drawn in several[:3]:
             pd.testing.assert_frame_equal(
-                preprocessor.inverse_transform(drawn, x.context), preprocessor.inverse_transform(x)
+                preprocessor.inverse_transform(drawn, mask), preprocessor.inverse_transform(events)
             )
             assert drawn[:, 0] == pytest.approx(x[:, 0], rel=1e-6)
         assert (np.std(several, axis=0)[:, 1:].mean(0) > 0.01).all()
     # they depend on the row alone, not on the noise that it has already
-    again, _ = preprocessor.draw(preprocessor.transform(frame)[7:9], x.context[7:9], 50)
+    again, _ = preprocessor.draw(preprocessor.transform(frame).x[7:9], mask[7:9], 50)
     np.testing.assert_array_equal(again, draws[:, 7:9])
 
 
 def test_noise_of_missing_values_is_normal_and_has_its_density():
     frame, _, gaps = table_with_gaps()
     preprocessor = Preprocessor.fit(frame[["normal", "full"]])
-    x = preprocessor.transform(frame[["normal", "full"]])
-    drawn, log_weights = preprocessor.draw(x, x.context, 3)
+    events = preprocessor.transform(frame[["normal", "full"]])
+    drawn, log_weights = preprocessor.draw(events.x, events.context, 3)
     expected = gaps[:, 0] * (drawn[:, :, 0] ** 2 + math.log(2 * math.pi)) / 2
     np.testing.assert_allclose(log_weights, expected, atol=1e-4)
     noise = drawn[:, gaps[:, 0], 0]
     assert (noise.mean(), noise.std()) == pytest.approx((0, 1), abs=0.1)
-    in_units = preprocessor.log_dets(x.context, len(x)) - preprocessor.log_det
+    in_units = preprocessor.log_dets(events.context, len(events)) - preprocessor.log_det
     scale = preprocessor.varying[0].scale
     assert in_units.tolist() == pytest.approx((gaps[:, 0] * math.log(scale)).tolist())
 
@@ -151,7 +152,7 @@ def test_noise_of_missing_values_is_normal_and_has_its_density():
 def test_noise_does_not_depend_on_units():
     frame = pd.DataFrame({"a": NORMAL, "n": RNG.integers(0, 5, N), "d": RNG.integers(0, 9, N) / 10})
     grams = frame.assign(a=1000 * frame["a"], d=1000 * frame["d"])
-    x, in_grams = (Preprocessor.fit(table).transform(table) for table in (frame, grams))
+    x, in_grams = (Preprocessor.fit(table).transform(table).x for table in (frame, grams))
     np.testing.assert_allclose(in_grams, x, rtol=0, atol=1e-6)
 
 
@@ -165,21 +166,21 @@ def test_noise_is_uniform_and_determined_by_the_row():
     assert len(np.unique(without)) == without.shape[1] * len(np.unique(values, axis=0))
     frame = pd.DataFrame(values, columns=list("abcd"))
     preprocessor = Preprocessor.fit(frame)
-    x = preprocessor.transform(frame)
-    assert np.array_equal(preprocessor.transform(frame[5:6]), x[5:6])
-    assert np.array_equal(preprocessor.transform(frame.astype("int8")[5:6]), x[5:6])
+    x = preprocessor.transform(frame).x
+    assert np.array_equal(preprocessor.transform(frame[5:6]).x, x[5:6])
+    assert np.array_equal(preprocessor.transform(frame.astype("int8")[5:6]).x, x[5:6])
 
 
 def test_columns_are_found_by_name(caplog):
     frame = pd.DataFrame({"a": NORMAL, "b": NORMAL**2, "c": RNG.integers(0, 9, N)})
     preprocessor = Preprocessor.fit(frame)
-    x = preprocessor.transform(frame)
-    assert np.array_equal(preprocessor.transform(frame[["c", "a", "b"]]), x)
+    x = preprocessor.transform(frame).x
+    assert np.array_equal(preprocessor.transform(frame[["c", "a", "b"]]).x, x)
     assert not caplog.messages
-    assert np.array_equal(preprocessor.transform(frame.assign(d=1)), x)
+    assert np.array_equal(preprocessor.transform(frame.assign(d=1)).x, x)
     assert "columns d are unknown to the model" in caplog.text
-    assert np.array_equal(preprocessor.transform(frame.astype(str)), x)
-    assert np.array_equal(preprocessor.transform(frame.to_numpy()), x)
+    assert np.array_equal(preprocessor.transform(frame.astype(str)).x, x)
+    assert np.array_equal(preprocessor.transform(frame.to_numpy()).x, x)
     with pytest.raises(UserError, match="got a table without b"):
         preprocessor.transform(frame[["a", "c"]])
     with pytest.raises(UserError, match=r"table without width. Did you mean widht\?"):
@@ -194,7 +195,7 @@ def test_categories_become_intervals_of_one_coordinate():
     frame = pd.DataFrame({"city": city, "a": NORMAL})
     preprocessor = Preprocessor.fit(frame)
     assert preprocessor.features == ("city", "a")
-    x = preprocessor.transform(frame)
+    x = preprocessor.transform(frame).x
     assert x.mean(0) == pytest.approx(0, abs=0.1)
     assert x.std(0) == pytest.approx(1, abs=0.1)
     assert (preprocessor.inverse_transform(x)["city"] == frame["city"]).all()
@@ -210,7 +211,7 @@ def test_categories_become_intervals_of_one_coordinate():
 def test_vectors_that_are_not_finite_are_rows_of_missing_values():
     frame = table_rows(50, 0)
     preprocessor = Preprocessor.fit(frame)
-    x = preprocessor.transform(frame)
+    x = preprocessor.transform(frame).x
     x[3], x[7, 1] = np.nan, np.inf
     rows = preprocessor.inverse_transform(x)
     assert rows.index[rows.isna().all(axis=1)].tolist() == [3, 7]
@@ -258,7 +259,7 @@ def test_unknown_categories_are_found(caplog):
     preprocessor = Preprocessor.fit(frame)
     rows = frame[:4].assign(city=["Rome", "Bonn", None, "Oslo"])
     assert preprocessor.unknown(rows).any(axis=1).tolist() == [False, True, False, False]
-    assert np.isfinite(preprocessor.transform(rows)).all()
+    assert np.isfinite(preprocessor.transform(rows).x).all()
     assert "column city: the training data have no category Bonn" in caplog.text
     given = preprocessor.split(["city"])[1]
     assert given.unknown(rows[["city"]])["city"].tolist() == [False, True, False, False]
@@ -285,18 +286,18 @@ def test_missing_values_are_noise_and_a_mask_and_come_back():
     frame, _, gaps = table_with_gaps()
     preprocessor = Preprocessor.fit(frame)
     assert preprocessor.features == ("normal", "tenths", "city", "day", "full")
-    x = preprocessor.transform(frame, np.arange(len(frame)))
-    assert np.isfinite(x).all()
-    assert (x.context == gaps[:, [0, 1, 2, 4]]).all()
-    back = preprocessor.inverse_transform(x)
+    events = preprocessor.transform(frame, np.arange(len(frame)))
+    assert np.isfinite(events.x).all()
+    assert (events.context == gaps[:, [0, 1, 2, 4]]).all()
+    back = preprocessor.inverse_transform(events)
     pd.testing.assert_frame_equal(
         back.drop(columns="one"), frame.drop(columns="one"), atol=1e-4, check_dtype=False
     )
     assert (back["one"] == 3.25).all()  # a constant has no mask
-    noise = x[gaps[:, 0], 0]
+    noise = events.x[gaps[:, 0], 0]
     assert (noise.mean(), noise.std()) == pytest.approx((0, 1), abs=0.15)
     again = preprocessor.transform(frame[5:9], np.arange(5, 9))
-    np.testing.assert_array_equal(again, x[5:9])
+    np.testing.assert_array_equal(again.x, events.x[5:9])
 
 
 def test_masks_are_drawn_from_the_training_rows():
@@ -435,7 +436,7 @@ def test_the_largest_integers_of_a_type_do_not_overflow():
     frame = pd.DataFrame({"a": values, "b": (values // 2).astype(np.int64)})
     kinds = {"a": "number", "b": "number"}
     preprocessor = Preprocessor.fit(frame, columns=kinds)
-    beyond = preprocessor.inverse_transform(preprocessor.transform(frame) * 1.01)
+    beyond = preprocessor.inverse_transform(preprocessor.transform(frame).x * 1.01)
     assert beyond.dtypes.tolist() == frame.dtypes.tolist()
     assert (np.diff(beyond.to_numpy(float), axis=0) >= 0).all()
 
@@ -453,7 +454,7 @@ def test_json_keeps_everything():
     preprocessor = Preprocessor.fit(frame)
     again = Preprocessor.from_dict(json.loads(json.dumps(preprocessor.to_dict())))
     assert again == preprocessor
-    assert np.array_equal(again.transform(frame), preprocessor.transform(frame))
+    assert np.array_equal(again.transform(frame).x, preprocessor.transform(frame).x)
 
 
 MISTAKES = {

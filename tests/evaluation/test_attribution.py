@@ -1,5 +1,7 @@
 """Contributions of columns to the anomaly of a row, where the answer is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -53,9 +55,10 @@ def test_values_are_replaced_by_quantiles_of_training_rows():
     model = Hierarchy([Stage(affine(torch.eye(2)), 1)])
     model.data = {"table": preprocessor.to_dict()}
     train, test = preprocessor.transform(table), preprocessor.transform(table[:40] + 7)
-    scored = measure_events(model, {"train": train, "test": test}, None)
-    explained = explain_rows(model, train, test, scored, {"test": range(100, 140)}, "cpu")
-    worst = np.argsort(-np.square(test).sum(1), kind="stable")[:16]
+    test = replace(test, rows=np.arange(100, 140))
+    scored = measure_events(model, {"train": train, "test": test})
+    explained = explain_rows(model, train, test, scored, "cpu")
+    worst = np.argsort(-np.square(test.x).sum(1), kind="stable")[:16]
     values = explained.pivot(index="row", columns="column", values="value").astype(float)
     expected = (table[:40] + 7).loc[worst].sort_index()
     np.testing.assert_allclose(values, expected, rtol=0.01)
@@ -70,9 +73,9 @@ def test_missing_values_do_not_contribute():
     flow = make_conditional(RealNVP(2), columns=1)  # starts as the identity
     model = Hierarchy([Stage(flow, 2)])
     model.data = {"table": preprocessor.to_dict()}
-    quantiles = column_quantiles(preprocessor.transform(table))
+    quantiles = column_quantiles(preprocessor.transform(table).x)
     rows = preprocessor.transform(pd.DataFrame({"a": [3.0, 0.1], "b": [np.nan, 9]}))
-    rows[0, 1] = 5  # an extreme draw of the noise
+    rows.x[0, 1] = 5  # an extreme draw of the noise
     explained = explain(model, rows, quantiles).set_index(["number", "column"])
     assert explained["value"].tolist() == ["3", "missing", "9", "0.1"]
     assert explained["contribution"][0, "b"] == 0

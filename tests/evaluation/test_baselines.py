@@ -6,6 +6,7 @@ import torch
 from scipy.stats import multivariate_normal
 from sklearn import decomposition
 
+from submanifold.data import Events
 from submanifold.evaluation import baselines
 from submanifold.evaluation.baselines import PCA, fit_baselines, pca_error, pca_projection
 from submanifold.evaluation.intervals import MIN_GROUPS, mean_interval
@@ -43,7 +44,7 @@ def test_error_curve_of_groups_agrees_with_the_bootstrap_over_groups():
 
 def test_fewer_events_than_dimensions_have_one_axis_less_than_events():
     train, valid, test = (correlated(n, seed).numpy() for seed, n in enumerate((4, 9, 70)))
-    found, axes = fit_baselines(train, valid, test)
+    found, axes = fit_baselines(*map(Events, (train, valid, test)))
     assert (len(found["pca_mse"]), len(axes)) == (4, 4)
     assert pca_error(found, 4) == {"dim": 4, "why": "only the 3 leading axes are fitted"}
     assert pca_projection(axes, torch.tensor(test), 4) is None
@@ -54,7 +55,7 @@ def test_fewer_events_than_dimensions_have_one_axis_less_than_events():
 
 def test_baselines_are_fitted_to_training_data_shrunk_on_validation_data_and_tested():
     train, valid, test = (correlated(n, seed=n).float().numpy() for n in (10, 200, 300))
-    found, axes = fit_baselines(train, valid, test + 1)
+    found, axes = fit_baselines(*map(Events, (train, valid, test + 1)))
     pca = PCA.fit(train).shrink(valid)
     assert pca.shrinkage > 0
     assert found["gaussian"]["shrinkage"] == pytest.approx(pca.shrinkage)
@@ -67,7 +68,7 @@ def test_baselines_are_fitted_to_training_data_shrunk_on_validation_data_and_tes
 
 def test_baselines_of_vectors_agree_with_scikit_learn_and_scipy():
     train, valid, test = (correlated(n, seed).numpy() for seed, n in enumerate((500, 9, 70)))
-    found, axes = fit_baselines(train, valid, test)
+    found, axes = fit_baselines(*map(Events, (train, valid, test)))
     for dim in range(1, 7):
         theirs = decomposition.PCA(dim).fit(train)
         projected = theirs.inverse_transform(theirs.transform(test))

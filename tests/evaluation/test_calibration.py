@@ -191,7 +191,9 @@ class _Scaling(Affine):
     takes_noise_scale = True
 
     def forward(self, x, context=None):
-        log_scale = x.new_full((len(x), 1), -1.5) + (0 if context is None else 3 * context)
+        log_scale = x.new_full((len(x), 1), -1.5) + (
+            0 if context is None else 3 * context.noise_scale[:, None]
+        )
         return x * log_scale.exp(), 2 * log_scale[:, 0]
 
     def inverse(self, z, context=None):

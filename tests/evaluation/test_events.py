@@ -120,7 +120,7 @@ def test_densities_of_rows_are_in_the_units_of_the_table():
     model = Hierarchy([Stage(RealNVP(2, 2), 1)]).eval()
     model.data = {"table": preprocessor.to_dict()}
     arrays = {split: preprocessor.transform(table) for split, table in tables.items()}
-    table = measure_events(model, arrays, None)
+    table = measure_events(model, arrays)
     for split, scores in table.groupby("split"):
         nll = -Predictor(model).log_prob(tables[split])
         np.testing.assert_allclose(scores["nll"], nll, rtol=1e-4, atol=1e-4)

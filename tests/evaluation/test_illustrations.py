@@ -7,7 +7,7 @@ import torch
 
 from strategies import affine
 from submanifold.config.schema import EvaluationSettings
-from submanifold.data import dequantize
+from submanifold.data import Events, dequantize
 from submanifold.data.batches import as_input
 from submanifold.evaluation.baselines import fit_baselines
 from submanifold.evaluation.illustrations import (
@@ -40,7 +40,7 @@ def hierarchy(code_flow=False):
 
 @pytest.fixture(scope="module")
 def pca():
-    return fit_baselines(IMAGES, IMAGES, IMAGES)[1]
+    return fit_baselines(*[Events(IMAGES)] * 3)[1]
 
 
 @pytest.mark.parametrize("code_flow", [False, True])
@@ -117,7 +117,8 @@ SAMPLES = TRAIN[RNG.permutation(40)[:16]] ^ 1  # the last bits of training image
 
 
 def test_neighbors_are_the_nearest_training_images(pca):
-    found = nodes.illustrate(hierarchy(), TRAIN, TEST, SAMPLES, pca, "cpu")
+    events = map(Events, (TRAIN, TEST, SAMPLES))
+    found = nodes.illustrate(hierarchy(), *events, pca, "cpu")
     np.testing.assert_array_equal(found["sample_neighbors"], SAMPLES ^ 1)
     distances = np.square(TEST[:16, None].astype(float) - TRAIN).sum((2, 3, 4))
     np.testing.assert_array_equal(found["test_neighbors"], TRAIN[distances.argmin(1)])
@@ -140,12 +141,12 @@ def test_counts_and_projections_are_those_of_the_splits(monkeypatch):
     monkeypatch.setattr(nodes, "measure", lambda *_: {"inverse_error": 0.0})
     monkeypatch.setattr(nodes, "sample_quality", lambda *_: {})
     model = hierarchy()
-    modes, groups = graphs(model), {"test": np.arange(20) // 4}
+    modes, groups = graphs(model), np.arange(20) // 4
     settings = EvaluationSettings(samples=16, volumes=2)
     histories = {name: {"seconds": 3.0, "warnings": {}} for name in ("density", "rotation")}
-    rows = pd.DataFrame({"split": "test", "number": np.arange(20), "group": groups["test"]})
-    data = rows, TRAIN, TEST, SAMPLES, {}
-    metrics, projections = nodes.evaluate(model, *data, groups, histories, 0.0, settings, "cpu")
+    rows = pd.DataFrame({"split": "test", "number": np.arange(20), "group": groups})
+    data = rows, Events(TRAIN), Events(TEST, groups=groups), Events(SAMPLES), {}
+    metrics, projections = nodes.evaluate(model, *data, histories, 0.0, settings, "cpu")
     assert metrics["counts"] == {"train": 40, "test": 20, "samples": 16, "test_groups": 5}
     assert metrics["seconds"]["training"] == 6
     with torch.no_grad():

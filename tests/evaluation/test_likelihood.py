@@ -16,7 +16,7 @@ from submanifold.evaluation.likelihood import (
     log_prob,
     noisy_log_prob,
 )
-from submanifold.flows import Affine, RealNVP, SoftRealNVP, make_conditional
+from submanifold.flows import Affine, Context, RealNVP, SoftRealNVP, make_conditional
 from submanifold.models import Hierarchy, Stage
 
 
@@ -75,7 +75,7 @@ def test_a_noise_conditional_model_receives_the_scale_of_its_training():
     rows = torch.randn(10, 4).double()
 
     def of_scale(scale):
-        context = None if scale is None else rows.new_full((10, 1), scale)
+        context = None if scale is None else Context(noise_scale=rows.new_full((10,), scale))
         return model.log_prob(rows, context).detach()
 
     found = noisy_log_prob(model, Batches(rows.numpy(), 3), 0.0)
@@ -89,7 +89,7 @@ def test_the_density_of_a_row_is_the_probability_of_its_cell():
     rows = np.round(np.random.default_rng(0).standard_normal((2000, 3)) / 0.8) * 0.8
     table = Preprocessor.fit(rows)
     model = Hierarchy([Stage(Affine(3), 3)])  # a standard normal density in standard units
-    x = torch.from_numpy(table.transform(rows, salt=np.arange(2000)))
+    x = torch.from_numpy(table.transform(rows, salt=np.arange(2000)).x)
     low, high = (
         np.array(
             [
@@ -110,7 +110,7 @@ def test_the_density_of_a_row_is_the_probability_of_its_cell():
 def test_draws_of_a_row_have_its_context():
     rows = np.random.default_rng(0).integers(0, 5, (6, 3)).astype(float)
     table = Preprocessor.fit(rows)
-    x = torch.from_numpy(table.transform(rows, salt=np.arange(6)))
+    x = torch.from_numpy(table.transform(rows, salt=np.arange(6)).x)
     torch.manual_seed(0)
     model = perturb(Hierarchy([Stage(make_conditional(RealNVP(x.shape[1]), columns=2), 2)]), 0.5)
     context = 3 * torch.randn(6, 2)

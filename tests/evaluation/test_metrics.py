@@ -1,14 +1,14 @@
 """The contract of every metric in the table, and how values are written."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from calibrated import smooth_images
-from submanifold.data import dequantize
-from submanifold.data.arrays import with_context
+from submanifold.data import Events, dequantize
 from submanifold.data.batches import Batches
 from submanifold.data.synthetic import LinearGaussian
 from submanifold.data.tables import Preprocessor
@@ -34,9 +34,9 @@ from submanifold.models import Hierarchy, Stage
 CPU = torch.device("cpu")
 
 
-def measured(model, test, baselines, input_noise=0.0, draws=1, groups=None, volumes=0):
+def measured(model, test, baselines, input_noise=0.0, draws=1, volumes=0):
     """Measure the events of a test split, and summarize them."""
-    rows = measure_events(model, {"test": test}, {} if groups is None else {"test": groups})
+    rows = measure_events(model, {"test": test})
     return measure(model, rows, test, baselines, input_noise, draws, CPU, volumes)
 
 
@@ -45,12 +45,12 @@ def results():
     """Results of all evaluations of tiny models, of images and of points."""
     torch.manual_seed(0)
     model = Hierarchy([Stage(Glow((1, 8, 8), 2, 1, width=8), 24), Stage(RealNVP(24, 2), 6)]).eval()
-    train, valid, test = (smooth_images(n, seed, 1) for seed, n in enumerate((60, 20, 30)))
+    train, valid, test = (Events(smooth_images(n, seed, 1)) for seed, n in enumerate((60, 20, 30)))
     with torch.no_grad():
-        model(dequantize(torch.from_numpy(train)))
+        model(dequantize(torch.from_numpy(train.x)))
     baselines = fit_baselines(train, valid, test)[0]
     conditional = Hierarchy([Stage(make_conditional(Glow((1, 8, 8), 2, 1, width=8), classes=3), 6)])
-    labelled = with_context(test, np.arange(len(test)) % 3)
+    labelled = Events(test.x, np.arange(len(test)) % 3)
     points = LinearGaussian().sample(50, np.random.default_rng(0))
     linear = Hierarchy([Stage(Affine(8), 3)]).double()
     features = [smooth_images(n, n)[:, :, 0].reshape(n, -1) / 255 for n in (30, 30, 30)]
@@ -92,23 +92,25 @@ def test_every_metric_is_computed_and_written(metric, results):
 def test_every_interval_over_events_is_over_their_groups():
     """Three events are a group: of images without and with labels, and of rows of a table."""
     groups, counts = np.arange(30) // 3, dict[str, set[int]]()
-    train, valid, test = (smooth_images(n, seed, 1) for seed, n in enumerate((60, 20, 30)))
-    of_images = fit_baselines(train, valid, test, {"test": groups})[0]
+    train, valid, test = (Events(smooth_images(n, seed, 1)) for seed, n in enumerate((60, 20, 30)))
+    test = replace(test, groups=groups)
+    of_images = fit_baselines(train, valid, test)[0]
     glow, flow = (Glow((1, 8, 8), 2, 1, width=8) for _ in range(2))
-    labelled = with_context(test, np.arange(30) % 3)
+    labelled = replace(test, context=np.arange(30) % 3)
     table = np.random.default_rng(0).standard_normal((90, 8))
     preprocessor = Preprocessor.fit(table)
     rows = preprocessor.transform(table)
-    of_rows = fit_baselines(rows[30:], rows[30:], rows[:30], {"test": groups})[0]
+    of_test = replace(rows[:30], groups=groups)
+    of_rows = fit_baselines(rows[30:], rows[30:], of_test)[0]
     tabular = Hierarchy([Stage(RealNVP(8, 2), 3)])
     tabular.data = {"table": preprocessor.to_dict()}
     for model, events, baselines, noise in (
         (Hierarchy([Stage(glow, 6)]), test, of_images, 0.01),
         (Hierarchy([Stage(make_conditional(flow, classes=3), 6)]), labelled, of_images, 0.0),
-        (tabular, rows[:30], of_rows, 0.0),
+        (tabular, of_test, of_rows, 0.0),
     ):
         with torch.no_grad():
-            found = measured(model.eval(), events, baselines, noise, 2, groups, volumes=6)
+            found = measured(model.eval(), events, baselines, noise, 2, volumes=6)
         assert found["baselines"]["gaussian"]["bits_per_dim"]["groups"] == 10
         for name, metric in METRICS.items():
             interval = metric.read(found)
@@ -129,10 +131,8 @@ def test_projections_and_pca_are_compared_on_the_same_events(monkeypatch):
     rng = np.random.default_rng(0)
     train, test = (rng.normal(size=(n, 12)).astype(np.float32) for n in (50, 9))
     test *= np.geomspace(1, 100, 9, dtype=np.float32)[:, None]
-    groups = np.arange(9) // 4
-    found = measured(
-        model, test, fit_baselines(train, train, test, {"test": groups})[0], groups=groups
-    )
+    events, of_training = Events(test, groups=np.arange(9) // 4), Events(train)
+    found = measured(model, events, fit_baselines(of_training, of_training, events)[0])
     some = test[[0, 3, 5, 8]]
     assert projected_events(9).tolist() == [0, 3, 5, 8]
     pca = PCA.fit(train)
@@ -186,7 +186,7 @@ def test_bits_per_dimension_and_squared_error_of_a_normal_density():
     model = Hierarchy([Stage(Affine(8), 8)])
     points = np.random.default_rng(0).standard_normal((50, 8)).astype(np.float32)
     nats = 0.5 * np.square(points).sum(1) + 4 * math.log(2 * math.pi)
-    rows = measure_events(model, {"test": points}, None)
+    rows = measure_events(model, {"test": Events(points)})
     np.testing.assert_allclose(rows["bits_per_dim"], nats / (8 * math.log(2)), rtol=1e-5)
     np.testing.assert_allclose(rows["encoder_distance"], 0, atol=1e-10)
 
@@ -232,7 +232,7 @@ def test_the_density_of_the_gaussian_is_that_of_observed_values():
     preprocessor = Preprocessor.fit(table)
     model = Hierarchy([Stage(make_conditional(RealNVP(3, 2), columns=2), 3)]).eval()
     model.data, rows = {"table": preprocessor.to_dict()}, preprocessor.transform(table)
-    nats = 0.5 * np.square(np.asarray(rows)) + 0.5 * math.log(2 * math.pi)
+    nats = 0.5 * np.square(rows.x) + 0.5 * math.log(2 * math.pi)
     bits = dict.fromkeys(ENDS, nats.sum(1).mean() / (3 * math.log(2)))
     fitted = fit_baselines(rows, rows, rows)[0]
     fitted["gaussian"] |= {"bits_per_dim": bits}
@@ -262,7 +262,7 @@ def test_labels_and_groups_are_those_of_the_classified_images(monkeypatch):
         measure_module, "classify", lambda _, x: torch.eye(3)[((x[:, 0, 0, 0] + 0.5) * 256).long()]
     )
     labels = np.random.default_rng(0).integers(0, 3, 20)
-    images = with_context(np.tile(labels[:, None, None, None], (8, 8)).astype(np.uint8), labels)
+    images = Events(np.tile(labels[:, None, None, None], (8, 8)).astype(np.uint8), labels)
     model = Hierarchy([Stage(Affine(8), 3)])
     accuracy = classification(model, images, CPU, np.arange(20) // 2)["accuracy"]
     assert (accuracy["value"], accuracy["n"], accuracy["groups"]) == (1, 7, 7)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +9,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from strategies import initialized_glow
 from submanifold import Predictor
+from submanifold.data import Events
 from submanifold.evaluation import ood as module
 from submanifold.evaluation.baselines import PCA, pca_batches
 from submanifold.evaluation.calibration import COMBINATION, calibrate
@@ -110,7 +112,7 @@ NOISE = np.random.default_rng(9).integers(0, 256, (30, 1, 8, 8), dtype=np.uint8)
 
 @pytest.fixture(scope="module")
 def table(model):
-    return score_parts(model, ramps(300, 0), ramps(200, 1), ramps(100, 2), NOISE)
+    return score_parts(model, *map(Events, (ramps(300, 0), ramps(200, 1), ramps(100, 2), NOISE)))
 
 
 def test_every_score_has_p_values_and_a_description(table, monkeypatch):
@@ -128,7 +130,7 @@ def test_training_data_fit_linear_scores_and_validation_data_calibrate_all(model
     """Of three kinds of images, so that exchanged splits give other scores and p-values."""
     train, test = ramps(300, 0), ramps(60, 2)[:, :, ::-1].copy()
     valid = np.random.default_rng(3).integers(0, 256, (100, 1, 8, 8), dtype=np.uint8)
-    table = score_parts(model, train, valid, test, NOISE)
+    table = score_parts(model, *map(Events, (train, valid, test, NOISE)))
     noise = table[table["part"] == "ood"]
     for name in ("density", "encoder_distance", COMBINATION, *LINEAR):
         assert 0.2 < noise[f"p_{name}"].mean() < 0.8, name
@@ -164,14 +166,15 @@ def test_alarms_are_the_flagged_fractions_of_both_parts(table, model, monkeypatc
 
 def test_groups_are_those_of_each_part(model):
     """P-values count groups of validation images; parts without groups have single images."""
-    names, groups = ("density", "encoder_distance"), {"valid": np.arange(60) // 2, "test": [2] * 5}
-    arrays = ramps(300, 0), ramps(60, 1), ramps(5, 2), NOISE[:5]
-    table = score_parts(model, *arrays, names, groups)
+    names, ood = ("density", "encoder_distance"), Events(NOISE[:5])
+    train, valid, test = Events(ramps(300, 0)), Events(ramps(60, 1)), Events(ramps(5, 2))
+    valid = replace(valid, groups=np.arange(60) // 2)
+    table = score_parts(model, train, valid, replace(test, groups=np.full(5, 2)), ood, names)
     assert table["group"].tolist() == [2] * 5 + [0, 1, 2, 3, 4]
     noise = table[table["part"] == "ood"]
     for name in (*names, COMBINATION, LINEAR_COMBINATION):
         assert noise[f"p_{name}"].tolist() == pytest.approx([1 / 31] * 5), name
-    table = score_parts(model, *arrays, names, ood_groups={"ood": [8] * 5})
+    table = score_parts(model, train, valid, test, replace(ood, groups=np.full(5, 8)), names)
     assert table["group"].tolist() == [0, 1, 2, 3, 4] + [8] * 5
 
 

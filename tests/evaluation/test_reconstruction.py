@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from strategies import affine, initialized_glow, perturb
+from submanifold.data import Events
 from submanifold.data.batches import Batches
 from submanifold.evaluation.baselines import PROJECTED, projected_events
 from submanifold.evaluation.intervals import mean_interval
@@ -76,7 +77,7 @@ def model(images):
 
 @pytest.fixture(scope="module")
 def curve(model, images):
-    return error_curve(model, images, BASELINES, torch.device("cpu"))
+    return error_curve(model, Events(images), BASELINES, torch.device("cpu"))
 
 
 def error(project, images):
@@ -123,7 +124,7 @@ def test_error_curve_of_vectors_has_goals_in_the_variance():
     rows = np.random.default_rng(0).choice([-1, 1], (400, 4)).astype(np.float32) * scales
     model = Hierarchy([Stage(affine(torch.eye(4)), 2)]).eval()
     pca = {"projected": {"pca_mse": [0.0] * 5, "pca_mse_half_width": None}}
-    found = error_curve(model, rows, pca, torch.device("cpu"))
+    found = error_curve(model, Events(rows), pca, torch.device("cpu"))
     assert found["goals"]["explained variance 0.9"] == pytest.approx(0.25, rel=0.02)
     assert found["nearest_dims"] == found["dims"] == [1, 2]
     assert found["mse"] == found["nearest_mse"] == pytest.approx([1.0, 0.45], rel=1e-5)

@@ -8,6 +8,7 @@ import torch
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kernel_poly, mmd2
 
+from submanifold.data import Events
 from submanifold.evaluation import features as module
 from submanifold.evaluation.sample_quality import (
     frechet_distance,
@@ -204,9 +205,9 @@ def test_kernel_distance_of_shifted_gaussians_is_unbiased(shift):
 @pytest.mark.parametrize("weights", [None, "download"])
 def test_groups_are_those_of_the_compared_images(networks, weights):
     train, test, samples = images(90), images(60, seed=1), images(40, seed=2)
-    groups = {"train": [n // 3 for n in range(90)], "test": [100 + n // 2 for n in range(60)]}
-    of_train, of_test = (np.array(groups[split]) for split in ("train", "test"))
-    quality = sample_quality(train, test, samples, weights, CPU, groups)
+    of_train, of_test = np.arange(90) // 3, 100 + np.arange(60) // 2
+    grouped = Events(train, groups=of_train), Events(test, groups=of_test)
+    quality = sample_quality(*grouped, samples, weights, CPU)
     drawn = shuffled(90)[:40]
     subset = np.sort(np.random.default_rng(0).choice(60, 40, replace=False))
     compared = slice(None) if weights else subset

@@ -6,8 +6,7 @@ import torch
 
 from strategies import initialized_glow, perturb
 from submanifold.common import progress
-from submanifold.data import dequantize
-from submanifold.data.arrays import with_context
+from submanifold.data import Events, dequantize
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation import scores
 from submanifold.evaluation.calibration import calibrate
@@ -137,15 +136,14 @@ def test_training_rows_without_a_finite_density_do_not_determine_the_effect_of_m
     table = Preprocessor.fit(rows)
     events = table.transform(rows, salt=np.arange(len(rows)))
     torch.manual_seed(0)
-    flow = make_conditional(SoftRealNVP(events.shape[1]), columns=3)
+    flow = make_conditional(SoftRealNVP(events.x.shape[1]), columns=3)
     model = perturb(Hierarchy([Stage(flow, 2)]), 0.5)
     model.data = {"table": table.to_dict()}
     expected = scores.missing_offsets(model, events)
     chosen = events[~np.isnan(rows).any(1)][:1]
-    extreme = np.array(chosen)
+    extreme = np.array(chosen.x)
     extreme[0, 0] = 1e25
-    context = np.concatenate([chosen.context, events.context])
-    both = with_context(np.concatenate([extreme, events]), context)
+    both = Events.concatenate([Events(extreme, chosen.context), events])
     found = scores.missing_offsets(model, both)
     assert len(expected) == 3
     np.testing.assert_allclose(found, expected, rtol=1e-6)

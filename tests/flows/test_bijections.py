@@ -201,9 +201,11 @@ def test_log_det_is_that_of_the_autograd_jacobian(kind, data):
     double = copy.deepcopy(bijection).double()
 
     def at(row):
-        return lambda x: double(x, None if row is None else row.expand(len(x), -1))
+        return lambda x: double(x, None if row is None else row.repeat(len(x)))
 
-    rows = [None] * len(x) if context is None else context
+    rows = [None] * len(x)
+    if context is not None:
+        rows = [context.rows([number]) for number in range(len(x))]
     expected = [
         dense_log_det(at(row), event[None]) for row, event in zip(rows, x.double(), strict=True)
     ]

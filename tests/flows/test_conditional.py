@@ -10,6 +10,7 @@ from submanifold.common.errors import UserError
 from submanifold.flows import (
     FLOWS,
     Conformal,
+    Context,
     Injection,
     RealNVP,
     SoftRealNVP,
@@ -60,10 +61,10 @@ def test_the_flow_depends_on_the_context_of_each_event(name, kind):
     z, log_det = flow(x, embedded)
     back = flow.inverse(z, embedded)
     for n in range(4):
-        row = embedded[n : n + 1]
+        row = embedded.rows([n])
         assert_close(flow(x[n : n + 1], row)[0], z[n : n + 1])
         assert_close(flow.inverse(z[n : n + 1], row), back[n : n + 1])
-    assert not torch.allclose(flow(x, embedded.flip(0))[0], z, atol=1e-5)
+    assert not torch.allclose(flow(x, embedded.rows([3, 2, 1, 0]))[0], z, atol=1e-5)
     if name != "autoencoder" and not isinstance(flow, Injection):
         assert_close(back, x)
         assert log_det.isfinite().all()
@@ -88,7 +89,7 @@ def test_jacobians_repeat_the_context(name):
     together = jacobian(flow.inverse, u, context=embedded)
     for n in range(2):
         row = slice(n, n + 1)
-        assert_close(jacobian(flow.inverse, u[row], context=embedded[row]), together[row])
+        assert_close(jacobian(flow.inverse, u[row], context=embedded.rows(row)), together[row])
 
 
 @every_flow
@@ -121,18 +122,21 @@ def test_an_unconditional_flow_has_no_context():
     flow = RealNVP(4)
     assert context_of(flow) == {}
     assert flow.embed(torch.tensor([0, 1])) is None
-    with pytest.raises(UserError, match=r"expected a noise scale, floats of shape \(batch, 1\)"):
+    with pytest.raises(UserError, match="expected a noise scale alone, for an unconditional flow"):
         SoftRealNVP(4).embed(torch.tensor([0, 1]))
 
 
 @pytest.mark.parametrize("kind", CONTEXTS)
-def test_the_noise_scale_is_the_last_column_and_zero_by_default(kind):
+def test_the_noise_scale_is_beside_the_embedding_and_zero_by_default(kind):
     flow, context = perturb(build("soft_realnvp", kind)), CONTEXTS[kind](3)
     embedded = flow.embed(with_noise_scale(context, torch.tensor([0.1, 0.2, 0.3])))
-    torch.testing.assert_close(embedded[:, -1], torch.tensor([0.1, 0.2, 0.3]))
-    assert torch.equal(embedded[:, :-1], flow.embedding(context))
-    default = flow.embed(with_noise_scale(context, torch.zeros(3)))
-    assert torch.equal(flow.embed(context), default)
+    torch.testing.assert_close(embedded.noise_scale, torch.tensor([0.1, 0.2, 0.3]))
+    assert torch.equal(embedded.values, flow.embedding(context))
+    default = flow.embed(context)
+    assert torch.equal(default.values, embedded.values)
+    assert torch.equal(default.noise_scale, torch.zeros(3))
+    with pytest.raises(UserError, match="context: expected values, got a noise scale alone"):
+        flow.embed(Context(noise_scale=torch.rand(3)))
 
 
 @pytest.mark.parametrize(
@@ -167,8 +171,8 @@ def test_a_mask_reaches_the_flow_beside_the_embedding_of_the_other_columns(name,
     flow = perturb(build_flow(settings), 0.5)
     context = torch.cat([(torch.rand(6, 3) < 0.5).float(), torch.randn(6, others)], 1)
     embedded = flow.embed(context)
-    assert ((embedded[:, :3] > 0) == (context[:, :3] > 0)).all()
-    size = embedded.shape[1] - flow.takes_noise_scale
+    assert ((embedded.values[:, :3] > 0) == (context[:, :3] > 0)).all()
+    size = embedded.values.shape[1]
     assert size == (3 if not others else 3 + 32)
     x = torch.randn(6, 4)
     for column in range(3 + others):
@@ -179,3 +183,32 @@ def test_a_mask_reaches_the_flow_beside_the_embedding_of_the_other_columns(name,
     rebuilt = build_flow(describe_flow(flow))
     rebuilt.load_state_dict(flow.state_dict())
     assert_close(rebuilt(x, rebuilt.embed(context))[0], flow(x, embedded)[0])
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({}, "^context: expected values or a noise scale, got none"),
+        (
+            {"noise_scale": torch.rand(3, 1)},
+            r"expected shape \(batch,\), got shape \(3, 1\)",
+        ),
+        (
+            {"values": torch.arange(3), "noise_scale": torch.rand(2)},
+            "expected one scale for each of 3 rows of values, got 2",
+        ),
+    ],
+)
+def test_a_context_has_a_row_of_each_part_for_each_event(parts, message):
+    with pytest.raises(UserError, match=message):
+        Context(**parts)
+
+
+def test_rows_and_copies_of_a_context_have_both_parts():
+    context = Context(torch.tensor([4, 5, 6]), torch.tensor([0.0, 0.5, 1.0]))
+    for index in ([2, 0], torch.tensor([2, 0])):
+        assert context.rows(index).values.tolist() == [6, 4]
+        assert context.rows(index).noise_scale.tolist() == [1.0, 0.0]
+    assert context.rows(slice(1)).repeat(2).noise_scale.tolist() == [0.0, 0.0]
+    assert context.repeat(2).values.tolist() == [4, 5, 6, 4, 5, 6]
+    assert len(Context(noise_scale=torch.rand(7))) == 7

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from submanifold.flows import SoftRealNVP
+from submanifold.flows import Context, SoftRealNVP
 from submanifold.losses import InputNoise, Loss, draws, encode
 from submanifold.models import Hierarchy, Stage
 
@@ -23,7 +23,7 @@ def test_trained_flow_has_the_density_of_each_noise_scale():
     for scale in (0.2, 1.0):
         with torch.no_grad():
             u = torch.randn(4000, 2, generator=generator)
-            drawn = model.decode(u, context=torch.full((4000, 1), scale))
+            drawn = model.decode(u, context=Context(noise_scale=torch.full((4000,), scale)))
         stds[scale] = drawn[:, 1].std().item()
     assert stds[1.0] == pytest.approx(0.1, rel=0.2)
     assert stds[0.2] < 0.05

@@ -25,9 +25,8 @@ from strategies import perturb
 from submanifold import Predictor
 from submanifold.common import progress
 from submanifold.common.errors import UserError
-from submanifold.data import dequantize
-from submanifold.data.arrays import with_context
-from submanifold.data.batches import as_input, context_tensor
+from submanifold.data import Events, dequantize
+from submanifold.data.batches import as_input, to_context
 from submanifold.data.images import load_pictures
 from submanifold.evaluation.calibration import calibrate
 from submanifold.flows import Glow, RealNVP, SoftRealNVP, make_conditional, with_noise_scale
@@ -64,7 +63,7 @@ def labelled():
     with torch.no_grad():
         model(dequantize(torch.from_numpy(smooth_images(64, 0, 1))), torch.arange(64) % 3)
     model.data = {"size": 8, "channels": 1, "crop": "square"}
-    events = with_context(smooth_images(40, 1, 1), np.arange(40) % 3)
+    events = Events(smooth_images(40, 1, 1), np.arange(40) % 3)
     labels = {"label": np.arange(20) % 3}
     return Case(
         with_calibration(model.eval(), events), smooth_images(20, 2, 1), labels, {"label": 2}
@@ -113,7 +112,7 @@ def part(x, numbers):
 
 def inputs(case):
     events = case.predictor.events(case.x, **case.of_events)
-    return as_input(events), context_tensor(events)
+    return as_input(events.x), to_context(events)
 
 
 @torch.no_grad()
@@ -259,11 +258,11 @@ def test_images_are_taken_as_files_are_decoded(tmp_path):
     expected = load_pictures(paths, **case.model.data)
     last = large.transpose(0, 2, 3, 1)
     for images in (last, last / 255, (last / 255).astype(np.float32)):
-        assert np.array_equal(case.predictor.events(images), expected)
+        assert np.array_equal(case.predictor.events(images).x, expected)
     grey = build("images with labels").predictor
     for images in (last[..., 0], last[..., :1]):
-        assert grey.events(images, label=1).shape == (3, 1, 8, 8)
-    assert np.array_equal(case.predictor.events(case.x), case.x)
+        assert grey.events(images, label=1).x.shape == (3, 1, 8, 8)
+    assert np.array_equal(case.predictor.events(case.x).x, case.x)
 
 
 def test_projections_have_the_index_of_their_rows():

@@ -6,6 +6,7 @@ import torch
 from strategies import OF_EVENTS, affine, assert_close, perturb
 from submanifold.common.errors import UserError
 from submanifold.flows import (
+    Context,
     RealNVP,
     SoftRealNVP,
     make_conditional,
@@ -96,9 +97,10 @@ def test_doubtful_projections_keep_their_contexts(kind, monkeypatch):
     """Events whose last step is worse than the one before are decoded a second time."""
     monkeypatch.setattr(nearest, "FIRST_LENGTH", 1e3)
     monkeypatch.setattr(nearest, "GROWTH", (1e3, 1e3))
-    model, context = build("table"), torch.arange(8) % 3
+    model, context = build("table"), Context(torch.arange(8) % 3)
     if kind == "noise scale":
-        model, context = perturb(Hierarchy([Stage(SoftRealNVP(6), 3)])), torch.rand(8, 1)
+        model, context = perturb(Hierarchy([Stage(SoftRealNVP(6), 3)])), None
+        context = Context(noise_scale=torch.rand(8))
     x = 3 * torch.randn(8, 6)
     u = model(x, context)[0]
     found = nearest.nearest_point(model.decode, x, u, 4, torch.ones(3), context=context)
@@ -119,7 +121,7 @@ def test_a_model_without_a_noise_scale_refuses_one():
     for context in ({"classes": 3}, {"columns": 2}):
         model = build("code flow", **context)
         columns = torch.tensor([0, 1]) if "classes" in context else torch.randn(2, 2)
-        with pytest.raises(UserError, match=r"context: expected (integers|floats) of"):
+        with pytest.raises(UserError, match=r"^context\.noise_scale: expected none for this model"):
             model.log_prob(torch.randn(2, 6), with_noise_scale(columns, torch.rand(2)))
     assert build("table").log_prob(
         torch.randn(2, 6), with_noise_scale(torch.tensor([0, 1]), torch.rand(2))
@@ -131,18 +133,19 @@ def test_a_model_without_a_noise_scale_refuses_one():
 def test_noise_scales_are_between_0_and_1(columns, value):
     flow = SoftRealNVP(6, couplings=2, hidden=8)
     model = Hierarchy([Stage(make_conditional(flow, columns=columns) if columns else flow, 3)])
-    x, context = torch.randn(3, 6), torch.rand(3, columns + 1)
+    x, values = torch.randn(3, 6), torch.rand(3, columns) if columns else None
+    context = Context(values, torch.rand(3))
     assert model.log_prob(x, context).isfinite().all()
-    context[1, -1] = value
+    context.noise_scale[1] = value
     for method in ("log_prob", "encode", "decode", "project"):
         event = torch.randn(3, 3) if method == "decode" else x
-        with pytest.raises(UserError, match=r"context: expected noise scales from 0 to 1 .*, got"):
+        with pytest.raises(UserError, match=r"context\.noise_scale: expected 0 to 1, got"):
             getattr(model, method)(event, context=context)
 
 
 def test_stages_without_a_noise_scale_ignore_that_of_others():
     model = perturb(Hierarchy([Stage(RealNVP(4), 3), Stage(SoftRealNVP(3), 3)]))
-    x, scale = torch.randn(5, 4), torch.linspace(0, 1, 5)[:, None]
+    x, scale = torch.randn(5, 4), Context(noise_scale=torch.linspace(0, 1, 5))
     u, v = model.encode(x, context=scale)
     assert_close(model.decode(u, v, scale), x)
     outer = Hierarchy(model.stages[:1]).encode(x)[0]

@@ -34,7 +34,7 @@ def test_every_part_of_a_labelled_run_is_given_the_label(project):
         evaluation={"samples": 40},
     )
     train, u, samples = (run.load(name) for name in ("x_train", "stage_2.u_train", "samples"))
-    assert train.context.tolist() == run.load("labels")["train"]
+    assert train.context.tolist() == train.labels.tolist()
     assert np.array_equal(u.context, train.context)
     assert samples.context.shape == (40,)
     model = Model.load(run.path("hierarchy"))
@@ -69,10 +69,10 @@ def test_a_table_is_given_columns(project):
         data={"path": str(path), "condition": "age,dose"},
     )
     train, predictor = run.load("x_train"), Predictor.load(run.path("hierarchy"))
-    assert (train.shape, train.context.shape) == ((240, 2), (240, 2))
+    assert (train.x.shape, train.context.shape) == ((240, 2), (240, 2))
     assert predictor.preprocessor.features == ("weight", "height")
     assert predictor.condition.features == ("age", "dose")
-    x, context = (torch.from_numpy(np.array(each)) for each in (train, train.context))
+    x, context = (torch.from_numpy(np.array(each)) for each in (train.x, train.context))
     model = predictor.model
     assert model.log_prob(x, context).mean() > model.log_prob(x, context.flip(0)).mean()
     assert run.load("anomalies").column.isin(["weight", "height"]).all()

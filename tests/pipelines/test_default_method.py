@@ -85,7 +85,7 @@ def test_errors_are_measured_at_every_dimension(run):
 
 
 def test_the_report_shows_nearest_projections_of_few_dimensions(run):
-    arrays, test, page = run.load("illustrations"), run.load("x_test"), run.path("report")
+    arrays, test, page = run.load("illustrations"), run.load("x_test").x, run.path("report")
     dims, text = arrays["by_dim_dims"].tolist(), page.read_text()
     assert dims == [2, 8, 32, 100]
     for number, dim in enumerate(dims):
@@ -157,14 +157,14 @@ def ood(project, run, pictures):
 
 def test_ood_pipeline_scores_and_measures_every_image(ood):
     assert ood.steps == {}
-    assert ood.load("x_ood").shape == (40, 3, 8, 8)
+    assert ood.load("x_ood").x.shape == (40, 3, 8, 8)
     scores, measured = ood.load("ood_scores"), ood.load("ood_metrics")
     assert scores["part"].value_counts().to_dict() == {"normal": 64, "ood": 40}
     for each in measured["scores"].values():
         assert 0 <= each["auroc"]["low"] <= each["auroc"]["value"] <= each["auroc"]["high"] <= 1
     auroc = measured["scores"]["combination"]["auroc"]["value"]
     assert ood.mlflow.data.metrics["detail/auroc.combination"] == pytest.approx(auroc)
-    test = ood.load("groups")["test"]
+    test = ood.load("x_test").groups
     assert scores["group"].tolist() == [*test, *range(40)]
     assert measured["groups"] == {"normal": len(set(test)), "ood": 40}
     assert measure_ood(scores, ood.load("hierarchy")) == measured
@@ -177,10 +177,10 @@ def test_ood_pipeline_scores_and_measures_every_image(ood):
 
 def test_ood_images_have_the_groups_of_their_source(pictures, tmp_path):
     data = ImageSettings(source="folder", path=str(pictures), size=8, groups="folder")
-    images, groups = gather_images(data, tmp_path / "out", tmp_path / "raw")
+    events = gather_images(data, tmp_path / "out", tmp_path / "raw")
     known = read_sidecar(tmp_path / "out", "groups")
-    assert len(images) == 40
-    assert groups == {"ood": [*known["test"], *known["valid"], *known["train"]]}
+    assert len(events) == 40
+    assert events.groups.tolist() == [*known["test"], *known["valid"], *known["train"]]
 
 
 @pytest.mark.slow

@@ -152,7 +152,7 @@ def test_finished_read_only_experiment_is_found(project, finished, read_only, ca
 
 
 def test_damaged_files_are_computed_again(project, finished, caplog):
-    names = ("metrics", "stage_2.history", "samples", "scored_events", "schedule", "groups")
+    names = ("metrics", "stage_2.history", "samples", "scored_events", "schedule")
     expected = {name: finished.path(name).read_bytes() for name in names}
     train = finished.path("x_train").read_bytes()
     finished.path("x_train").write_bytes(train[:-1] + bytes([train[-1] ^ 1]))

@@ -47,7 +47,7 @@ def test_outputs_are_complete_files_in_data(run, project):
     hierarchy = Hierarchy.load(run.path("hierarchy"))
     assert hierarchy.event_shape == (3, 8, 8)
     assert [stage.dim for stage in hierarchy.stages] == [24, 12]
-    assert run.load("stage_2.u_train").shape == (256, 24)
+    assert run.load("stage_2.u_train").x.shape == (256, 24)
 
 
 def test_metrics_have_counts_and_intervals(run):
@@ -69,12 +69,12 @@ def test_metrics_have_counts_and_intervals(run):
 
 
 def test_intervals_are_over_groups_of_images(run):
-    metrics, groups = run.load("metrics"), np.array(run.load("groups")["test"])
-    model, test = run.load("hierarchy"), run.load("x_test")
+    metrics, test, model = run.load("metrics"), run.load("x_test"), run.load("hierarchy")
+    groups = test.groups
     errors = squared_errors(model.encoder_projection, fixed_batches(test, 64))
     assert metrics["mse"] == pytest.approx(mean_interval(errors, groups), rel=1e-4)
     log_prob = per_event(model.log_prob, fixed_batches(test, 64))
-    bits = mean_interval(to_bits_per_dim(log_prob, test), groups)
+    bits = mean_interval(to_bits_per_dim(log_prob, test.x), groups)
     assert metrics["bits_per_dim"] == pytest.approx(bits, rel=1e-4)
     number = len(set(groups))
     assert 20 < number < 64

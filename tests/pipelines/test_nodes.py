@@ -31,7 +31,7 @@ def test_training_rows_of_tables_are_recognized():
     preprocessor = Preprocessor.fit(train)
     data = SimpleNamespace(facts={"table": preprocessor.to_dict()})
     arrays = (preprocessor.transform(part, np.arange(len(part))) for part in (train, valid))
-    trained = calibrate_model(Hierarchy([Stage(RealNVP(4), 3)]), data, *arrays, {}, "cpu")
+    trained = calibrate_model(Hierarchy([Stage(RealNVP(4), 3)]), data, *arrays, "cpu")
     known = trained.calibration["training"]
     for table, share in ((train, 1.0), (valid, 0.0)):
         hashes = hash_events(trained, Predictor(trained).events(table))
@@ -42,7 +42,7 @@ def test_rows_of_unseen_categories_are_the_most_anomalous(model, tmp_path):
     table = rows(60, 2)
     table.loc[10:19, "city"] = "Oslo"
     table.to_csv(tmp_path / "other.csv", index=False)
-    events = gather_rows(SimpleNamespace(path=[tmp_path / "other.csv"]), model)[0]
+    events = gather_rows(SimpleNamespace(path=[tmp_path / "other.csv"]), model)
     calibration = Calibration.from_dict(model.calibration)
     combination = calibration.complete(score(model, events))[COMBINATION]
     p_values = calibration.p_values(COMBINATION, combination)

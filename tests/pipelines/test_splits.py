@@ -13,6 +13,7 @@ from PIL import Image
 from calibrated import smooth_images
 from strategies import initialized_glow
 from submanifold.config.schema import EvaluationSettings
+from submanifold.data import Events
 from submanifold.data.batches import Batches, as_input
 from submanifold.data.settings import ImageSettings
 from submanifold.evaluation import illustrations
@@ -51,6 +52,7 @@ def groups_of_images(images):
 
 
 GROUPS = {split: groups_of_images(images) for split, images in SPLITS.items()}
+EVENTS = {split: Events(images, groups=np.array(GROUPS[split])) for split, images in SPLITS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +61,16 @@ def model():
 
 
 def test_validation_images_and_their_groups_calibrate(model):
-    calibrated = calibrate_model(model, SimpleNamespace(facts={}), TRAIN, VALID, GROUPS, "cpu")
-    expected = calibrate(copy.copy(model), VALID, CPU, np.array(GROUPS["valid"]))
+    calibrated = calibrate_model(
+        model, SimpleNamespace(facts={}), EVENTS["train"], EVENTS["valid"], "cpu"
+    )
+    expected = calibrate(copy.copy(model), EVENTS["valid"], CPU)
     hashes = sorted({zlib.crc32(image.tobytes()) for image in TRAIN})
     assert calibrated.calibration == expected | {"training": hashes}
 
 
 def test_baselines_are_fitted_to_training_images_and_measured_on_test_images():
-    baselines, axes = fit_baselines(**SPLITS, groups=GROUPS)
+    baselines, axes = fit_baselines(**EVENTS)
     flat = {split: images.reshape(len(images), -1) / 256.0 for split, images in SPLITS.items()}
     for rows, errors in ((slice(None), baselines), (MEASURED_NUMBERS, baselines["measured"])):
         error = np.square(flat["test"][rows] - flat["train"].mean(0)).mean()
@@ -82,16 +86,28 @@ def test_validation_images_choose_the_shrinkage():
     test = RNG.integers(0, 256, (60, 3, 8, 8), np.uint8)
     by_split = [PCA.fit(train).shrink(images).shrinkage for images in (train, valid, test)]
     assert len({*by_split}) == 3
-    assert fit_baselines(train, valid, test)[0]["gaussian"]["shrinkage"] == by_split[1]
+    assert (
+        fit_baselines(Events(train), Events(valid), Events(test))[0]["gaussian"]["shrinkage"]
+        == by_split[1]
+    )
 
 
 @pytest.mark.parametrize("is_brief", [False, True])
 def test_metrics_are_of_test_images_and_their_groups(model, is_brief):
-    baselines = fit_baselines(**SPLITS, groups=GROUPS)[0]
+    baselines = fit_baselines(**EVENTS)[0]
     settings = EvaluationSettings(samples=20, brief=is_brief)
-    scored = nodes.measure_events(model, **SPLITS, groups=GROUPS, evaluation=settings, device="cpu")
+    scored = nodes.measure_events(model, **EVENTS, evaluation=settings, device="cpu")
     metrics, projections = nodes.evaluate(
-        model, scored, TRAIN, TEST, SAMPLES, baselines, GROUPS, {}, 0.0, settings, "cpu"
+        model,
+        scored,
+        EVENTS["train"],
+        EVENTS["test"],
+        Events(SAMPLES),
+        baselines,
+        {},
+        0.0,
+        settings,
+        "cpu",
     )
     numbers = MEASURED_NUMBERS if is_brief else np.arange(len(TEST))
     groups = np.array(GROUPS["test"])[numbers]
@@ -101,8 +117,11 @@ def test_metrics_are_of_test_images_and_their_groups(model, is_brief):
     for name, column in (("bits_per_dim", "bits_per_dim"), ("mse", "encoder_distance")):
         expected = mean_interval(of_test[column].to_numpy(), groups)
         assert {end: metrics[name][end] for end in expected} == expected
-    assert metrics["curve"]["mse"] == error_curve(model, TEST[numbers], baselines, CPU)["mse"]
-    quality = sample_quality(TRAIN, TEST, SAMPLES, None, CPU, GROUPS)
+    assert (
+        metrics["curve"]["mse"]
+        == error_curve(model, EVENTS["test"][numbers], baselines, CPU)["mse"]
+    )
+    quality = sample_quality(EVENTS["train"], EVENTS["test"], SAMPLES, None, CPU)
     assert {name: metrics[name] for name in quality} == quality
     with torch.no_grad():
         expected = stored(model.encoder_projection(*next(iter(Batches(TEST[:16], 16)))))
@@ -110,7 +129,7 @@ def test_metrics_are_of_test_images_and_their_groups(model, is_brief):
 
 
 def test_events_are_those_of_each_split_with_their_groups(model):
-    scored = measure_events(model, SPLITS, GROUPS, most=20)
+    scored = measure_events(model, EVENTS, most=20)
     for split, table in scored.groupby("split"):
         images = SPLITS[split][table["number"]]
         assert len(table) == (20 if split == "test" else 512)
@@ -154,8 +173,8 @@ def test_reports_read_the_scores_and_groups_of_each_split():
 
 
 def test_neighbors_are_training_images_and_other_pictures_test_images(model):
-    _, pca = fit_baselines(**SPLITS)
-    pictures = nodes.illustrate(model, TRAIN, TEST, SAMPLES, pca, "cpu")
+    _, pca = fit_baselines(**EVENTS)
+    pictures = nodes.illustrate(model, EVENTS["train"], EVENTS["test"], Events(SAMPLES), pca, "cpu")
     for name, images in (("sample_neighbors", SAMPLES[:16]), ("test_neighbors", TEST[:16])):
         distances = np.square(images[:, None].astype(float) - TRAIN).sum((2, 3, 4))
         np.testing.assert_array_equal(pictures[name], TRAIN[distances.argmin(1)])
@@ -176,7 +195,7 @@ def test_ood_images_are_in_the_order_of_their_groups(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((8, 8), 20 * (number % 10), np.uint8)).save(path)
     data = ImageSettings(source="folder", path=str(tmp_path / "in"), size=8, groups="folder")
-    images, groups = gather_images(data, tmp_path / "out", tmp_path / "raw")
-    folders = [pixel // 20 for pixel in groups_of_images(images)]
+    ood = gather_images(data, tmp_path / "out", tmp_path / "raw")
+    folders = [pixel // 20 for pixel in groups_of_images(ood.x)]
     assert len(folders) == 40
-    assert groups == {"ood": folders}
+    assert ood.groups.tolist() == folders

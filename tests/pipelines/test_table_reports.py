@@ -51,8 +51,8 @@ def run(project, params):
 
 
 def test_a_csv_file_is_trained_on_and_evaluated(run):
-    assert run.load("x_train").shape == (320, 6)
-    assert set(run.load("labels")["test"]) == {"x", "y"}
+    assert run.load("x_train").x.shape == (320, 6)
+    assert set(run.load("x_test").labels) == {"x", "y"}
     model = Model.load(run.path("hierarchy"))
     assert model.dims == [6, 3]
     preprocessor = Preprocessor.from_dict(model.data["table"])
@@ -93,10 +93,10 @@ def test_the_report_is_in_the_units_of_the_table(run):
 
 def test_the_most_anomalous_rows_have_contributions_of_columns(run, table):
     found, scored = run.load("anomalies"), run.load("scored_events").query("split == 'test'")
-    worst = run.load("x_test")[scored["number"][scored["anomaly_score"].idxmax()]]
+    worst = run.load("x_test").x[scored["number"][scored["anomaly_score"].idxmax()]]
     model = Model.load(run.path("hierarchy"))
     rows = pd.read_csv(table).iloc[[found["row"].iloc[0]]]
-    again = Preprocessor.from_dict(model.data["table"]).transform(rows)[0]
+    again = Preprocessor.from_dict(model.data["table"]).transform(rows).x[0]
     assert again[[0, 1, 2, 3]] == pytest.approx(worst[[0, 1, 2, 3]], abs=1e-5)
     assert set(found["column"]) <= set("abcde") | {"city"}
     assert found.groupby("row").size().max() == 3

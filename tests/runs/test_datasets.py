@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 
 from submanifold.common.errors import UserError
 from submanifold.config.project import PACKAGED_CONF
-from submanifold.data.arrays import context_of_array, with_context
+from submanifold.data import Events
 from submanifold.data.prepare import draw
 from submanifold.data.settings import SyntheticSettings
 from submanifold.flows import RealNVP
 from submanifold.models import Hierarchy, Stage
-from submanifold.runs.datasets import ArrayDataset, ArraysDataset, AtomicDataset, ModelDataset
+from submanifold.runs.datasets import ArraysDataset, AtomicDataset, EventsDataset, ModelDataset
 
 ROWS = np.arange(12.0).reshape(6, 2)
 WRITTEN = {
@@ -80,7 +80,7 @@ def test_a_file_that_exists_is_whole_and_has_a_preview(tmp_path, monkeypatch, ki
     assert getattr(named, "__name__", named) == preview
 
 
-@pytest.mark.parametrize("dataset", [ArrayDataset, ArraysDataset, ModelDataset, "json"])
+@pytest.mark.parametrize("dataset", [EventsDataset, ArraysDataset, ModelDataset, "json"])
 def test_an_artifact_that_is_missing_is_explained(tmp_path, dataset):
     path = str(tmp_path / "metrics.json")
     if dataset == "json":
@@ -124,30 +124,33 @@ def test_a_flipped_bit_in_prepared_arrays_is_noticed_and_they_are_prepared_again
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(UserError, match=rf"^{path}: expected a whole file, .* manifest\.json"):
-        ArrayDataset(filepath=str(path)).load()
+        EventsDataset(filepath=str(path)).load()
     draw(settings, tmp_path)
     assert path.read_bytes() == content
 
 
-def test_an_array_that_its_node_has_written_is_not_written_again(tmp_path):
+def test_events_that_their_node_has_written_are_not_written_again(tmp_path):
     counts = {"train": 8, "valid": 4, "test": 2}
     train, *_ = draw(SyntheticSettings(source="circle", counts=counts), tmp_path)
     written = (tmp_path / "train.npy").stat().st_ino
-    dataset = ArrayDataset(filepath=str(tmp_path / "train.npy"))
+    dataset = EventsDataset(filepath=str(tmp_path / "train.npy"))
     dataset.save(train)
     assert (tmp_path / "train.npy").stat().st_ino == written
     (tmp_path / "manifest.json").unlink()  # of other arrays than the following ones
     np.save(tmp_path / "other.npy", ROWS)
-    dataset.save(np.load(tmp_path / "other.npy", mmap_mode="r"))
-    np.testing.assert_array_equal(dataset.load(), ROWS)
+    dataset.save(Events(np.load(tmp_path / "other.npy", mmap_mode="r")))
+    np.testing.assert_array_equal(dataset.load().x, ROWS)
     dataset.save(train[:3])
-    np.testing.assert_array_equal(dataset.load(), train[:3])
+    np.testing.assert_array_equal(dataset.load().x, train[:3].x)
 
 
-def test_an_array_is_saved_with_the_context_of_its_events(tmp_path):
-    dataset = ArrayDataset(filepath=str(tmp_path / "u.npy"))
-    dataset.save(with_context(ROWS, np.arange(6)))
-    np.testing.assert_array_equal(context_of_array(dataset.load()), np.arange(6))
+def test_events_are_saved_with_their_context_and_groups(tmp_path):
+    dataset = EventsDataset(filepath=str(tmp_path / "u.npy"))
+    dataset.save(Events(ROWS, np.arange(6), np.arange(6) // 2))
+    np.testing.assert_array_equal(dataset.load().context, np.arange(6))
+    np.testing.assert_array_equal(dataset.load().groups, np.arange(6) // 2)
+    dataset.save(Events(ROWS))
+    assert (dataset.load().context, dataset.load().groups) == (None, None)
 
 
 def test_model_is_saved_with_its_key_and_loaded(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from strategies import initialized_glow, perturb
+from submanifold.data import Events
 from submanifold.data.batches import Batches
 from submanifold.data.synthetic import Circle
 from submanifold.evaluation.baselines import PCA, pca_batches
@@ -23,11 +24,11 @@ from submanifold.studies.reproduce import TARGETS
 from submanifold.studies.results import summarize
 
 
-def run(model, arrays, truth=None):
+def run(model, arrays, truth=None, groups=None):
     """The attributes of a run that measurements use."""
+    events = {name: Events(x, groups=(groups or {}).get(name)) for name, x in arrays.items()}
     found = SimpleNamespace(
-        load=({"hierarchy": model} | arrays).__getitem__,
-        groups={},
+        load=({"hierarchy": model} | events).__getitem__,
         seconds=lambda: 5.0,
         settings=SimpleNamespace(device="cpu", data=SimpleNamespace(manifold=truth)),
         catalog=SimpleNamespace(exists=lambda name: name in arrays),
@@ -133,13 +134,9 @@ def test_test_images_and_their_groups_are_measured(monkeypatch):
         for n, name in enumerate(parts)
     }
     train, _, test, _ = images.values()
-    groups = {
-        split: (np.arange(90) // size).tolist()
-        for size, split in enumerate(("train", "valid", "test"), start=1)
-    }
-    model, ood_groups = perturb(initialized_glow(train, 12, steps=1)), {"ood": [4] * 90}
-    about = run(model, images | {"ood_groups": ood_groups})
-    about.groups = groups
+    groups = {name: np.arange(90) // size for size, name in enumerate(parts, start=1)}
+    model = perturb(initialized_glow(train, 12, steps=1))
+    about = run(model, images, groups=groups)
     (measured,) = measures.measure_images(about, [model])
     projections = {
         "encoder": model.encoder_projection,
@@ -149,19 +146,19 @@ def test_test_images_and_their_groups_are_measured(monkeypatch):
     means = []
     for name, project in projections.items():
         errors = squared_errors(project, Batches(test[:30], 64))
-        expected = mean_interval(errors, np.array(groups["test"]))
+        expected = mean_interval(errors, groups["x_test"][:30])
         assert measured[name] == pytest.approx(expected)
         means.append(expected["value"])
     assert means[0] > 1.001 * means[1]
     assert means[1] > 1.000005 * means[2]  # in float32 default projections are nearly nearest
     (log_prob,) = dequantized_log_probs(model, test[:40], 1, "cpu")
-    bits = mean_interval(to_bits_per_dim(log_prob, test), np.array(groups["test"]))
+    bits = mean_interval(to_bits_per_dim(log_prob, test), groups["x_test"][:40])
     assert measures.bits_per_dim(about, model, 40) == pytest.approx(bits)
     scored = []
     monkeypatch.setattr(measures, "score_parts", lambda *arguments: scored.extend(arguments))
     monkeypatch.setattr(measures, "measure_ood", lambda _: {"scores": {}})
     measures.measure_aurocs(about, model, "noise")
-    expected = [model, *images.values(), QUICK, groups, ood_groups]
+    expected = [model, *map(about.load, parts), QUICK]
     assert all(a is b for a, b in zip(scored, expected, strict=True))
 
 

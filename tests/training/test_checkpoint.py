@@ -4,7 +4,7 @@ import torch
 from resumable import settings
 
 from submanifold.common.errors import UserError
-from submanifold.data.arrays import with_context
+from submanifold.data import Events
 from submanifold.data.batches import Batches
 from submanifold.flows import Glow
 from submanifold.losses import Loss
@@ -69,10 +69,10 @@ def with_another_row(array):
     [
         (ROWS, with_another_row(ROWS), "data"),
         (PIXELS, with_another_row(PIXELS), "data"),
-        (with_context(ROWS, CLASSES), with_context(ROWS, with_another_row(CLASSES)), "context"),
+        (Events(ROWS, CLASSES), Events(ROWS, with_another_row(CLASSES)), "context"),
         (
-            with_context(ROWS, ROWS[:, :2]),
-            with_context(ROWS, with_another_row(ROWS[:, :2])),
+            Events(ROWS, ROWS[:, :2]),
+            Events(ROWS, with_another_row(ROWS[:, :2])),
             "context",
         ),
     ],

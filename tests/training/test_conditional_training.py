@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from submanifold.common.errors import UserError
-from submanifold.data.arrays import with_context
-from submanifold.flows import RealNVP, make_conditional
+from submanifold.data import Events
+from submanifold.flows import Context, RealNVP, make_conditional
 from submanifold.losses import Loss
 from submanifold.models import Hierarchy, ModelSettings, Stage, classify
 from submanifold.training import Phase, RotationSettings, Trainer, TrainingSettings
@@ -26,12 +25,7 @@ def clusters(count):
     rng = np.random.default_rng(count)
     labels = rng.integers(0, 3, count)
     points = 0.5 * rng.normal(size=(count, 4)) + 3 * np.eye(4)[labels]
-    return with_context(points.astype(np.float32), labels)
-
-
-def test_a_context_has_a_row_for_each_event():
-    with pytest.raises(UserError, match=r"^context: expected one row for each of 3 events, got 2"):
-        with_context(np.zeros((3, 4)), np.zeros(2))
+    return Events(points.astype(np.float32), labels)
 
 
 def test_all_phases_are_given_the_context(tmp_path):
@@ -47,11 +41,10 @@ def test_all_phases_are_given_the_context(tmp_path):
     train, valid = clusters(1000), clusters(200)
     bits = []
     for given in (True, False):
-        data = (train, valid) if given else (np.asarray(train), np.asarray(valid))
+        data = (train, valid) if given else (train.x, valid.x)
         folder = tmp_path / str(given)
         trained = train_phases(phases, model, *data, 0, torch.device("cpu"), folder)
-        labels = torch.from_numpy(np.array(valid.context))
-        x = torch.from_numpy(np.asarray(valid))
+        x, labels = torch.from_numpy(valid.x), torch.from_numpy(valid.context)
         bits.append(trained.bits_per_dim(x, context=labels if given else None).mean().item())
         if given:
             assert (classify(trained, x).argmax(1) == labels).float().mean() > 0.95
@@ -64,12 +57,12 @@ def test_shards_have_their_rows_of_the_context(parts):
     flow = make_conditional(RealNVP(4, couplings=2, hidden=8), classes=3)
     model = Hierarchy([Stage(flow, 2)])
     events = clusters(12)
-    x, labels = torch.from_numpy(np.asarray(events)), torch.from_numpy(np.array(events.context))
+    x, labels = torch.from_numpy(events.x), torch.from_numpy(events.context)
     settings = TRAINING | {"batch_size": 12, "grad_accumulation_steps": parts}
     trainer = Trainer(Phase(model, Loss(), TrainingSettings(**settings)))
     with torch.no_grad():
         expected = model.bits_per_dim(x, context=labels).mean()
-    found = trainer.step(x, None, labels)["bits_per_dim"]
+    found = trainer.step(x, None, Context(labels))["bits_per_dim"]
     torch.testing.assert_close(found, expected)
     with pytest.raises(ValueError, match="context: expected one row"):
         trainer.step(x)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,10 +28,11 @@ class Shard:
     index: int = 0
     count: int = 1
 
-    def rows(self, batch: Tensor) -> Tensor:
-        """This part of a batch."""
+    def rows(self, batch: Any) -> Any:
+        """This part of a batch: a tensor, or a context, which selects its own rows."""
         start, end = (len(batch) * n // self.count for n in (self.index, self.index + 1))
-        return batch[start:end]
+        part = slice(start, end)
+        return batch[part] if isinstance(batch, Tensor) else batch.rows(part)
 
 
 WHOLE_BATCH = Shard()
@@ -65,7 +67,7 @@ def shards(grad_accumulation_steps: int = 1) -> list[Shard]:
     return [Shard(first + n, count) for n in range(grad_accumulation_steps)]
 
 
-def shard(batch: Tensor) -> Tensor:
+def shard(batch: Any) -> Any:
     """This process's rows of a batch."""
     return Shard(rank(), world_size()).rows(batch)
 
@@ -83,7 +85,7 @@ def all_gather(rows: Tensor) -> Tensor:
     return torch.cat([part[: int(n)] for part, n in zip(gathered, counts, strict=True)])
 
 
-def map_shards(function: Callable[..., Tensor], batch: Tensor, *others: Tensor | None) -> Tensor:
+def map_shards(function: Callable[..., Tensor], batch: Tensor, *others: Any) -> Tensor:
     """Apply a function that returns one row per event, (batch, ...), sharded over processes."""
     if world_size() == 1 or len(batch) < world_size():
         return function(batch, *others)

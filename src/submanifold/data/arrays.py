@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from submanifold.common.errors import unexpected
 from submanifold.common.files import atomic_write, locked, read_json, write_json
+from submanifold.data.events import Events
 from submanifold.data.splits import SPLITS
 
 log = logging.getLogger(__name__)
 
-Prepared = tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
-"""Copy-on-write memory maps of train, valid and test, and the manifest."""
+Prepared = tuple[Events, Events, Events, dict[str, Any]]
+"""Train, valid and test as copy-on-write memory maps, and the manifest."""
 Sidecars = dict[str, dict[str, list[Any]]]
 """Labels, groups and rows, if there are any: lists by split, in the order of the arrays."""
 Written = tuple[dict[str, Any], Sidecars]
@@ -27,69 +27,63 @@ MANIFEST = "manifest.json"
 SIDECARS = ("labels", "groups", "rows")
 
 
-class ConditionalArray(np.ndarray):
-    """Events (N, ...) with the ``context`` of each; indexing the first axis selects both.
-
-    Example:
-        >>> events = with_context(np.zeros((3, 2)), np.array([5, 6, 7]))
-        >>> events[1:].context, events.mean(0).context
-        (array([6, 7]), None)
-    """
-
-    context: np.ndarray | None
-
-    def __array_finalize__(self, other: object) -> None:
-        self.context = None
-
-    def __getitem__(self, index: Any) -> Any:
-        selected = super().__getitem__(index)
-        rows = index[0] if isinstance(index, tuple) else index
-        selects_rows = not isinstance(rows, int | np.integer) and np.ndim(rows) < 2
-        if isinstance(selected, ConditionalArray) and self.context is not None and selects_rows:
-            selected.context = self.context[rows]
-        return selected
-
-
-def with_context(events: np.ndarray, context: np.ndarray | None) -> np.ndarray:
-    """Return events (N, ...) with a context (N, ...) of each, unless it is None.
-
-    :class:`.Batches` of them train a conditional model.
-    """
-    if context is None:
-        return events
-    if len(context) != len(events):
-        raise unexpected("context", f"one row for each of {len(events)} events", len(context))
-    conditional = events.view(ConditionalArray)
-    conditional.context = context
-    return conditional
-
-
-def context_of_array(events: np.ndarray) -> np.ndarray | None:
-    """Return the context of events, or None."""
-    return getattr(events, "context", None)
-
-
 def context_path(path: Path) -> Path:
     """Return the path of the contexts of the events in a ``.npy`` file."""
     return path.with_name(f"{path.stem}-context.npy")
 
 
-def load_npy(path: Path) -> np.ndarray:
-    """Memory-map a ``.npy`` file copy-on-write, with the context of its events if there is one.
+def _groups_path(path: Path) -> Path:
+    """Return the path of the groups of events that are no split of prepared data."""
+    return path.with_name(f"{path.stem}_groups.json")
 
-    A ValueError is raised for a file that differs from the hash in the manifest of its folder.
+
+def load_events(path: Path) -> Events:
+    """Memory-map events in a ``.npy`` file copy-on-write, with what belongs to them.
+
+    That is their context and groups, and labels and rows in the splits of prepared data. A
+    ValueError is raised for a file that differs from the hash in the manifest of its folder.
     """
-    file, manifest = context_path(path), read_json(path.parent / MANIFEST) or {}
-    for name in {path.name, file.name} & manifest.get("sha256", {}).keys():
+    manifest = read_json(path.parent / MANIFEST) or {}
+    names = {path.name, context_path(path).name}
+    for name in names & manifest.get("sha256", {}).keys():
         status = (path.parent / name).stat()
         digest = _hash_once(path.parent / name, status.st_size, status.st_mtime_ns)
         if digest != manifest["sha256"][name]:
             raise ValueError(f"other bytes than those in {MANIFEST}")
-    return with_context(np.load(path, mmap_mode="c"), np.load(file) if file.exists() else None)
+    is_split = path.name in manifest.get("sha256", {})
+    return _open(path, manifest["sidecars"] if is_split else ())
+
+
+def _open(path: Path, sidecars: Iterable[str]) -> Events:
+    parts, lists = {}, {name: path.with_name(f"{name}.json") for name in sidecars}
+    if _groups_path(path).exists():
+        lists["groups"] = _groups_path(path)
+    for name, file in lists.items():
+        if (by_split := read_json(file)) is None:
+            raise ValueError(f"{file.name} is missing or damaged")
+        if path.stem in by_split:
+            parts[name] = np.array(by_split[path.stem], object if name == "labels" else None)
+    if context_path(path).exists():
+        parts["context"] = np.load(context_path(path))
+    return Events(np.load(path, mmap_mode="c"), **parts)
+
+
+def save_events(path: Path, events: Events) -> None:
+    """Write events, their contexts and their groups, for :func:`load_events`."""
+    if events.context is not None:
+        save_context(path, events.context)
+    else:
+        context_path(path).unlink(missing_ok=True)
+    if events.groups is not None:
+        write_json(_groups_path(path), {path.stem: events.groups.tolist()})
+    else:
+        _groups_path(path).unlink(missing_ok=True)
+    with atomic_write(path) as partial, open(partial, "wb") as file:
+        np.save(file, events.x)
 
 
 def save_context(path: Path, context: np.ndarray) -> None:
-    """Write the contexts of the events in a ``.npy`` file, for :func:`load_npy`."""
+    """Write the contexts of the events in a ``.npy`` file."""
     with atomic_write(context_path(path)) as partial, open(partial, "wb") as file:
         np.save(file, context)
 
@@ -126,13 +120,14 @@ def prepare_once(
                     folder,
                 )
             old = [folder / f"{name}.json" for name in ("manifest", *SIDECARS)]
-            for file in [*old, *map(context_path, files)]:  # the arrays are replaced
+            contexts = [*map(context_path, files)]
+            for file in [*old, *contexts]:  # the arrays are replaced
                 file.unlink(missing_ok=True)
             began, (manifest, sidecars) = time.monotonic(), write()
             for name, values in sidecars.items():
                 write_json(folder / f"{name}.json", values)
             counts = [len(np.load(file, mmap_mode="r")) for file in files]
-            written = [file for file in [*files, *map(context_path, files)] if file.exists()]
+            written = [file for file in [*files, *contexts] if file.exists()]
             hashes, groups = (
                 {file.name: _hash(file) for file in written},
                 sidecars.get("groups", {}),
@@ -148,7 +143,7 @@ def prepare_once(
                 **key,
             }
             write_json(folder / MANIFEST, manifest)
-    train, valid, test = (np.load(file, mmap_mode="c") for file in files)
+    train, valid, test = (_open(file, manifest["sidecars"]) for file in files)
     return train, valid, test, manifest
 
 

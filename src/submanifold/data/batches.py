@@ -11,25 +11,27 @@ from torch import Tensor
 
 from submanifold.common.errors import unexpected
 from submanifold.common.threads import tuned
-from submanifold.data.arrays import context_of_array
+from submanifold.data.events import Events, EventsLike, as_events
+from submanifold.flows.context import Context, context_array
 
 DEVICE_BYTES = 4 * 2**30
 SUMS, CHUNK = 16, 4096  # numbers of a summary, and rows that are summarized at once
 
-Batch = tuple[Tensor, Tensor | None]
-"""Events (batch, ...), and the context of each; None if the array has none."""
+Batch = tuple[Tensor, Context | None]
+"""Events (batch, ...), and the context of each; None if they have none."""
 Redraw = Callable[[np.ndarray, np.ndarray | None, int], np.ndarray]
 
 
 class Batches:
-    """Batches of an array on a device; uint8 images are dequantized.
+    """Batches of events on a device; uint8 images are dequantized.
 
     The batch of a training step and its noise depend only on (seed, step), so that a resumed run
     gets the same batches without a stored random state. A generator on the device, which the caller
     passes, is seeded for each batch; all other random numbers that belong to it are drawn from it.
 
     Args:
-        array: (N, ...) uint8 images or float vectors. A memory map is read on demand.
+        events: (N, ...) uint8 images or float vectors, an array or with a context
+            (:class:`.Events`). A memory map is read on demand.
         batch_size: Items in a batch, at most N.
         seed: Seed of the order and of the noise.
         device: Device of the batches. Arrays up to 4 GiB are copied to it once.
@@ -45,22 +47,22 @@ class Batches:
 
     def __init__(
         self,
-        array: np.ndarray,
+        events: EventsLike,
         batch_size: int,
         seed: int = 0,
         device: str | torch.device = "cpu",
         redraw: Redraw | None = None,
     ):
-        if not len(array):
-            raise unexpected("array", "at least one row", "none")
+        if not len(events):
+            raise unexpected("events", "at least one row", "none")
         self.device = torch.device(device)
-        self.array, self.seed, self.redraw = array, seed, redraw
-        self.batch_size = min(batch_size, len(array))
-        self.steps_per_epoch = len(array) // self.batch_size
-        self.rows = torch.from_numpy(array)
-        if array.nbytes <= DEVICE_BYTES:
+        self.events, self.seed, self.redraw = as_events(events), seed, redraw
+        self.batch_size = min(batch_size, len(events))
+        self.steps_per_epoch = len(events) // self.batch_size
+        self.rows = torch.from_numpy(self.events.x)
+        if self.rows.nbytes <= DEVICE_BYTES:
             self.rows = self.rows.to(self.device)
-        self.contexts = context_tensor(array, self.device)
+        self.contexts = to_context(self.events, self.device)
         self._order, self._epoch = torch.empty(0, dtype=torch.long), -1
 
     def __len__(self) -> int:
@@ -75,11 +77,11 @@ class Batches:
     @property
     def identity(self) -> dict[str, object]:
         """What distinguishes these batches from others: seed, number, items and contexts."""
-        context = context_of_array(self.array)
+        context = self.events.context
         return {
             "seed": self.seed,
             "rows": len(self),
-            "data": summarize(self.array),
+            "data": summarize(self.events.x),
             "context": None if context is None else summarize(context),
         }
 
@@ -92,7 +94,7 @@ class Batches:
 
         def batch(start: int) -> Batch:
             rows = slice(start, start + self.batch_size)
-            context = None if self.contexts is None else self.contexts[rows]
+            context = None if self.contexts is None else self.contexts.rows(rows)
             return self._prepare(self.rows[rows], context, generator, salt=-1 - start), context
 
         return tuned(map(batch, range(0, len(self), self.batch_size)), self.device)
@@ -106,12 +108,12 @@ class Batches:
             self._order = order.to(self.rows.device, non_blocking=True)
             self._epoch = epoch
         chosen = self._order[position * self.batch_size :][: self.batch_size]
-        context = None if self.contexts is None else self.contexts[chosen.to(self.device)]
+        context = None if self.contexts is None else self.contexts.rows(chosen.to(self.device))
         generator = generator or torch.Generator(self.device)
         return self._prepare(self.rows[chosen], context, generator, salt=step), context
 
     def _prepare(
-        self, rows: Tensor, context: Tensor | None, generator: torch.Generator, salt: int
+        self, rows: Tensor, context: Context | None, generator: torch.Generator, salt: int
     ) -> Tensor:
         if rows.device != self.device:
             rows = rows.pin_memory().to(self.device, non_blocking=True)
@@ -120,8 +122,7 @@ class Batches:
             return dequantize(rows, generator)
         if self.redraw is None:
             return rows
-        of_rows = None if context is None else context.cpu().numpy()
-        drawn = self.redraw(rows.cpu().numpy(), of_rows, _mix(self.seed, salt))
+        drawn = self.redraw(rows.cpu().numpy(), context_array(context), _mix(self.seed, salt))
         return torch.from_numpy(drawn).to(self.device)
 
 
@@ -169,21 +170,22 @@ def as_input(events: np.ndarray) -> Tensor:
 
 
 def fixed_batches(
-    events: np.ndarray, batch_size: int, device: str | torch.device = "cpu"
+    events: EventsLike, batch_size: int, device: str | torch.device = "cpu"
 ) -> Iterator[Batch]:
     """Iterate over events (N, ...) in order, as :func:`as_input` converts them."""
+    events = as_events(events)
 
     def batch(start: int) -> Batch:
         part = events[start : start + batch_size]
-        return as_input(part).to(device), context_tensor(part, device)
+        return as_input(part.x).to(device), to_context(part, device)
 
     return tuned(map(batch, range(0, len(events), batch_size)), device)
 
 
-def context_tensor(events: np.ndarray, device: str | torch.device = "cpu") -> Tensor | None:
-    """Return the context of events as a tensor; None if they have none."""
-    context = context_of_array(events)
-    return None if context is None else torch.from_numpy(np.array(context)).to(device)
+def to_context(events: Events, device: str | torch.device = "cpu") -> Context | None:
+    """Copy the context of events to a device; None if they have none."""
+    values = events.context
+    return None if values is None else Context(torch.from_numpy(np.array(values)).to(device))
 
 
 def add_noise(pixels: Tensor, noise: Tensor) -> Tensor:

@@ -12,14 +12,6 @@ from submanifold.data.fields import FOLDER, Counts
 
 SPLITS = ("train", "valid", "test")
 
-Groups = dict[str, list[int]]
-"""Number of each image's group, by split, in the order of the arrays; empty without groups."""
-
-
-def groups_of(groups: Groups | None, split: str) -> np.ndarray | None:
-    """Group numbers (N,) of a split's images, or None if the images are independent."""
-    return np.array(groups[split]) if groups else None
-
 
 def group_images(groups: str, names: Iterable[str]) -> dict[str, str]:
     """Look up the group of each image by the setting `groups`.

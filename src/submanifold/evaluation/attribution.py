@@ -1,6 +1,6 @@
 """Contributions of columns to the anomaly of a row."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -8,14 +8,14 @@ import pandas as pd
 
 from submanifold.common.device import choose_device
 from submanifold.common.progress import ProgressBar
-from submanifold.data.arrays import context_of_array
-from submanifold.data.batches import as_input, context_tensor
+from submanifold.data.batches import as_input, to_context
+from submanifold.data.events import Events, EventsLike, as_events
 from submanifold.data.tables import Preprocessor
 from submanifold.data.tables.preprocessor import UNKNOWN_NATS
 from submanifold.evaluation.metrics import format_value, is_missing
 from submanifold.evaluation.scores import SMOOTHED_DENSITY, score_batch
 from submanifold.flows import is_noise_conditional
-from submanifold.flows.bijection import Context
+from submanifold.flows.context import Context
 from submanifold.models import Model
 
 EXPLAINED_ROWS, EXPLAINED_COLUMNS = 16, 3  # most anomalous rows, and columns of each
@@ -59,22 +59,19 @@ def column_contributions(
 
 def explain_rows(
     hierarchy: Model,
-    train: np.ndarray,
-    test: np.ndarray,
+    train: Events,
+    test: Events,
     scored_events: pd.DataFrame,
-    rows: Mapping[str, Sequence[int]],
     device: str,
 ) -> pd.DataFrame:
-    """Explain the 16 most anomalous test rows (:func:`explain`), with their p-values and densities.
-
-    The ``rows`` are numbers of the rows in the table.
-    """
+    """Explain the 16 most anomalous test rows (:func:`explain`), with p-values and densities."""
     model, scored = hierarchy.to(choose_device(device)), scored_events.query("split == 'test'")
     order = "anomaly_score" if "anomaly_score" in scored else "nll"
     worst = scored.sort_values(order, ascending=False, kind="stable")[:EXPLAINED_ROWS]
     numbers = worst["number"].to_numpy()
-    explained = explain(model, test[numbers], column_quantiles(train))
-    scores = worst.reindex(columns=["p_value", "nll"]).set_axis(np.array(rows["test"])[numbers])
+    chosen = test[numbers]
+    explained = explain(model, chosen, column_quantiles(train.x))
+    scores = worst.reindex(columns=["p_value", "nll"]).set_axis(np.asarray(chosen.rows))
     scores = scores.iloc[explained.pop("number")].rename_axis("row").reset_index()
     return pd.concat([scores, explained], axis=1)
 
@@ -85,9 +82,9 @@ def column_quantiles(x: np.ndarray) -> np.ndarray:
 
 
 def explain(
-    model: Model, x: np.ndarray, quantiles: np.ndarray, table: pd.DataFrame | None = None
+    model: Model, events: EventsLike, quantiles: np.ndarray, table: pd.DataFrame | None = None
 ) -> pd.DataFrame:
-    """Find the three columns that contribute most to the anomaly of standardized rows x (N, D).
+    """Find the three columns that contribute most to the anomaly of standardized rows (N, D).
 
     The contributions are increases of the log-density, smoothed if the model is noise-conditional,
     or decreases of the squared distance from the manifold if the model has no density. Categories
@@ -101,15 +98,16 @@ def explain(
     weight, preprocessor = next(model.parameters()), Preprocessor.from_dict(model.data["table"])
     smooth = SMOOTHED_DENSITY if is_noise_conditional(model) else "density"
     quantity = smooth if model.has_density else "encoder_distance"
-    contexts, names = context_tensor(x, weight.device), [*preprocessor.features]
-    values = preprocessor.inverse_transform(x) if table is None else table
+    events, names = as_events(events), [*preprocessor.features]
+    x, contexts = events.x, to_context(events, weight.device)
+    values = preprocessor.inverse_transform(events) if table is None else table
     unknown = preprocessor.unknown(values).reindex(columns=names, fill_value=False).to_numpy()
-    is_missing = np.zeros(np.shape(x), bool)
-    is_missing[:, preprocessor.maskable] = preprocessor.missing(context_of_array(x), len(x))
+    is_missing = np.zeros(x.shape, bool)
+    is_missing[:, preprocessor.maskable] = preprocessor.missing(events.context, len(x))
 
-    def anomaly(x: np.ndarray, context: Context) -> np.ndarray:
+    def anomaly(x: np.ndarray, context: Context | None) -> np.ndarray:
         if context is not None:
-            context = context.expand(len(x), *context.shape[1:])
+            context = context.repeat(len(x))
         scores = score_batch(model, as_input(x).to(weight), x, (quantity,), context)
         return scores[quantity].cpu().numpy()
 
@@ -118,8 +116,8 @@ def explain(
 
     entries = []
     with ProgressBar("contributions of columns", "rows", len(x)) as progress:
-        for number, row in enumerate(np.asarray(x)):
-            of_row = partial(anomaly, context=None if contexts is None else contexts[[number]])
+        for number, row in enumerate(x):
+            of_row = partial(anomaly, context=None if contexts is None else contexts.rows([number]))
             contributions, usual = column_contributions(of_row, row, quantiles, shown)
             contributions[is_missing[number]] = 0
             contributions[unknown[number]] += UNKNOWN_NATS

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import scipy  # submodules load on first use; scipy.stats takes half a second
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from submanifold.data.batches import Batches
-from submanifold.data.splits import Groups, groups_of
+from submanifold.data.events import Events
 from submanifold.evaluation.intervals import MIN_GROUPS, Interval, mean_interval, plus_minus
 from submanifold.evaluation.likelihood import per_event, to_bits_per_dim
 
@@ -21,6 +21,8 @@ LEADING = 2048
 MOST_NUMBERS = 2**27  # of events that PCA is fitted to: 1 GB
 MEASURED = 512  # evenly spaced training and validation events, and test events of a brief run
 PROJECTED = 64  # test events whose default and nearest projections are measured
+
+Many = TypeVar("Many", np.ndarray, Events)
 
 
 @dataclass(frozen=True)
@@ -165,9 +167,7 @@ def pca_batches(events: np.ndarray) -> Iterator[Tensor]:
     return (x for x, _ in Batches(events, min(PCA_BATCH_SIZE, size)))
 
 
-def fit_baselines(
-    train: np.ndarray, valid: np.ndarray, test: np.ndarray, groups: Groups | None = None
-) -> tuple[dict[str, Any], np.ndarray]:
+def fit_baselines(train: Events, valid: Events, test: Events) -> tuple[dict[str, Any], np.ndarray]:
     """Fit PCA and the Gaussian to uint8 images or float vectors (N, ...) and evaluate them.
 
     In the ``baselines``, ``pca_mse`` are mean squared errors with the first 0, 1, ... axes.
@@ -175,21 +175,19 @@ def fit_baselines(
     :func:`projected_events`. ``pca`` are the mean and
     up to 2,048 axes as rows, float16 (1 + axes, D), for a file.
     """
-    pca = PCA.fit(train).shrink(valid)
-    bits = to_bits_per_dim(per_event(pca.log_prob, pca_batches(test)), test)
-    of_test = groups_of(groups, "test")
+    pca = PCA.fit(train.x).shrink(valid.x)
+    bits = to_bits_per_dim(per_event(pca.log_prob, pca_batches(test.x)), test.x)
 
-    def errors(rows: Any = slice(None)) -> dict[str, Any]:
-        groups_of_rows = None if of_test is None else of_test[rows]
-        mse, half_width = pca.error_curve(pca_batches(test[rows]), groups_of_rows)
+    def errors(events: Events) -> dict[str, Any]:
+        mse, half_width = pca.error_curve(pca_batches(events.x), events.groups)
         half_widths = None if half_width is None else half_width.tolist()
-        counts = {} if groups_of_rows is None else {"groups": len(np.unique(groups_of_rows))}
+        counts = {} if events.groups is None else {"groups": len(np.unique(events.groups))}
         return {"pca_mse": mse.tolist(), "pca_mse_half_width": half_widths, **counts}
 
-    baselines = errors() | {
-        "measured": errors(evenly_spaced(np.arange(len(test)), MEASURED)),
-        "projected": errors(projected_events(len(test))),
-        "gaussian": {"bits_per_dim": mean_interval(bits, of_test), "shrinkage": pca.shrinkage},
+    baselines = errors(test) | {
+        "measured": errors(evenly_spaced(test, MEASURED)),
+        "projected": errors(test[projected_events(len(test))]),
+        "gaussian": {"bits_per_dim": mean_interval(bits, test.groups), "shrinkage": pca.shrinkage},
         "n_train": len(train),
     }
     axes = torch.cat([pca.mean[:, None], pca.axes[:, :LEADING]], 1).T
@@ -201,8 +199,8 @@ def projected_events(total: int) -> np.ndarray:
     return evenly_spaced(evenly_spaced(np.arange(total), MEASURED), PROJECTED)
 
 
-def evenly_spaced(values: np.ndarray, count: int) -> np.ndarray:
-    """Select at most ``count`` entries of an array at equal distances."""
+def evenly_spaced(values: Many, count: int) -> Many:
+    """Select at most ``count`` entries of an array, or events, at equal distances."""
     return values[np.linspace(0, len(values) - 1, min(count, len(values))).round().astype(int)]
 
 

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from submanifold.common.errors import UserError, unexpected
 from submanifold.common.settings import Settings, read_settings
-from submanifold.data.arrays import context_of_array
+from submanifold.data.events import Events, EventsLike, as_events
 from submanifold.evaluation.attribution import column_quantiles
 from submanifold.evaluation.intervals import false_alarm_range, proportion_interval
 from submanifold.evaluation.likelihood import table_of
@@ -52,10 +52,9 @@ Scores = Mapping[str, np.ndarray]  # scores (N,) by name
 
 def calibrate(
     model: Model,
-    events: np.ndarray,
+    events: EventsLike,
     device: torch.device,
-    groups: np.ndarray | None = None,
-    train: np.ndarray | None = None,
+    train: EventsLike | None = None,
 ) -> dict[str, Any]:
     """Fit a :class:`Calibration` to the quick scores of validation data, (N, ...).
 
@@ -63,46 +62,45 @@ def calibrate(
     reason ``why`` there are too few events with finite scores. Training events ``train`` determine
     :func:`.missing_offsets` and :func:`.mask_weights`, which otherwise stay as they are.
     """
-    model = model.to(device)
+    model, events = model.to(device), as_events(events)
     combined, scale, offsets = QUICK, None, model.calibration.get(MISSING_OFFSETS, [])
     mask = model.calibration.get(MASK, [])
     if train is not None:
-        mask = mask_weights(model, train[:MAX_TRAINING])
+        mask = mask_weights(model, as_events(train[:MAX_TRAINING]))
     if is_noise_conditional(model) and model.has_density and len(events):
         combined, scale = (SMOOTHED_DENSITY,), best_noise_scale(model, events)
         model.calibration = {NOISE_SCALE: scale}  # for the scores
         if train is not None:
-            offsets = missing_offsets(model, train[:MAX_TRAINING])
+            offsets = missing_offsets(model, as_events(train[:MAX_TRAINING]))
     optional = {MISSING_OFFSETS: offsets, MASK: mask}
     scored_with = {NOISE_SCALE: scale} | {name: value for name, value in optional.items() if value}
     model.calibration = scored_with
     scores = score(model, events, (*QUICK, MASK))
-    return _fitted(scores, combined, groups, events, scored_with)
+    return _fitted(scores, combined, events, scored_with)
 
 
 def _fitted(
     scores: Scores,
     combined: Sequence[str],
-    groups: np.ndarray | None,
-    events: np.ndarray,
+    events: Events,
     scored_with: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Fit a calibration to the scores of events, or say why that is not possible."""
-    kind = "images" if events.dtype == np.uint8 else "rows"
+    kind = "images" if events.x.dtype == np.uint8 else "rows"
     is_finite = _has_finite_scores(scores)
     if count := int((~is_finite).sum()):
         text = "%d of %d validation %s have no finite scores; they count as the most anomalous"
         log.warning(text, count, len(events), kind)
     try:
-        fitted = Calibration.fit(scores, combined, groups, kind)
+        fitted = Calibration.fit(scores, combined, events.groups, kind)
     except UserError as error:
         return {**scored_with, "why": str(error)}
-    quantiles = column_quantiles(events[is_finite]).tolist() if events.ndim == 2 else []
+    quantiles = column_quantiles(events.x[is_finite]).tolist() if events.x.ndim == 2 else []
     return replace(fitted, **scored_with, column_quantiles=quantiles).to_dict()
 
 
 def cross_calibrate(
-    model: CrossFitted, events: np.ndarray, fold: np.ndarray, device: torch.device
+    model: CrossFitted, events: Events, fold: np.ndarray, device: torch.device
 ) -> dict[str, Any]:
     """Fit a :class:`Calibration` to the scores of all events (N, D) that trained a model.
 
@@ -128,12 +126,12 @@ def cross_calibrate(
     scored_with: dict[str, Any] = {NOISE_SCALE: scale}
     scores = {SMOOTHED_DENSITY: smoothed}
     if table is not None and has_missing:
-        is_missing = table.missing(context_of_array(events), len(events)).astype(float)
+        is_missing = table.missing(events.context, len(events)).astype(float)
         scored_with[MISSING_OFFSETS] = fit_missing_offsets(is_missing, smoothed)
         scored_with[MASK] = mask_weights(model, events)
         scores[SMOOTHED_DENSITY] = smoothed - is_missing @ np.array(scored_with[MISSING_OFFSETS])
         scores[MASK] = mask
-    return _fitted(scores, (SMOOTHED_DENSITY,), None, events, scored_with)
+    return _fitted(scores, (SMOOTHED_DENSITY,), events, scored_with)
 
 
 def false_alarms(

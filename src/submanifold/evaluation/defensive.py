@@ -3,11 +3,11 @@
 import copy
 from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from submanifold.data.batches import fixed_batches
+from submanifold.data.events import Events
 from submanifold.evaluation.likelihood import log_prob, table_of
 from submanifold.evaluation.scores import SCALE_BATCH_SIZE, best_noise_scale
 from submanifold.flows import is_noise_conditional
@@ -20,7 +20,7 @@ AnyModel = TypeVar("AnyModel", bound=Model)
 
 
 def with_defensive_component(
-    model: AnyModel, train: np.ndarray, held_out: np.ndarray, device: torch.device
+    model: AnyModel, train: Events, held_out: Events, device: torch.device
 ) -> AnyModel:
     """Return a model of vectors with a :class:`.DefensiveComponent`; others as they are.
 
@@ -42,7 +42,7 @@ def with_defensive_component(
     with torch.no_grad():
         flow = log_probs()
         maskable = [] if table is None else table.maskable.tolist()
-        component = DefensiveComponent.fit(train, 1.0, maskable)
+        component = DefensiveComponent.fit(train.x, 1.0, maskable)
         mixed.defensive = component.to(flow.device, next(model.parameters()).dtype)
         normal = log_probs()
     weights = torch.tensor(WEIGHTS).to(flow)[:, None]

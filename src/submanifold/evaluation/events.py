@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 
 from submanifold.common.progress import track
-from submanifold.data.arrays import context_of_array
 from submanifold.data.batches import Batches
-from submanifold.data.splits import Groups, groups_of
+from submanifold.data.events import Events
 from submanifold.evaluation.baselines import MEASURED, evenly_spaced, projected_events
 from submanifold.evaluation.calibration import COMBINATION, Calibration
 from submanifold.evaluation.intervals import Interval, mean_interval
@@ -23,7 +22,7 @@ NLL = "nll"  #: Column in the units of a table; images have bits per dimension.
 
 
 def measure_events(
-    model: Model, splits: Mapping[str, np.ndarray], groups: Groups | None, most: int | None = None
+    model: Model, splits: Mapping[str, Events], most: int | None = None
 ) -> pd.DataFrame:
     """Measure 512 evenly spaced events of each split; of the test data all, or at most ``most``.
 
@@ -39,16 +38,16 @@ def measure_events(
         is_test = split == "test"
         count = (most or len(events)) if is_test else MEASURED
         numbers = evenly_spaced(np.arange(len(events)), count)
-        members, chosen = groups_of(groups, split), events[numbers]
+        chosen = events[numbers]
         table = pd.DataFrame({"split": split, "number": numbers})
-        table["group"] = numbers if members is None else members[numbers]
+        table["group"] = numbers if chosen.groups is None else chosen.groups
         scores: dict[str, np.ndarray] = {}
         if is_test or model.has_density:
             scores = score(model, chosen, QUICK if is_test else ("density",))
         nats = -scores["density"] if "density" in scores else np.full(len(numbers), math.nan)
-        table["bits_per_dim"] = to_bits_per_dim(nats, chosen)
+        table["bits_per_dim"] = to_bits_per_dim(nats, chosen.x)
         if (columns := table_of(model)) is not None:
-            table[NLL] = -nats - columns.log_dets(context_of_array(chosen), len(chosen))
+            table[NLL] = -nats - columns.log_dets(chosen.context, len(chosen))
         if is_test:
             table = table.assign(**scores, **_projection_errors(model, chosen))
             if "groups" in model.calibration:
@@ -60,7 +59,7 @@ def measure_events(
     return pd.concat(tables, ignore_index=True)
 
 
-def _projection_errors(model: Model, test: np.ndarray) -> dict[str, np.ndarray]:
+def _projection_errors(model: Model, test: Events) -> dict[str, np.ndarray]:
     """Return squared errors (N,) by column; infinite ones overflow, NaN ones are not measured."""
     device, errors = next(model.parameters()).device, {}
     if isinstance(model, Hierarchy) and model.stages[0].dim > model.dim:

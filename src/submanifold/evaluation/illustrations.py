@@ -8,10 +8,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from submanifold.data.batches import Batch, Batches, fixed_batches
+from submanifold.data.events import EventsLike
 from submanifold.evaluation.baselines import pca_projection
 from submanifold.evaluation.reconstruction import SHOWN_DIMS
 from submanifold.evaluation.samples import stored
-from submanifold.flows.bijection import Context
+from submanifold.flows.context import Context
 from submanifold.models import Hierarchy, Model
 
 COORDINATES, STEPS, DEVIATIONS, OF_CLASS = 8, 7, 3.0, 8
@@ -22,7 +23,7 @@ Arrays = dict[str, np.ndarray]
 
 
 @torch.no_grad()
-def project_all(model: Model, images: np.ndarray, pca: np.ndarray) -> Arrays:
+def project_all(model: Model, images: EventsLike, pca: np.ndarray) -> Arrays:
     """Project uint8 images (N, ...) onto the manifold, and by PCA if it has enough stored axes."""
     x, context = _batch(model, images)
     projections = {"encoder": model.encoder_projection(x, context)}
@@ -35,7 +36,7 @@ def project_all(model: Model, images: np.ndarray, pca: np.ndarray) -> Arrays:
 
 
 @torch.no_grad()
-def interpolate(model: Model, images: np.ndarray, steps: int) -> np.ndarray:
+def interpolate(model: Model, images: EventsLike, steps: int) -> np.ndarray:
     """Interpolate between the encoder projections of two images on the manifold.
 
     A conditional model decodes all points given the context of the first image.
@@ -58,7 +59,7 @@ def interpolate_latents(a: Tensor, b: Tensor, steps: int) -> Tensor:
 
 
 @torch.no_grad()
-def project_by_dim(model: Hierarchy, images: np.ndarray, pca: np.ndarray) -> Arrays:
+def project_by_dim(model: Hierarchy, images: EventsLike, pca: np.ndarray) -> Arrays:
     """Find nearest projections of images onto the nested manifolds of a hierarchy, beside PCA's.
 
     The ``dims`` are those of :data:`SHOWN_DIMS` at which there are both. Projections are uint8,
@@ -78,7 +79,7 @@ def project_by_dim(model: Hierarchy, images: np.ndarray, pca: np.ndarray) -> Arr
 
 
 @torch.no_grad()
-def traverse(model: Model, images: np.ndarray) -> np.ndarray:
+def traverse(model: Model, images: EventsLike) -> np.ndarray:
     """Change the first coordinates of the first image on the manifold, one at a time.
 
     The coordinates are those of the manifold's stage, ordered by its rotation if it has one,
@@ -131,15 +132,15 @@ def pixel_errors(images: np.ndarray, originals: np.ndarray) -> np.ndarray:
     return np.square(difference / 256).mean(axis=(-3, -2, -1))
 
 
-def _batch(model: Model, images: np.ndarray) -> Batch:
+def _batch(model: Model, images: EventsLike) -> Batch:
     device = next(model.parameters()).device
     return next(iter(Batches(images, len(images), device=device)))
 
 
-def _decode(model: Model, u: Tensor, context: Context) -> np.ndarray:
+def _decode(model: Model, u: Tensor, context: Context | None) -> np.ndarray:
     """Decode coordinates (n, d), given the context of the first image."""
     if context is not None:
-        context = context[:1].repeat_interleave(len(u), 0)
+        context = context.rows([0]).repeat(len(u))
     return stored(model.decode(u, context=context))
 
 

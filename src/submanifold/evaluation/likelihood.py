@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import scipy
@@ -12,9 +12,10 @@ from torch import Tensor
 from submanifold.common import distributed
 from submanifold.common.progress import track
 from submanifold.data.batches import Batch, Batches
+from submanifold.data.events import EventsLike
 from submanifold.data.tables import Preprocessor
 from submanifold.flows import is_noise_conditional, with_noise_scale
-from submanifold.flows.bijection import Context
+from submanifold.flows.context import Context, ContextLike, as_context, context_array
 from submanifold.models import Model
 from submanifold.models.model import bits_per_dim
 
@@ -29,7 +30,7 @@ def per_event(
 ) -> np.ndarray:
     """Apply a function of x, and of ``context`` if there is one, to every batch: (N,) float64."""
 
-    def call(x: Tensor, context: Tensor | None = None) -> Tensor:
+    def call(x: Tensor, context: Context | None = None) -> Tensor:
         return function(x) if context is None else function(x, context=context)
 
     parts = ((batch,) if isinstance(batch, Tensor) else batch for batch in batches)
@@ -50,7 +51,7 @@ def importance_log_prob(log_probs: np.ndarray) -> np.ndarray:
 
 
 def dequantized_log_probs(
-    model: Model, images: np.ndarray, draws: int, device: str | torch.device
+    model: Model, images: EventsLike, draws: int, device: str | torch.device
 ) -> np.ndarray:
     """Compute log-densities, (draws, N) nats, of uint8 images; draw k has the noise of seed k."""
     log_probs = []
@@ -92,25 +93,21 @@ class Draws(NamedTuple):
     log_weights: Tensor  #: (draws, batch)
 
 
-def redraw(table: Preprocessor, x: Tensor, context: Context) -> Draws | None:
+def redraw(table: Preprocessor, x: Tensor, context: Context | None) -> Draws | None:
     """Draw the noise of transformed rows (batch, D) :data:`ROW_DRAWS` times, always the same.
 
     None if no column has noise.
     """
     if not table.has_noise:
         return None
-    drawn, log_weights = table.draw(_to_array(x), _to_array(context), ROW_DRAWS)
+    drawn, log_weights = table.draw(x.detach().cpu().numpy(), context_array(context), ROW_DRAWS)
     return Draws(torch.from_numpy(drawn).to(x), torch.from_numpy(log_weights).to(x))
-
-
-def _to_array(x: Tensor | None) -> Any:
-    return None if x is None else x.detach().cpu().numpy()
 
 
 def log_prob(
     model: Model,
     x: Tensor,
-    context: Context = None,
+    context: ContextLike = None,
     table: Preprocessor | None = None,
     noise_scale: float | None = None,
     draws: Draws | None = None,
@@ -125,11 +122,12 @@ def log_prob(
     (:meth:`.Preprocessor.draw`), in standard units. ``noise_scale``, between 0 and 1, is that of
     a noise-conditional model. ``draws`` are those of :func:`redraw`, if they are known.
     """
+    context = as_context(context)
     if draws is None and table is not None:
         draws = redraw(table, x, context)
     events, repeats = (x, 1) if draws is None else (draws.x.flatten(0, 1), len(draws.x))
     if context is not None:
-        context = context.repeat(repeats, *(1 for _ in context.shape[1:]))
+        context = context.repeat(repeats)
     if noise_scale is not None:
         context = with_noise_scale(context, x.new_full(events.shape[:1], noise_scale))
     values = model.log_prob(events, context).nan_to_num(-math.inf, math.inf, -math.inf)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from submanifold.common.progress import track
-from submanifold.data.arrays import context_of_array
 from submanifold.data.batches import Batches
+from submanifold.data.events import Events
 from submanifold.evaluation.baselines import evenly_spaced, pca_error
 from submanifold.evaluation.events import group_numbers, summarize
 from submanifold.evaluation.intervals import ENDS, mean_interval, proportion_interval
@@ -25,6 +25,7 @@ from submanifold.evaluation.likelihood import (
 )
 from submanifold.evaluation.reconstruction import error_curve, reconstruction
 from submanifold.flows import context_of
+from submanifold.flows.context import Context
 from submanifold.models import Model, classify, diagnostics, manifold_density
 
 CLASSIFIED_IMAGES, CALIBRATION_BINS = 2000, 15
@@ -45,7 +46,7 @@ Metrics = dict[str, Any]
 def measure(
     model: Model,
     rows: pd.DataFrame,
-    test: np.ndarray,
+    test: Events,
     baselines: Mapping[str, Any],
     input_noise: float,
     dequantizations: int,
@@ -65,11 +66,11 @@ def measure(
     if not batches.is_continuous:
         if dequantizations > 1 and model.has_density:
             log_probs = dequantized_log_probs(model, test, dequantizations, device)
-            bits = to_bits_per_dim(importance_log_prob(log_probs), test)
+            bits = to_bits_per_dim(importance_log_prob(log_probs), test.x)
             bound = mean_interval(bits, groups) | {"draws": dequantizations}
             metrics["bits_per_dim_importance"] = bound
         if volumes:
-            of_few = None if context is None else context[:volumes]
+            of_few = None if context is None else context.rows(slice(volumes))
             metrics |= volume(model, x[:volumes], groups, of_few)
         if "classes" in context_of(model):
             metrics |= classification(model, test, device, groups)
@@ -87,11 +88,11 @@ def measure(
     }
 
 
-def gaussian_density(model: Model, test: np.ndarray, gaussian: Metrics) -> Metrics:
+def gaussian_density(model: Model, test: Events, gaussian: Metrics) -> Metrics:
     """Add ``nll`` in the units of a table to the bits per dimension of the Gaussian."""
     if (table := table_of(model)) is None:
         return gaussian
-    contexts, bits = context_of_array(test), gaussian["bits_per_dim"]
+    contexts, bits = test.context, gaussian["bits_per_dim"]
     # of the density of complete rows, less the entropy of the noise of missing values
     missing = table.missing(contexts, len(test)).sum(1).mean()
     noise = missing * (1 + math.log(2 * math.pi)) / 2
@@ -104,7 +105,7 @@ def gaussian_density(model: Model, test: np.ndarray, gaussian: Metrics) -> Metri
 
 
 def density(
-    model: Model, rows: pd.DataFrame, test: np.ndarray, batches: Batches, input_noise: float
+    model: Model, rows: pd.DataFrame, test: Events, batches: Batches, input_noise: float
 ) -> Metrics:
     """Average bits per dimension, and look for signs of manifold overfitting of vectors."""
     metrics: Metrics = {}
@@ -114,7 +115,7 @@ def density(
     is_overfitted = False
     if batches.is_continuous:
         x, contexts = torch.cat([x for x, _ in batches])[:OVERFITTING_EVENTS], batches.contexts
-        context = None if contexts is None else contexts[:OVERFITTING_EVENTS]
+        context = None if contexts is None else contexts.rows(slice(OVERFITTING_EVENTS))
         thickness, correlation = diagnostics.manifold_overfitting(model, x, context)
         metrics = {"thickness": thickness, "neighbour_correlation": correlation}
         is_overfitted = diagnostics.is_overfitted(thickness, correlation)
@@ -122,7 +123,7 @@ def density(
         overfitted = {"value": None, "why": OVERFITTED}
         metrics[name] = overfitted if is_overfitted else summarize(rows, name)
     if input_noise > 0:
-        bits = to_bits_per_dim(noisy_log_prob(model, batches, input_noise), test)
+        bits = to_bits_per_dim(noisy_log_prob(model, batches, input_noise), test.x)
         metrics["bits_per_dim_noisy"] = mean_interval(bits, group_numbers(rows))
     return metrics
 
@@ -144,7 +145,7 @@ def reconstructions(rows: pd.DataFrame, of_images: bool) -> Metrics:
 
 
 def volume(
-    model: Model, images: Tensor, groups: np.ndarray | None, context: Tensor | None = None
+    model: Model, images: Tensor, groups: np.ndarray | None, context: Context | None = None
 ) -> Metrics:
     """Compute the density on the manifold and, where it is exact, its non-orthogonality."""
     generator = torch.Generator().manual_seed(0)
@@ -158,16 +159,16 @@ def volume(
 
 
 def classification(
-    model: Model, images: np.ndarray, device: torch.device, groups: np.ndarray | None
+    model: Model, images: Events, device: torch.device, groups: np.ndarray | None
 ) -> Metrics:
     """Evaluate the Bayes classifier of a class-conditional model, for equal class frequencies."""
     if not model.has_density:
         return {}
     chosen = evenly_spaced(np.arange(len(images)), CLASSIFIED_IMAGES)
-    batches = Batches(np.asarray(images[chosen]), BATCH_SIZE, device=device)
+    batches = Batches(images[chosen].x, BATCH_SIZE, device=device)
     tracked = track(batches, "classifying", len(batches))
     probabilities = torch.cat([classify(model, x).cpu() for x, _ in tracked]).numpy()
-    is_right = probabilities.argmax(1) == context_of_array(images[chosen])
+    is_right = probabilities.argmax(1) == images[chosen].context
     error = calibration_error(probabilities.max(1), is_right)
     accuracy = proportion_interval(is_right, None if groups is None else groups[chosen])
     return {"accuracy": accuracy, "calibration_error": {"value": error, "n": len(chosen)}}

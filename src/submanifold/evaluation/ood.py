@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from submanifold.common.device import choose_device
-from submanifold.data.splits import Groups, groups_of
+from submanifold.data.events import EventsLike, as_events
 from submanifold.evaluation.baselines import PCA, pca_batches
 from submanifold.evaluation.calibration import COMBINATION, Calibration, false_alarms
 from submanifold.evaluation.intervals import interval_level
@@ -48,13 +48,11 @@ MAX_IMAGES, MAX_ROWS = 500, 2000  # of each part: a nearest projection costs twe
 
 def score_parts(
     model: Model,
-    train: np.ndarray,
-    valid: np.ndarray,
-    test: np.ndarray,
-    ood: np.ndarray,
+    train: EventsLike,
+    valid: EventsLike,
+    test: EventsLike,
+    ood: EventsLike,
     names: Sequence[str] = COMBINED,
-    groups: Groups | None = None,
-    ood_groups: Groups | None = None,
     device: str | None = None,
 ) -> pd.DataFrame:
     """Score normal and out-of-distribution events; only normal events calibrate the scores.
@@ -65,32 +63,30 @@ def score_parts(
     and with groups ``group``; images of a part without groups are single groups.
     """
     model = model if device is None else model.to(choose_device(device))
-    linear = _linear_scores(model.dim, train, valid)
-    most = MAX_IMAGES if test.dtype == np.uint8 else MAX_ROWS
-    valid, of_valid = valid[:most], groups_of(groups, "valid")
-    of_valid = None if of_valid is None else of_valid[:most]
-    calibration = Calibration.fit(score(model, valid, names), names, of_valid)
-    linear_calibration = Calibration.fit(linear(valid), tuple(LINEAR), of_valid)
+    train, valid, test, ood = map(as_events, (train, valid, test, ood))
+    linear = _linear_scores(model.dim, train.x, valid.x)
+    most = MAX_IMAGES if test.x.dtype == np.uint8 else MAX_ROWS
+    valid, test, ood = valid[:most], test[:most], ood[:most]
+    has_groups = test.groups is not None or ood.groups is not None
+    calibration = Calibration.fit(score(model, valid, names), names, valid.groups)
+    linear_calibration = Calibration.fit(linear(valid.x), tuple(LINEAR), valid.groups)
     stored = Calibration.from_dict(model.calibration) if "groups" in model.calibration else None
     tables = []
-    for part, images, of_part in (
-        (NORMAL, test[:most], groups_of(groups, "test")),
-        (OOD, ood[:most], groups_of(ood_groups, "ood")),
-    ):
-        scores = calibration.complete(score(model, images, names))
+    for part, events in ((NORMAL, test), (OOD, ood)):
+        scores = calibration.complete(score(model, events, names))
         p_values = {f"p_{name}": calibration.p_values(name, scores[name]) for name in scores}
         if stored and {*stored.combined} < {*names}:
             scores[ANOMALY] = stored.complete(scores)[COMBINATION]
             p_values[f"p_{ANOMALY}"] = stored.p_values(COMBINATION, scores[ANOMALY])
-        linear_scores = linear_calibration.complete(linear(images))
+        linear_scores = linear_calibration.complete(linear(events.x))
         for name in (*LINEAR, COMBINATION):
             column = LINEAR_COMBINATION if name == COMBINATION else name
             scores[column] = linear_scores[name]
             p_values[f"p_{column}"] = linear_calibration.p_values(name, linear_scores[name])
-        number = np.arange(len(images))
+        number = np.arange(len(events))
         columns = {"part": part, "number": number, **scores, **p_values}
-        if groups or ood_groups:
-            columns["group"] = number if of_part is None else of_part[:most]
+        if has_groups:
+            columns["group"] = number if events.groups is None else events.groups
         tables.append(pd.DataFrame(columns))
     return pd.concat(tables, ignore_index=True)
 

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from submanifold.common.progress import ProgressBar
 from submanifold.data.batches import Batch, Batches
+from submanifold.data.events import Events
 from submanifold.evaluation.baselines import pca_error, projected_events
 from submanifold.evaluation.intervals import mean_interval
 from submanifold.evaluation.likelihood import per_event
+from submanifold.flows.context import Context
 from submanifold.models import Hierarchy, Model
 
 NEAREST_BATCH_SIZE = 64  # each nearest projection costs about twenty encodings
@@ -29,7 +31,7 @@ def squared_errors(
 ) -> np.ndarray:
     """Compute mean squared errors (N,) of projections (:func:`.per_event`); pixels in [0, 1]."""
 
-    def errors(x: Tensor, **context: Tensor) -> Tensor:
+    def errors(x: Tensor, **context: Context) -> Tensor:
         return (x - project(x, **context)).square().flatten(1).mean(1)
 
     return per_event(errors, batches)
@@ -64,7 +66,7 @@ def psnr(errors: Any) -> Any:
 
 def error_curve(
     model: Model,
-    test: np.ndarray,
+    test: Events,
     baselines: Mapping[str, Any],
     device: torch.device,
 ) -> dict[str, Any]:
@@ -75,11 +77,11 @@ def error_curve(
     ``goals`` are errors by name, such as ``30 dB`` or ``explained variance 0.9``, and ``smallest``
     is the smallest d at which nearest projections reach them, interpolated, or None.
     """
-    of_images = test.dtype == np.uint8
+    of_images = test.x.dtype == np.uint8
     goals = {f"{goal} dB": 10 ** (-goal / 10) for goal in CURVE_PSNRS}
     variance = None
     if not of_images:
-        variance = float(np.var(test, axis=0, dtype=np.float64).mean())
+        variance = float(np.var(test.x, axis=0, dtype=np.float64).mean())
         goals = {f"explained variance {goal}": (1 - goal) * variance for goal in CURVE_SHARES}
     batches = Batches(test[projected_events(len(test))], NEAREST_BATCH_SIZE, device=device)
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from submanifold.data.splits import Groups, groups_of
+from submanifold.data.events import EventsLike, as_events
 from submanifold.evaluation import features
 from submanifold.evaluation.intervals import (
     GroupPair,
@@ -25,12 +25,11 @@ TOO_FEW = {
 
 
 def sample_quality(
-    train: np.ndarray,
-    test: np.ndarray,
+    train: EventsLike,
+    test: EventsLike,
     samples: np.ndarray,
     weights: str | None,
     device: torch.device,
-    groups: Groups | None = None,
 ) -> dict[str, Any]:
     """Compare samples, and as a reference training images, with test images.
 
@@ -39,12 +38,12 @@ def sample_quality(
     the test images. ``training_images`` are the same four of a random subset of the training
     images, or None if these are fewer than the compared samples.
     """
+    train, test = as_events(train), as_events(test)
     count = min(len(test), len(samples))
-    of_train, of_test = (groups_of(groups, part) for part in ("train", "test"))
     fakes: list[tuple[np.ndarray, np.ndarray | None]] = [(samples, None)]
     if len(train) >= count:  # shuffled, because neighbors can share a photograph
-        drawn = np.random.default_rng(0).permutation(len(train))[: len(samples)]
-        fakes.append((train[drawn], None if of_train is None else of_train[drawn]))
+        drawn = train[np.random.default_rng(0).permutation(len(train))[: len(samples)]]
+        fakes.append((drawn.x, drawn.groups))
     frechet, network = "frechet_distance", "EfficientNet-Lite0"
     if weights:
         frechet, network = "fid", "Inception"
@@ -52,23 +51,23 @@ def sample_quality(
         measured = [dict.fromkeys((frechet, *ON_FEATURES), TOO_FEW) for _ in fakes]
     else:
         subset = np.sort(np.random.default_rng(0).choice(len(test), count, replace=False))
-        of_subset = None if of_test is None else of_test[subset]
+        of_subset = test[subset].groups
 
         def equal(sets: Sequence[np.ndarray]) -> list[np.ndarray]:
             return [sets[0][subset], *(fake[:count] for fake in sets[1:])]
 
-        images = [test, *(fake for fake, _ in fakes)]
+        images = [test.x, *(fake for fake, _ in fakes)]
         try:
             if weights:
                 compared = features.inception_features(images, weights, device)
-                scaled, of_real = equal(compared), of_test
+                scaled, of_real = equal(compared), test.groups
             else:
                 compared = features.efficientnet_features(equal(images), device)
                 scale = np.sqrt(np.mean(compared[0] ** 2)) or 1.0  # for the kernel
                 scaled, of_real = [x / scale for x in compared], of_subset
         except features.MissingWeightsError as error:
             fid = {"value": None, "why": str(error)}
-            return {"fid": fid} | sample_quality(train, test, samples, None, device, groups)
+            return {"fid": fid} | sample_quality(train, test, samples, None, device)
         measured = [
             {frechet: frechet_distance(compared[0], compared[number], (of_real, of_fake))}
             | {

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from submanifold.data.arrays import context_of_array, with_context
 from submanifold.data.batches import quantize
+from submanifold.data.events import Events
 from submanifold.evaluation.likelihood import BATCH_SIZE
 from submanifold.models import Model
 
@@ -14,10 +14,10 @@ COOL_SAMPLES = 64
 
 
 def draw_samples(
-    model: Model, count: int, seed: int, events: np.ndarray | None = None
-) -> dict[str, np.ndarray]:
+    model: Model, count: int, seed: int, events: Events | None = None
+) -> dict[str, Events]:
     """Draw samples, and a few at t = 0.7 with the same u; contexts are random ones of events."""
-    contexts = None if events is None else context_of_array(events)
+    contexts = None if events is None else events.context
     samples, device = {}, next(model.parameters()).device
     for name, n in {"samples": count, "samples_t07": COOL_SAMPLES}.items():
         generator, drawn, chosen = torch.Generator().manual_seed(seed), [], None
@@ -28,7 +28,7 @@ def draw_samples(
             if chosen is not None:
                 context = torch.from_numpy(chosen[start : start + size]).to(device)
             drawn.append(stored(model.sample(size, TEMPERATURES[name], generator, context)))
-        samples[name] = with_context(np.concatenate(drawn), chosen)
+        samples[name] = Events(np.concatenate(drawn), chosen)
     return samples
 
 

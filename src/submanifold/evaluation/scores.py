@@ -11,13 +11,13 @@ from torch import Tensor
 
 from submanifold.common import distributed
 from submanifold.common.progress import track
-from submanifold.data.arrays import context_of_array
 from submanifold.data.batches import fixed_batches
+from submanifold.data.events import Events, EventsLike, as_events
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.likelihood import log_prob, redraw, table_of
 from submanifold.evaluation.masks import fit_mask, mask_log_prob
 from submanifold.flows import is_noise_conditional
-from submanifold.flows.bijection import Context
+from submanifold.flows.context import Context, context_array
 from submanifold.geometry.linearization import jacobian
 from submanifold.models import Hierarchy, Model
 from submanifold.models.stage import standard_normal_log_prob
@@ -58,18 +58,18 @@ RIDGE = 0.1  # of the fit of these offsets, about a tenth of a row
 
 
 def score(
-    model: Model, events: np.ndarray, names: Collection[str] = QUICK
+    model: Model, events: EventsLike, names: Collection[str] = QUICK
 ) -> dict[str, np.ndarray]:
     """Score uint8 images (N, channels, height, width) or float vectors (N, D), by name.
 
     The noise of the dequantization depends on the image only: an event has the same scores whatever
     is scored with it, within rounding errors.
     """
-    columns, table = list[str](), table_of(model)
+    events, columns, table = as_events(events), list[str](), table_of(model)
     device, rows = next(model.parameters()).device, []
 
-    def score_rows(numbers: Tensor, x: Tensor, context: Context) -> Tensor:
-        by_name = score_batch(model, x, events[numbers.cpu().numpy()], names, context, table)
+    def score_rows(numbers: Tensor, x: Tensor, context: Context | None) -> Tensor:
+        by_name = score_batch(model, x, events.x[numbers.cpu().numpy()], names, context, table)
         columns[:] = by_name
         return torch.stack([*by_name.values()], 1)
 
@@ -85,7 +85,7 @@ def score_batch(
     x: Tensor,
     events: np.ndarray,
     names: Collection[str],
-    context: Context = None,
+    context: Context | None = None,
     table: Preprocessor | None = None,
 ) -> dict[str, Tensor]:
     """Score a batch x (batch, ...), which is also given before its dequantization, by name.
@@ -138,7 +138,7 @@ def score_batch(
 
 
 @torch.no_grad()
-def best_noise_scale(model: Model, events: np.ndarray) -> float:
+def best_noise_scale(model: Model, events: EventsLike) -> float:
     """Find the noise scale, in [0, 1], at which held-out events have the largest density.
 
     Like the bandwidth of a kernel density estimate it smooths more, the fewer the training data
@@ -155,21 +155,21 @@ def best_noise_scale(model: Model, events: np.ndarray) -> float:
     return max(means, key=means.__getitem__)
 
 
-def missing_values(table: Preprocessor, x: Tensor, context: Context) -> np.ndarray:
+def missing_values(table: Preprocessor, x: Tensor, context: Context | None) -> np.ndarray:
     """Return the mask of missing values (batch, columns with missing values)."""
-    return table.missing(None if context is None else context.cpu().numpy(), len(x))
+    return table.missing(context_array(context), len(x))
 
 
-def mask_weights(model: Model, events: np.ndarray) -> list[list[float]]:
+def mask_weights(model: Model, events: Events) -> list[list[float]]:
     """Fit the density of the mask of training rows (N, D), see :func:`.fit_mask`."""
     table = table_of(model)
     if table is None or not len(table.maskable):
         return []
-    missing = table.missing(context_of_array(events), len(events))
-    return fit_mask(np.asarray(events), missing, table.maskable).tolist()
+    missing = table.missing(events.context, len(events))
+    return fit_mask(events.x, missing, table.maskable).tolist()
 
 
-def missing_offsets(model: Model, events: np.ndarray) -> list[float]:
+def missing_offsets(model: Model, events: Events) -> list[float]:
     """Fit the mean increase of ``smoothed_density`` by a missing value of each column, nats.
 
     A row with missing values is rarer than one without, and has fewer numbers to describe; neither
@@ -178,7 +178,7 @@ def missing_offsets(model: Model, events: np.ndarray) -> list[float]:
     table = table_of(model)
     if table is None:
         return []
-    is_missing = table.missing(context_of_array(events), len(events))
+    is_missing = table.missing(events.context, len(events))
     if not is_missing.any():
         return []
     model.calibration.pop(MISSING_OFFSETS, None)
@@ -198,7 +198,11 @@ def fit_missing_offsets(is_missing: np.ndarray, values: np.ndarray) -> list[floa
 
 
 def leading_spectrum(
-    model: Model, u: Tensor, count: int = LEADING, v: Tensor | None = None, context: Context = None
+    model: Model,
+    u: Tensor,
+    count: int = LEADING,
+    v: Tensor | None = None,
+    context: Context | None = None,
 ) -> Tensor:
     """Compute eigenvalues (batch, min(d, count)) of J^T J at u for the leading coordinates.
 
@@ -212,7 +216,7 @@ def leading_spectrum(
     sizes, scales = [part.shape[1] for part in parts], scales[:count]
     axes = scales[:, None] * torch.eye(len(scales), sum(sizes), device=u.device)
 
-    def decode(z: Tensor, context: Context = None) -> Tensor:
+    def decode(z: Tensor, context: Context | None = None) -> Tensor:
         u, v = z.tensor_split(sizes[:1], 1)
         return model.decode(u, v if len(sizes) > 1 else None, context)
 

@@ -11,6 +11,7 @@ from submanifold.flows.bijection import (
 )
 from submanifold.flows.conditional import context_of, make_conditional
 from submanifold.flows.conformal import Conformal
+from submanifold.flows.context import Context, as_context, with_noise_scale
 from submanifold.flows.coupling import AffineCoupling, Coupling, MaskedAffineCoupling
 from submanifold.flows.gaussianization import Gaussianization, MixtureOfLogistics
 from submanifold.flows.glow import Glow
@@ -19,7 +20,7 @@ from submanifold.flows.orthogonal import Reflections, Rotation
 from submanifold.flows.realnvp import RealNVP
 from submanifold.flows.registry import FLOWS, FlowSettings, build_flow, describe_flow
 from submanifold.flows.reshape import Split, Squeeze
-from submanifold.flows.softflow import SoftGlow, SoftRealNVP, is_noise_conditional, with_noise_scale
+from submanifold.flows.softflow import SoftGlow, SoftRealNVP, is_noise_conditional
 from submanifold.flows.tabular import QuantileSpline, Tabular
 from submanifold.flows.trumpet import Trumpet
 from submanifold.flows.zuko import Zuko
@@ -33,6 +34,7 @@ __all__ = [
     "Bijection",
     "Compose",
     "Conformal",
+    "Context",
     "Coupling",
     "DataInitialized",
     "Flow",
@@ -54,6 +56,7 @@ __all__ = [
     "Tabular",
     "Trumpet",
     "Zuko",
+    "as_context",
     "build_flow",
     "context_of",
     "describe_flow",

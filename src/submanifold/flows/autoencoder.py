@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from submanifold.flows.bijection import Injection
 from submanifold.flows.conditional import apply
+from submanifold.flows.context import Context
 from submanifold.flows.coupling import add_context, mlp, zero_initialized
 from submanifold.flows.injective import InjectiveLinear
 from submanifold.flows.orthogonal import dct
@@ -61,13 +62,13 @@ class Autoencoder(Injection):
         for net in (self.encoder, self.decoder):
             add_context(net, size)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
         # few images determine the variances of DCT coefficients better than pixel covariances
         coefficients = x if x.ndim == 2 else dct(x).flatten(1)
         u = self.linear(coefficients) + apply(self.encoder, x, context).to(x.dtype)
         return u, x.new_full(x.shape[:1], torch.nan)
 
-    def inverse(self, u: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, u: Tensor, context: Context | None = None) -> Tensor:
         x = self.linear.inverse(u).unflatten(1, self.event_shape)
         x = x if x.ndim == 2 else dct(x, inverse=True)
         return x + apply(self.decoder, u, context).to(u.dtype)

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from submanifold.common.errors import UserError, unexpected
-
-Context = Tensor | None
-"""The context of each event of a batch, with one row for each: see :meth:`Flow.embed`."""
+from submanifold.flows.context import Context, ContextLike, as_context
 
 
 class Bijection(nn.Module):
@@ -21,15 +19,15 @@ class Bijection(nn.Module):
     .. math:: \log p_X(x) = \log p_Z(f(x)) + \log|\det J_f(x)|
 
     Subclasses implement :meth:`forward` and :meth:`inverse`. The log-determinant is in nats and has
-    the dtype of x, also under autocast. The context of each event is floats (batch, columns), as
-    :meth:`Flow.embed` returns them; most bijections do not depend on it.
+    the dtype of x, also under autocast. The context has a row for each event, as :meth:`Flow.embed`
+    returns it; most bijections do not depend on it.
     """
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
         """Map x of shape (batch, ...) to (z, log|det J| of shape (batch,))."""
         raise NotImplementedError
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, z: Tensor, context: Context | None = None) -> Tensor:
         """Map z back to x."""
         raise NotImplementedError
 
@@ -78,29 +76,28 @@ class Flow(Bijection):
         """Number of latents."""
         return math.prod(self.event_shape)
 
-    def embed(self, context: Tensor | None) -> Tensor | None:
-        """Map the context of a model to that of this flow's layers, floats (batch, size).
+    def embed(self, context: ContextLike) -> Context | None:
+        """Map the context of a model to that of this flow's layers; None if they need none.
 
-        The context of a model is classes (batch,), or variables (batch, columns), and in one more
-        column the noise scale between 0 and 1 (:func:`.with_noise_scale`), by default 0. That of
-        layers is the embedding (:func:`.make_conditional`) and the noise scale, as the flow needs.
+        That of layers is the embedding of the values (:func:`.make_conditional`), floats
+        (batch, size), and the noise scale, by default 0, as the flow needs.
         """
         embedding: Any = getattr(self, "embedding", None)
+        context = as_context(context)
         if context is None or not (embedding or self.takes_noise_scale):
             return None
-        columns = embedding.columns or 1 if embedding else 0
-        values, scale = context, context.new_zeros(context.shape[0], 1)
-        if context.shape[1:] == (columns + 1,):
-            values, scale = context.split([columns, 1], 1)
-            values = values[:, 0].long() if embedding and embedding.classes else values
-            if self.takes_noise_scale:
-                _check_noise_scale(scale)
-        elif not embedding:
-            expected = "a noise scale, floats of shape (batch, 1), for an unconditional flow"
-            got = f"{context.dtype} of shape {tuple(context.shape)}"
-            raise unexpected("context", expected, got, "Correct it")
-        embedded = embedding(values) if embedding else values
-        return torch.cat([embedded, scale], 1) if self.takes_noise_scale else embedded
+        values, scale = context.values, None
+        if embedding:
+            values = embedding(values)
+        elif values is not None:
+            expected = "a noise scale alone, for an unconditional flow"
+            raise unexpected("context", expected, f"values {_described(values)}", "Omit them")
+        if self.takes_noise_scale:
+            scale = context.noise_scale
+            if scale is None:
+                scale = torch.zeros(len(context), device=context.values.device)  # type: ignore[union-attr]
+            _check_noise_scale(scale)
+        return Context(values, scale)
 
     def add_context(self, size: int) -> None:
         """Add inputs for an embedding of ``size`` numbers (:func:`.make_conditional`)."""
@@ -120,15 +117,18 @@ class Flow(Bijection):
 
 
 def _check_noise_scale(scale: Tensor) -> None:
-    """Raise :class:`UserError` for noise scales outside of [0, 1], such as another variable."""
+    """Raise :class:`UserError` for noise scales outside of [0, 1]."""
     # elsewhere the check would wait for the device
     if scale.device.type != "cpu" or not len(scale):
         return
     low, high = scale.aminmax()
     if not (low >= 0 and high <= 1):
-        expected = "noise scales from 0 to 1 in its last column"
-        fix = "Correct them, or omit the column"
-        raise unexpected("context", expected, f"{low.item():g} to {high.item():g}", fix)
+        got = f"{low.item():g} to {high.item():g}"
+        raise unexpected("context.noise_scale", "0 to 1", got, "Correct it, or omit it")
+
+
+def _described(values: Tensor) -> str:
+    return f"{values.dtype} of shape {tuple(values.shape)}"
 
 
 class Injection(Flow):
@@ -159,14 +159,14 @@ class Compose(Bijection):
         super().__init__()
         self.bijections: Sequence[Bijection] = nn.ModuleList(bijections)  # type: ignore[assignment]
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
         log_det = x.new_zeros(x.shape[0])
         for bijection in self.bijections:
             x, ld = bijection(x, context)
             log_det = log_det + ld
         return x, log_det
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, z: Tensor, context: Context | None = None) -> Tensor:
         for bijection in reversed(self.bijections):
             z = bijection.inverse(z, context)
         return z
@@ -195,7 +195,7 @@ def initialize(
     model: nn.Module,
     batch: Tensor,
     modules: Iterable[nn.Module] | None = None,
-    context: Tensor | None = None,
+    context: Context | None = None,
 ) -> None:
     """Initialize the layers of a model, or of some of its modules, from one batch of its inputs.
 

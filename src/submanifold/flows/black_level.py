@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.special import ndtr, ndtri
 
 from submanifold.flows.bijection import Bijection
+from submanifold.flows.context import Context
 
 MASS = 0.97  # of the normal distribution that the noise of black pixels gets, from the left
 SMALLEST = 0.01  # noise below which the map is linear, with a slope that float32 can invert
@@ -46,7 +47,7 @@ class BlackLevel(Bijection):
         self.log_scale = math.log(spread * MASS * math.sqrt(2 * math.pi))
         self.log_slope = self.log_scale + start**2 / 2  # of the linear part
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
         e = 256 * (x + 0.5)
         is_black, is_curved = e < 1, e >= SMALLEST
         quantile = ndtri(MASS * e.clamp(SMALLEST, 1.0))
@@ -57,7 +58,7 @@ class BlackLevel(Bijection):
         log_det = torch.where(is_black, slopes, 0.0).flatten(1).sum(1)
         return y / 256 - 0.5, log_det
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, z: Tensor, context: Context | None = None) -> Tensor:
         y = 256 * (z + 0.5)
         quantile = (y.clamp(self.lowest, 1.0) - 1) / self.spread + self.end
         linear = SMALLEST + (y - self.lowest) * math.exp(-self.log_slope)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from submanifold.common.errors import unexpected
 from submanifold.flows.bijection import Bijection, Flow, full_precision
+from submanifold.flows.context import Context
 
 AnyFlow = TypeVar("AnyFlow", bound=Flow)
 
@@ -16,20 +17,31 @@ EMBEDDING_SIZE, HIDDEN, MASK_SCALE = 32, 64, 3.0
 MAX_LOG_SCALE = 4.0
 
 
-def rows_of(context: Tensor | None, x: Tensor) -> Tensor:
-    """Return the context in the dtype of x, or raise UserError if x has another number of rows."""
-    if context is None or context.shape[0] != x.shape[0]:
-        got = "none" if context is None else f"{len(context)} rows"
+def values_of(context: Context | None, x: Tensor) -> Tensor:
+    """Return the embedded values, (batch, size) in the dtype of x; UserError for other rows."""
+    return _rows_of(None if context is None else context.values, x)
+
+
+def noise_scale_of(context: Context | None, x: Tensor) -> Tensor:
+    """Return the noise scale, (batch, 1) in the dtype of x; UserError for other rows."""
+    if context is None or context.noise_scale is None:
+        return x.new_zeros(x.shape[0], 1)
+    return _rows_of(context.noise_scale, x)[:, None]
+
+
+def _rows_of(part: Tensor | None, x: Tensor) -> Tensor:
+    if part is None or part.shape[0] != x.shape[0]:
+        got = "none" if part is None else f"{len(part)} rows"
         expected = f"one row for each of {len(x)} events"
         raise unexpected("context", expected, got, "Pass context=..., with as many rows as events")
-    return context.to(x.dtype)
+    return part.to(x.dtype)
 
 
 class ConditionalLayer(nn.Module):
     r"""Linear or convolutional layer with the context c as an input, :math:`W a + b + V c`.
 
-    c is the embedding, the first ``size`` columns of the context, or, if ``size`` is None, the
-    noise scale, its last column; without a context the scale is 0. At the start V = 0.
+    c is the embedding of ``size`` numbers, or, if ``size`` is None, the noise scale; without a
+    context the scale is 0. At the start V = 0.
     """
 
     def __init__(self, layer: nn.Module, size: int | None = None):
@@ -39,21 +51,20 @@ class ConditionalLayer(nn.Module):
         shape = [] if size is None else [size]
         self.weight = nn.Parameter(torch.zeros(len(inner.weight), *shape))
 
-    def forward(self, a: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, a: Tensor, context: Context | None) -> Tensor:
         """Apply the layer to (batch, ...)."""
         out = apply(self.layer, a, context)
         if self.size is None and context is None:
             return out
         with full_precision(a):
-            c = rows_of(context, a)
             if self.size is None:
-                bias = c[:, -1:] * self.weight
+                bias = noise_scale_of(context, a) * self.weight
             else:
-                bias = F.linear(c[:, : self.size].to(self.weight.dtype), self.weight)
+                bias = F.linear(values_of(context, a).to(self.weight.dtype), self.weight)
         return out + bias.view(*bias.shape, *(1 for _ in out.shape[2:]))
 
 
-def apply(net: Callable[..., Tensor], a: Tensor, context: Tensor | None) -> Tensor:
+def apply(net: Callable[..., Tensor], a: Tensor, context: Context | None) -> Tensor:
     """Apply a net, or a layer, to a; conditional layers also receive the context."""
     if isinstance(net, ConditionalLayer):
         return net(a, context)
@@ -74,18 +85,17 @@ class ContextAffine(Bijection):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(2 * dim, size))
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
         log_scale, shift = self._scale_and_shift(x, context)
         return x * log_scale.exp() + shift, log_scale.sum(1)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, z: Tensor, context: Context | None = None) -> Tensor:
         log_scale, shift = self._scale_and_shift(z, context)
         return (z - shift) * (-log_scale).exp()
 
-    def _scale_and_shift(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _scale_and_shift(self, x: Tensor, context: Context | None) -> tuple[Tensor, Tensor]:
         with full_precision(x):
-            embedding = rows_of(context, x)[:, : self.weight.shape[1]]
-            raw, shift = F.linear(embedding, self.weight).chunk(2, 1)
+            raw, shift = F.linear(values_of(context, x), self.weight).chunk(2, 1)
             return MAX_LOG_SCALE * torch.tanh(raw / MAX_LOG_SCALE), shift
 
 
@@ -102,23 +112,23 @@ class ConditionalLatents(Flow):
         super().__init__(*args)
         self.of_context: ContextAffine | None = None
 
-    def _forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
-    def _inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def _inverse(self, z: Tensor, context: Context | None = None) -> Tensor:
         raise NotImplementedError
 
     def add_context(self, size: int) -> None:
         self.of_context = ContextAffine(self.latent_dim, size)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
         z, log_det = self._forward(x, context)
         if self.of_context is None:
             return z, log_det
         z, of_context = self.of_context(z, context)
         return z, log_det + of_context
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, z: Tensor, context: Context | None = None) -> Tensor:
         z = z if self.of_context is None else self.of_context.inverse(z, context)
         return self._inverse(z, context)
 
@@ -144,8 +154,10 @@ class ContextEmbedding(nn.Module):
             self.net = nn.Sequential(hidden, nn.SiLU(), nn.Linear(HIDDEN, EMBEDDING_SIZE))
             self.size += EMBEDDING_SIZE
 
-    def forward(self, context: Tensor) -> Tensor:
-        """Map a context to (batch, size), or raise UserError if it is invalid."""
+    def forward(self, context: Tensor | None) -> Tensor:
+        """Map the values of a context to (batch, size), or raise UserError if they are invalid."""
+        if context is None:
+            raise unexpected("context", "values", "a noise scale alone", "Pass Context(values)")
         is_float, expected = context.is_floating_point(), "integers of shape (batch,)"
         fits = context.ndim == 1 and not is_float and context.dtype != torch.bool
         if self.classes is None:

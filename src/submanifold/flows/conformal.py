@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from submanifold.common.errors import UserError
 from submanifold.flows.bijection import Bijection, Compose, Injection, full_precision
+from submanifold.flows.context import Context
 from submanifold.flows.linear import Similarity
 from submanifold.flows.orthogonal import BlockReflections, PrincipalReflections
 from submanifold.flows.reshape import Squeeze
@@ -31,10 +32,10 @@ class SpecialConformal(Bijection):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(dim))
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
         return self._transform(x, self.weight)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, z: Tensor, context: Context | None = None) -> Tensor:
         return self._transform(z, -self.weight)[0]
 
     def _transform(self, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,10 +61,10 @@ class ConditionalOrthogonal(Bijection):
         self.short = BlockReflections(channels, count)
         self.long = deepcopy(self.short)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
         return self._rotate(x, inverse=False), x.new_zeros(x.shape[0])
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, z: Tensor, context: Context | None = None) -> Tensor:
         return self._rotate(z, inverse=True)
 
     def _rotate(self, x: Tensor, inverse: bool) -> Tensor:
@@ -133,7 +134,7 @@ class Conformal(Injection):
         self.axes_of_plane = PrincipalReflections(size, dim)
         self.latent_norm = Similarity(dim)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
         """Map events to latents (batch, d), and -d log lambda at them."""
         with full_precision(x):
             h, layers = self.layers(x)
@@ -146,7 +147,7 @@ class Conformal(Injection):
             share = self.dim / math.prod(self.event_shape)
             return u, share * (layers + norm + special_conformal) + latent_norm
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, z: Tensor, context: Context | None = None) -> Tensor:
         with full_precision(z):
             h = self.norm.inverse(self.special_conformal.inverse(self._plane(z)))
             return self.layers.inverse(h.unflatten(1, self.inner_shape))

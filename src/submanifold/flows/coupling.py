@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from submanifold.flows import fast
 from submanifold.flows.bijection import Bijection
 from submanifold.flows.conditional import ConditionalLayer, apply
+from submanifold.flows.context import Context
 
 MAX_LOG_SCALE = 2.0  # larger scales amplify rounding errors in the inverse of a deep flow
 
@@ -34,12 +35,12 @@ class Coupling(Bijection):
         """Return x, of which :meth:`split` returned a, with the other part b."""
         return torch.cat([a, b], 1)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
         a, b = self.split(x)
         log_scale, shift = self.scale_and_shift(a, context)
         return self.join(x, a, b * log_scale.exp() + shift), log_scale.flatten(1).sum(1)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, z: Tensor, context: Context | None = None) -> Tensor:
         a, b = self.split(z)
         log_scale, shift = self.scale_and_shift(a, context)
         return self.join(z, a, (b - shift) * (-log_scale).exp())
@@ -48,11 +49,11 @@ class Coupling(Bijection):
         """Add an input for an embedding of the context to the second layer of the net."""
         add_context(self.net, size)
 
-    def outputs(self, a: Tensor, context: Tensor | None) -> Tensor:
+    def outputs(self, a: Tensor, context: Context | None) -> Tensor:
         """Apply the net."""
         return apply(self.net, a, context)
 
-    def scale_and_shift(self, a: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def scale_and_shift(self, a: Tensor, context: Context | None) -> tuple[Tensor, Tensor]:
         """Compute log-scale and shift in the dtype of a, also under autocast."""
         raw, shift = self.outputs(a, context).to(a.dtype).chunk(2, dim=1)
         return MAX_LOG_SCALE * torch.tanh(raw / MAX_LOG_SCALE), shift
@@ -65,12 +66,12 @@ class AffineCoupling(Coupling):
     log-scales and shifts. :mod:`submanifold.flows.fast` computes the coupling where it can.
     """
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
         if fast.supports(x, [self.net]):
             return fast.flow_steps(x, [self.net], inverse=False)
         return super().forward(x, context)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, z: Tensor, context: Context | None = None) -> Tensor:
         if fast.supports(z, [self.net]):
             return fast.flow_steps(z, [self.net], inverse=True)[0]
         return super().inverse(z, context)
@@ -102,7 +103,7 @@ class MaskedAffineCoupling(Coupling):
     def join(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
         return x.index_copy(1, self.free, b)
 
-    def outputs(self, a: Tensor, context: Tensor | None) -> Tensor:
+    def outputs(self, a: Tensor, context: Context | None) -> Tensor:
         first, *middle, last = self.net.children()
         rows = torch.cat([self.free, self.free + len(self.kept) + len(self.free)])
         h = F.linear(a, first.weight.index_select(1, self.kept), first.bias)  # type: ignore

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from submanifold.flows.bijection import Bijection, Compose, DataInitialized, Flow, full_precision
 from submanifold.flows.conditional import ContextAffine
+from submanifold.flows.context import Context
 from submanifold.flows.orthogonal import Reflections
 
 NEWTON_STEPS = 24
@@ -33,7 +34,7 @@ class MixtureOfLogistics(DataInitialized, Bijection):
         self.log_scales = nn.Parameter(torch.full((dim, components), -0.75))
         self.logits = nn.Parameter(torch.zeros(dim, components))
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
         with full_precision(x):
             log_cdf, log_sf, log_density = self._distribution(x.double())
             smaller = torch.minimum(log_cdf, log_sf).clamp_min(MIN_LOG_CDF)
@@ -41,7 +42,7 @@ class MixtureOfLogistics(DataInitialized, Bijection):
             log_det = log_density + 0.5 * (z.square() + torch.log(2 * z.new_tensor(torch.pi)))
             return z.to(x.dtype), log_det.sum(1).to(x.dtype)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, z: Tensor, context: Context | None = None) -> Tensor:
         with full_precision(z):
             normal = z.double()
             log_odds = torch.special.log_ndtr(normal) - torch.special.log_ndtr(-normal)

@@ -13,6 +13,7 @@ from submanifold.flows import fast
 from submanifold.flows.bijection import Compose, full_precision
 from submanifold.flows.black_level import BlackLevel
 from submanifold.flows.conditional import ConditionalLatents
+from submanifold.flows.context import Context
 from submanifold.flows.coupling import AffineCoupling, zero_initialized
 from submanifold.flows.linear import Linear, stack_inverses, stack_maps
 from submanifold.flows.reshape import Split, Squeeze, check_divisible
@@ -77,7 +78,7 @@ class Glow(ConditionalLatents):
         self.splits: Sequence[Split] = nn.ModuleList(splits)  # type: ignore[assignment]
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def _forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
         x = x.contiguous(memory_format=torch.channels_last)
         log_det, latents = x.new_zeros(x.shape[0]), []
         if self.black_level is not None:
@@ -91,7 +92,7 @@ class Glow(ConditionalLatents):
                 latents.append(latent)
         return torch.cat([z.flatten(1) for z in (x, *reversed(latents))], 1), log_det
 
-    def _inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def _inverse(self, z: Tensor, context: Context | None = None) -> Tensor:
         shapes = self.latent_shapes[::-1]
         x, *latents = (
             part.view(-1, *shape).contiguous(memory_format=torch.channels_last)
@@ -111,7 +112,7 @@ class Level(Compose):
     def __init__(self, steps: Iterable[Compose]):
         super().__init__([Squeeze(), *steps])
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
         x, log_det = self.bijections[0](x)
         if fused := self._fused(x, stack_maps):
             z, log_det, log_dets = fused
@@ -121,7 +122,7 @@ class Level(Compose):
             log_det = log_det + ld
         return x, log_det
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, z: Tensor, context: Context | None = None) -> Tensor:
         if fused := self._fused(z, stack_inverses, inverse=True):
             return self.bijections[0].inverse(fused[0])
         return super().inverse(z, context)

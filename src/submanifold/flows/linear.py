@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from submanifold.flows.bijection import Bijection, DataInitialized, full_precision
 from submanifold.flows.conditional import ConditionalLatents
+from submanifold.flows.context import Context
 from submanifold.flows.orthogonal import random_orthonormal
 
 MIN_STD = 1e-6
@@ -25,12 +26,12 @@ class ActNorm(DataInitialized, Bijection):
         self.shift = nn.Parameter(torch.zeros(channels))
         self.log_scale = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
         z = (x - _per_channel(self.shift, x)) * _per_channel(self.log_scale.exp(), x)
         elements_per_scale = x.shape[1:].numel() // len(self.log_scale)
         return z, (self.log_scale.sum() * elements_per_scale).expand(x.shape[0])
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, z: Tensor, context: Context | None = None) -> Tensor:
         return z * _per_channel((-self.log_scale).exp(), z) + _per_channel(self.shift, z)
 
     def initialize_from(self, x: Tensor) -> None:
@@ -79,13 +80,13 @@ class Linear(DataInitialized, Bijection):
         """W, (channels, channels)."""
         return self.weight
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
         with full_precision(x):
             (matrix,), (shift,), (log_det,) = stack_maps([self])
             z = at_each_position(x, matrix, shift)
             return z, (log_det * x.shape[2:].numel()).expand(x.shape[0])
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, z: Tensor, context: Context | None = None) -> Tensor:
         with full_precision(z):
             (matrix,), (shift,), _ = stack_inverses([self])
             return at_each_position(z, matrix, shift)
@@ -112,10 +113,10 @@ class Affine(ConditionalLatents, Linear):
         super().__init__(dim)
         self.event_shape = (dim,)
 
-    def _forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
         return Linear.forward(self, x)
 
-    def _inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def _inverse(self, z: Tensor, context: Context | None = None) -> Tensor:
         return Linear.inverse(self, z)
 
 

@@ -8,6 +8,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from submanifold.flows.bijection import Bijection, DataInitialized, Flow, full_precision
+from submanifold.flows.context import Context
 
 LARGEST_MATRIX = 4096  # rows of the largest matrix of which all axes are chosen
 
@@ -32,10 +33,10 @@ class Reflections(Bijection):
         super().__init__()
         self.vectors = nn.Parameter(torch.randn(count, dim))
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
         return self._reflect(x, self.vectors), x.new_zeros(x.shape[0])
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, z: Tensor, context: Context | None = None) -> Tensor:
         return self._reflect(z, self.vectors.flip(0))
 
     def _reflect(self, x: Tensor, vectors: Tensor) -> Tensor:
@@ -118,7 +119,7 @@ class Rotation(Flow):
             self.reflectors = nn.Buffer(torch.zeros(dim, self.directions))
             self.triangle = nn.Buffer(torch.zeros(self.directions, self.directions))
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
         with full_precision(x):
             z = x @ self.matrix.T if self.is_dense else self._reflect(x, self.triangle)
             return z, x.new_zeros(x.shape[0])
@@ -128,7 +129,7 @@ class Rotation(Flow):
         with full_precision(x):
             return x @ self.matrix[:count].T if self.is_dense else self(x)[0][:, :count]
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, z: Tensor, context: Context | None = None) -> Tensor:
         """Rotate back (batch, D), or (batch, d) with d < D, whose other latents are zero."""
         with full_precision(z):
             if self.is_dense:

@@ -8,16 +8,17 @@ from torch import Tensor, nn
 
 from submanifold.common.errors import unexpected
 from submanifold.flows.bijection import Bijection
+from submanifold.flows.context import Context
 from submanifold.flows.coupling import zero_initialized
 
 
 class Squeeze(Bijection):
     """Trade 2x2 pixels for four channels: (batch, c, h, w) to (batch, 4c, h/2, w/2)."""
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
         return space_to_channels(x), x.new_zeros(x.shape[0])
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, z: Tensor, context: Context | None = None) -> Tensor:
         return channels_to_space(z)
 
 

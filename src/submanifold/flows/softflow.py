@@ -3,8 +3,7 @@
 from functools import wraps
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from submanifold.flows.bijection import Flow
 from submanifold.flows.conditional import ConditionalLayer
@@ -18,20 +17,6 @@ def is_noise_conditional(model: nn.Module) -> bool:
     return any(isinstance(flow, Flow) and flow.takes_noise_scale for flow in model.modules())
 
 
-def with_noise_scale(context: Tensor | None, scale: Tensor | None) -> Tensor | None:
-    """Append the noise scale of each event, (batch,), to the context of a model (:meth:`.embed`).
-
-    Example:
-        >>> with_noise_scale(torch.tensor([2, 0]), torch.tensor([0.5, 1.0]))
-        tensor([[2.0000, 0.5000],
-                [0.0000, 1.0000]])
-    """
-    if context is None or scale is None:
-        return context if scale is None else scale[:, None]
-    columns = context[:, None] if context.ndim == 1 else context
-    return torch.cat([columns.to(scale.dtype), scale[:, None]], 1)
-
-
 class SoftRealNVP(RealNVP):
     r"""Noise-conditional :class:`RealNVP`, with its arguments.
 
@@ -40,8 +25,9 @@ class SoftRealNVP(RealNVP):
     value without a context.
 
     Example:
+        >>> from submanifold.flows import Context
         >>> flow = SoftRealNVP(4)
-        >>> z, log_det = flow(torch.randn(3, 4), torch.rand(3, 1))
+        >>> z, log_det = flow(torch.randn(3, 4), Context(noise_scale=torch.rand(3)))
     """
 
     takes_noise_scale = True

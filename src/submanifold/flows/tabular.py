@@ -8,7 +8,8 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from submanifold.flows.bijection import Bijection, Compose, DataInitialized, Flow, full_precision
-from submanifold.flows.conditional import ConditionalLayer, context_of, rows_of
+from submanifold.flows.conditional import ConditionalLayer, context_of, noise_scale_of, values_of
+from submanifold.flows.context import Context
 from submanifold.flows.coupling import Coupling, mlp
 from submanifold.flows.linear import ActNorm, Linear
 
@@ -44,7 +45,7 @@ class QuantileSpline(DataInitialized, Bijection):
         self.log_heights = nn.Parameter(torch.full((dim, bins), width).log())
         self.log_slopes = nn.Parameter(torch.zeros(dim, bins + 1))
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
         with full_precision(x):
             x0, x1, y0, y1, d0, d1, slope = self._bins_of(x, context, axis=0)
             xi = ((x - x0) / (x1 - x0)).clamp(0, 1)
@@ -57,7 +58,7 @@ class QuantileSpline(DataInitialized, Bijection):
             z = z + d0 * (x - x0).clamp_max(0) + d1 * (x - x1).clamp_min(0)
             return z, log_det.sum(1)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, z: Tensor, context: Context | None = None) -> Tensor:
         with full_precision(z):
             x0, x1, y0, y1, d0, d1, slope = self._bins_of(z, context, axis=1)
             y = ((z - y0) / (y1 - y0)).clamp(0, 1)
@@ -90,7 +91,7 @@ class QuantileSpline(DataInitialized, Bijection):
         padded = F.pad(log_slopes, (1, 1), mode="replicate")
         self.log_slopes.copy_((padded[:, 1:] + padded[:, :-1]) / 2)
 
-    def _knots(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def _knots(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Positions, values and derivatives at the knots, ([batch,] dim, bins + 1)."""
         starts, *log_lengths, log_slopes = self._spline_parameters(x, context)
         xs, ys = (
@@ -99,10 +100,10 @@ class QuantileSpline(DataInitialized, Bijection):
         )
         return xs, ys, log_slopes.exp()
 
-    def _spline_parameters(self, x: Tensor, context: Tensor | None) -> Iterable[Tensor]:
+    def _spline_parameters(self, x: Tensor, context: Context | None) -> Iterable[Tensor]:
         return self.starts, self.log_widths, self.log_heights, self.log_slopes
 
-    def _bins_of(self, x: Tensor, context: Tensor | None, axis: int) -> tuple[Tensor, ...]:
+    def _bins_of(self, x: Tensor, context: Context | None, axis: int) -> tuple[Tensor, ...]:
         """Knots at both ends of the bins of x, or of values x if axis is 1, and mean slopes."""
         knots = self._knots(x, context)
         inner = knots[axis].detach()[..., 1:-1].contiguous()
@@ -123,8 +124,8 @@ class NoiseFeatures(ConditionalLayer):
     def __init__(self) -> None:
         nn.Module.__init__(self)
 
-    def forward(self, a: Tensor, context: Tensor | None) -> Tensor:
-        scale = a.new_zeros(a.shape[0], 1) if context is None else rows_of(context, a)[:, -1:]
+    def forward(self, a: Tensor, context: Context | None) -> Tensor:
+        scale = noise_scale_of(context, a)
         r = 2 * scale - 1
         return torch.cat([a, r, r.square() - 1], 1)
 
@@ -144,11 +145,10 @@ class ContextSpline(QuantileSpline):
     def initialize_from(self, x: Tensor) -> None:
         """Keep the identity."""
 
-    def _spline_parameters(self, x: Tensor, context: Tensor | None) -> Iterable[Tensor]:
+    def _spline_parameters(self, x: Tensor, context: Context | None) -> Iterable[Tensor]:
         parameters = [*super()._spline_parameters(x, context)]
         sizes = [parameter.shape[1] for parameter in parameters]
-        context = rows_of(context, x)
-        raw = F.linear(self.noise(context[:, :-1], context), self.weight)
+        raw = F.linear(self.noise(values_of(context, x), context), self.weight)
         shifts = MAX_SHIFT * torch.tanh(raw / MAX_SHIFT)
         shifts = shifts.unflatten(1, (len(self.starts), sum(sizes)))
         return map(torch.add, parameters, shifts.split(sizes, 2))
@@ -179,7 +179,7 @@ class Tabular(Compose, Flow):
 
     The first layer maps the quantiles of each column to those of the normal distribution, and the
     second one whitens; then couplings and learned linear maps alternate. So data-dependent
-    initialization already fits a Gaussian copula. The noise scale (:func:`.with_noise_scale`) is an
+    initialization already fits a Gaussian copula. The noise scale (:class:`.Context`) is an
     input of the coupling nets.
 
     Above 256 columns there are no splines and no learned matrices. Couplings transform both halves

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from submanifold.flows.bijection import Bijection, Compose, Injection
 from submanifold.flows.conditional import ConditionalLatents
+from submanifold.flows.context import Context
 from submanifold.flows.glow import Level, affine_coupling
 from submanifold.flows.injective import InjectiveLinear
 from submanifold.flows.linear import Linear
@@ -73,13 +74,13 @@ class Trumpet(ConditionalLatents, Injection):
         self.last = InjectiveLinear(math.prod(self.inner_shape), dim, whiten=True)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def _forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
         h = x
         for layer in self.layers:
             h = layer(h)[0] if isinstance(layer, Bijection) else layer(h)
         return self.last(h.flatten(1)), x.new_full(x.shape[:1], torch.nan)
 
-    def _inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def _inverse(self, z: Tensor, context: Context | None = None) -> Tensor:
         x = self.last.inverse(z).unflatten(1, self.inner_shape)
         for layer in reversed(self.layers):
             x = layer.inverse(x)

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from submanifold.common.errors import UserError, import_extra, unexpected
 from submanifold.flows.bijection import Flow, full_precision
-from submanifold.flows.conditional import rows_of
+from submanifold.flows.conditional import values_of
+from submanifold.flows.context import Context
 
 MAX_ENTRIES = 2**30
 """Upper bound for the numbers in masks and weights, so that a model file cannot exhaust memory."""
@@ -65,20 +66,20 @@ class Zuko(Flow):
     def add_context(self, size: int) -> None:
         self.transform = _build(**self.arguments, context=size)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
         if not x.shape[0]:  # which torch.distributions cannot sum over
             return x, x.sum(1)
         with full_precision(x):
             return self._transform(x, context).call_and_ladj(x)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, z: Tensor, context: Context | None = None) -> Tensor:
         if not z.shape[0]:
             return z
         with full_precision(z):
             return self._transform(z, context).inv(z)
 
-    def _transform(self, x: Tensor, context: Tensor | None) -> Any:
-        return self.transform(rows_of(context, x) if hasattr(self, "embedding") else None)
+    def _transform(self, x: Tensor, context: Context | None) -> Any:
+        return self.transform(values_of(context, x) if hasattr(self, "embedding") else None)
 
 
 def _build(name: str, dim: int, context: int = 0, **settings: int | None) -> Any:

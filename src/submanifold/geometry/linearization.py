@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from submanifold.flows.context import Context
+
 _lock = threading.Lock()
 _threads: set[int] = set()  # threads inside dual_level
 
@@ -63,7 +65,7 @@ def jacobian(
     u: Tensor,
     directions: Tensor | None = None,
     batch_size: int | None = None,
-    context: Tensor | None = None,
+    context: Context | None = None,
 ) -> Tensor:
     r"""Compute the Jacobian of a decoder, or its products with k directions, by forward mode.
 
@@ -89,20 +91,20 @@ def jacobian(
     return torch.cat(columns).permute(1, 2, 0)
 
 
-def repeat(context: Tensor | None, count: int) -> Tensor | None:
+def repeat(context: Context | None, count: int) -> Context | None:
     """Repeat the context of a batch for ``count`` events, copies of the batch."""
     if context is None or not len(context):
         return context
-    return context.repeat(count // len(context), *[1] * (context.ndim - 1))
+    return context.repeat(count // len(context))
 
 
 def select(
-    decode: Callable[..., Tensor], context: Tensor | None, rows: Tensor | None = None
+    decode: Callable[..., Tensor], context: Context | None, rows: Tensor | None = None
 ) -> Callable[[Tensor], Tensor]:
     """Bind a decoder to the context, or to some of its rows, if there is one."""
     if context is None:
         return decode
-    return partial(decode, context=context if rows is None else context[rows])
+    return partial(decode, context=context if rows is None else context.rows(rows))
 
 
 @contextmanager

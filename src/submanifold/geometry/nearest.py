@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from submanifold.common.device import autocast
-from submanifold.flows.bijection import Context
+from submanifold.flows.context import Context
 from submanifold.geometry.linearization import Linearization, jacobian, select
 from submanifold.geometry.solvers import damped_steps
 
@@ -35,7 +35,7 @@ def nearest_point(
     gradients: int,
     eigenvalues: Tensor | None = None,
     precision: torch.dtype | None = None,
-    context: Context = None,
+    context: Context | None = None,
 ) -> Nearest:
     r"""Reduce :math:`|x - g(u)|^2` over u by nonlinear conjugate gradients (:ref:`theory-6-2`).
 
@@ -154,7 +154,7 @@ def gauss_newton(
     x: Tensor,
     u: Tensor,
     steps: int,
-    context: Context = None,
+    context: Context | None = None,
     least_decrease: float = 0.0,
 ) -> Nearest:
     """Reduce the distance by Gauss-Newton steps with all columns of J, for few coordinates.
@@ -168,7 +168,7 @@ def gauss_newton(
         return _squared_error(x[rows], select(decode, context, rows)(u))
 
     def step(u: Tensor, rows: Tensor) -> Tensor:
-        chosen = None if context is None else context[rows]
+        chosen = None if context is None else context.rows(rows)
         columns = jacobian(decode, u, context=chosen).mT
         return _least_squares(columns, (x[rows] - select(decode, context, rows)(u)).flatten(1))
 

@@ -15,8 +15,8 @@ from submanifold.common.errors import UserError, unexpected
 from submanifold.common.processes import check_memory
 from submanifold.common.progress import ProgressBar, track
 from submanifold.common.threads import tuned
-from submanifold.data.arrays import context_of_array, with_context
-from submanifold.data.batches import as_input, context_tensor
+from submanifold.data.batches import as_input, to_context
+from submanifold.data.events import Events, as_events
 from submanifold.data.images import crop_and_resize
 from submanifold.data.tables import Preprocessor
 from submanifold.data.tables.columns import named
@@ -28,6 +28,7 @@ from submanifold.evaluation.likelihood import log_prob, to_bits_per_dim
 from submanifold.evaluation.samples import stored
 from submanifold.evaluation.scores import MASK, QUICK, SMOOTHED_DENSITY, score_batch
 from submanifold.flows import context_of
+from submanifold.flows.context import Context, context_array
 from submanifold.models import Model
 from submanifold.models.model import ProjectionKind
 
@@ -210,7 +211,9 @@ class Predictor:
         calibration, model = self.calibrated(alpha), self.model
         names = (*QUICK, MASK, *(["nearest_distance"] if nearest else []))
 
-        def score(x: Tensor, context: Tensor | None, events: np.ndarray, rows: Any) -> pd.DataFrame:
+        def score(
+            x: Tensor, context: Context | None, events: np.ndarray, rows: Any
+        ) -> pd.DataFrame:
             tensors = score_batch(model, x, events, names, context, self.preprocessor)
             # numbers near the largest float become NaN
             scores = {k: v.nan_to_num(np.inf, np.inf).cpu().numpy() for k, v in tensors.items()}
@@ -293,19 +296,17 @@ class Predictor:
         smooths it at a ``noise_scale`` from 0 (the smallest of the training) to 1.
         """
 
-        def log_prob_of(x: Tensor, context: Tensor | None, _: np.ndarray, rows: Any) -> np.ndarray:
+        def log_prob_of(x: Tensor, context: Context | None, _: np.ndarray, rows: Any) -> np.ndarray:
             nats = log_prob(self.model, x, context, self.preprocessor, noise_scale)
             log_probs = nats.double().cpu().numpy() + self._log_det(x, context)
             return log_probs - self._penalties(rows)
 
         return np.concatenate(self._apply(log_prob_of, x, label, "scoring"))
 
-    def _log_det(self, x: Tensor, context: Tensor | None) -> Any:
+    def _log_det(self, x: Tensor, context: Context | None) -> Any:
         if self.preprocessor is None:
             return -self.model.event_dim * np.log(256) if self.is_image else 0.0
-        return self.preprocessor.log_dets(
-            None if context is None else context.cpu().numpy(), len(x)
-        )
+        return self.preprocessor.log_dets(context_array(context), len(x))
 
     def _penalties(self, rows: Any) -> Any:
         """Return the nats that unknown categories of rows subtract from their log-densities."""
@@ -323,7 +324,7 @@ class Predictor:
         projection.
         """
 
-        def encode(x: Tensor, context: Tensor | None, *_: Any) -> tuple[np.ndarray, ...]:
+        def encode(x: Tensor, context: Context | None, *_: Any) -> tuple[np.ndarray, ...]:
             codes = self.model.encode(x, projection, context)
             return tuple(code.cpu().numpy() for code in codes)
 
@@ -353,11 +354,11 @@ class Predictor:
         errors (N,), of pixels in [0, 1] or standardized columns. Missing values stay missing.
         """
 
-        def project(x: Tensor, context: Tensor | None, *_: Any) -> tuple[Any, np.ndarray]:
+        def project(x: Tensor, context: Context | None, *_: Any) -> tuple[Any, np.ndarray]:
             projected = self.model.project(x, nearest, context)
             errors = (x - projected).square().flatten(1).mean(1)
-            of_batch = None if context is None else context.cpu().numpy()
-            return self._in_units(stored(projected), of_batch), errors.cpu().numpy()
+            in_units = self._in_units(stored(projected), context_array(context))
+            return in_units, errors.cpu().numpy()
 
         parts, of_batches = zip(*self._apply(project, x, label, "projecting"), strict=True)
         errors = np.concatenate(of_batches)
@@ -409,10 +410,10 @@ class Predictor:
         rows = rows.iloc[np.arange(len(rows)).repeat(count)]
         return pd.concat([rows, drawn.set_axis(rows.index)], axis=1)
 
-    def events(self, x: Any, label: Label = None) -> np.ndarray:
-        """Return the arrays that the model describes: uint8 images, or standardized vectors.
+    def events(self, x: Any, label: Label = None) -> Events:
+        """Return what the model describes: uint8 images, or standardized vectors.
 
-        Those of a conditional model have their context (:func:`.with_context`).
+        Those of a conditional model have their context.
         """
         return self._standardized(self._checked(x, label))
 
@@ -431,8 +432,8 @@ class Predictor:
             for start in range(0, len(checked), self.size):
                 rows = checked[start : start + self.size]
                 events = self._standardized(rows)
-                context = context_tensor(events, weight.device)
-                yield as_input(events).to(weight), context, events, rows
+                context = to_context(events, weight.device)
+                yield as_input(events.x).to(weight), context, events.x, rows
 
         prepared = tuned(batches()) if weight.device.type == "cpu" else batches()
         with torch.no_grad():
@@ -450,16 +451,16 @@ class Predictor:
                 raise UserError("table: expected at least one row, got none.")
             return rows
         shape, dtype = self.model.event_shape, np.dtype(np.uint8 if self.is_image else np.float32)
-        events, fix = np.asanyarray(x), "Convert vectors with astype(numpy.float32)"
+        given = as_events(x if isinstance(x, Events) else np.asarray(x))
+        events, fix = given.x, "Convert vectors with astype(numpy.float32)"
         if self.is_image:
             events = self._images(events)
             fix = "Or pass images (N, height, width, channels), uint8 or floats in [0, 1]"
         if events.dtype != dtype or events.shape[1:] != shape or not len(events):
             expected = f"{dtype} of shape (N, {', '.join(map(str, shape))}) with N at least 1"
             raise unexpected("events", expected, f"{events.dtype} of shape {events.shape}", fix)
-        if label is None and context_of_array(events) is not None:
-            return events
-        return with_context(events, self._labels(label, len(events)))
+        is_given = label is None and given.context is not None
+        return Events(events, given.context if is_given else self._labels(label, len(events)))
 
     def _images(self, images: np.ndarray) -> np.ndarray:
         """Convert images as files are decoded to the format of the training images."""
@@ -478,7 +479,7 @@ class Predictor:
         squeezed = images[..., 0] if images.shape[3:] == (1,) else images
         return np.stack([crop_and_resize(image, **form) for image in squeezed])
 
-    def _standardized(self, rows: Any) -> np.ndarray:
+    def _standardized(self, rows: Any) -> Events:
         if self.preprocessor is None:
             return rows
         return events_of(self.preprocessor, self.condition, rows)

@@ -5,16 +5,17 @@ from collections.abc import Collection
 
 import numpy as np
 
+from submanifold.data.events import Events
 from submanifold.models import Model
 
 MAX_EVENTS, MAX_HASHES = 10**6, 1024
 """Training events that are hashed, and hashes in a model's file, the smallest: a random sample."""
 
 
-def hash_events(model: Model, events: np.ndarray) -> np.ndarray:
+def hash_events(model: Model, events: Events) -> np.ndarray:
     """Hash images by their pixels, and rows by their values in the units of the table, (N,)."""
     if "table" not in model.data:
-        return np.array([zlib.crc32(event.tobytes()) for event in events], np.uint64)
+        return np.array([zlib.crc32(event.tobytes()) for event in events.x], np.uint64)
     from pandas.util import hash_pandas_object  # slow to import
 
     from submanifold.data.tables import Preprocessor
@@ -24,7 +25,7 @@ def hash_events(model: Model, events: np.ndarray) -> np.ndarray:
     return hash_pandas_object(rows, index=False).to_numpy() >> np.uint64(32)
 
 
-def training_hashes(model: Model, train: np.ndarray, valid: np.ndarray) -> list[int]:
+def training_hashes(model: Model, train: Events, valid: Events) -> list[int]:
     """Return hashes of training events; none if more than 1% of validation events equal them."""
     hashes = np.unique(hash_events(model, train[:MAX_EVENTS]))[:MAX_HASHES].tolist()
     return [] if training_share(hashes, hash_events(model, valid)) > 0.01 else hashes

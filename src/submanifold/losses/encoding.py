@@ -9,6 +9,7 @@ from torch import Tensor
 
 from submanifold.common.distributed import WHOLE_BATCH, Shard
 from submanifold.flows import is_noise_conditional, with_noise_scale
+from submanifold.flows.context import Context
 from submanifold.geometry.linearization import jacobian, repeat
 from submanifold.models.hierarchy import Hierarchy
 from submanifold.models.mixture import ChartEncoding, Mixture
@@ -43,9 +44,9 @@ class Encoding:
     log_prob: Tensor
     draw: Draw
     outer: Hierarchy | None = None
-    context: Tensor | None = None
+    context: Context | None = None
     noise_scale: Tensor | None = None
-    decoder_context: Tensor | None = None
+    decoder_context: Context | None = None
     charts: ChartEncoding | None = None
 
     @property
@@ -137,7 +138,7 @@ def encode(
     draw: Draw | None = None,
     noise: InputNoise = InputNoise(),
     outer: Hierarchy | None = None,
-    context: Tensor | None = None,
+    context: Context | None = None,
     density_alone: bool = False,
 ) -> Encoding:
     """Encode events h by the model in training, behind frozen outer stages.
@@ -155,7 +156,7 @@ def encode(
     return Encoding(model, h, us, vs, log_prob, draw, outer, context, scale, used, charts)
 
 
-def _trace(model: Any, h: Tensor, draw: Draw, context: Tensor | None) -> Any:
+def _trace(model: Any, h: Tensor, draw: Draw, context: Context | None) -> Any:
     if isinstance(model, Mixture):
         charts = model.encode_on_charts(h, context)
         u, v, log_prob = model.select_chart(charts)

@@ -8,6 +8,7 @@ from torch import Tensor
 from submanifold.common.errors import unexpected
 from submanifold.flows import Flow, context_of
 from submanifold.flows.conditional import ConditionalLatents
+from submanifold.flows.context import Context
 from submanifold.models.hierarchy import Hierarchy
 from submanifold.models.model import Model
 from submanifold.models.stage import Stage
@@ -68,5 +69,5 @@ class _OfLatents(Flow):
         self.event_shape = (flow.latent_dim,)
         self.embedding, self.of_context = flow.embedding, flow.of_context
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
         return self.of_context(x, context)

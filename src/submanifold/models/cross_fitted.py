@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from submanifold.common.errors import unexpected
-from submanifold.flows.bijection import Context
+from submanifold.flows.context import Context, ContextLike
 from submanifold.geometry.nearest import Nearest
 from submanifold.models.hierarchy import Hierarchy
 from submanifold.models.model import Model, ProjectionKind
@@ -60,32 +60,32 @@ class CrossFitted(Model):
     def eigenvalues(self) -> Tensor | None:
         return self.manifold.eigenvalues
 
-    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor, Tensor]:
         u, v, _ = self.manifold(x, context)
         return u, v, self.log_prob(x, context)
 
-    def log_prob(self, x: Tensor, context: Context = None) -> Tensor:
+    def log_prob(self, x: Tensor, context: ContextLike = None) -> Tensor:
         log_probs = torch.stack([fold.log_prob(x, context) for fold in self.folds])
         return log_probs.logsumexp(0) - math.log(len(self.folds))
 
     def encode(
-        self, x: Tensor, projection: ProjectionKind = "encoder", context: Context = None
+        self, x: Tensor, projection: ProjectionKind = "encoder", context: ContextLike = None
     ) -> tuple[Tensor, Tensor]:
         return self.manifold.encode(x, projection, context)
 
-    def code_log_prob(self, u: Tensor, context: Context = None) -> Tensor:
+    def code_log_prob(self, u: Tensor, context: Context | None = None) -> Tensor:
         return self.manifold.code_log_prob(u, context)
 
-    def _coordinates_of(self, x: Tensor, context: Context) -> Tensor:
+    def _coordinates_of(self, x: Tensor, context: Context | None) -> Tensor:
         return self.manifold._coordinates_of(x, context)
 
-    def _decode(self, u: Tensor, v: Tensor | None = None, context: Context = None) -> Tensor:
+    def _decode(self, u: Tensor, v: Tensor | None = None, context: Context | None = None) -> Tensor:
         return self.manifold._decode(u, v, context)
 
-    def _project(self, x: Tensor, nearest: bool, context: Context) -> Nearest:
+    def _project(self, x: Tensor, nearest: bool, context: Context | None) -> Nearest:
         return self.manifold._project(x, nearest, context)
 
     def _draw_codes(
-        self, n: int, temperature: float, generator: torch.Generator | None, context: Context
+        self, n: int, temperature: float, generator: torch.Generator | None, context: Context | None
     ) -> Tensor:
         return self.manifold._draw_codes(n, temperature, generator, context)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from submanifold.flows.bijection import Context
+from submanifold.flows.context import Context
 
 WIDENING = 4.0  #: Factor of the covariance of the training events.
 MAX_EVENTS = 100_000  #: Training events that determine mean and covariance.
@@ -65,23 +65,23 @@ class DefensiveComponent(nn.Module):
         component.scale.copy_(torch.linalg.cholesky(torch.from_numpy(covariance)))
         return component
 
-    def mix(self, log_prob: Tensor, x: Tensor, context: Context = None) -> Tensor:
+    def mix(self, log_prob: Tensor, x: Tensor, context: Context | None = None) -> Tensor:
         """Return the mixture's log-density of x (batch, D), given that of the flow, (batch,)."""
         flow = torch.where(log_prob.isfinite(), log_prob, -torch.inf).double()
         weights = x.new_tensor([1 - self.weight, self.weight], dtype=torch.float64).log()
         mixed = torch.logaddexp(weights[0] + flow, weights[1] + self.log_prob(x, context))
         return mixed.to(log_prob.dtype)
 
-    def log_prob(self, x: Tensor, context: Context = None) -> Tensor:
+    def log_prob(self, x: Tensor, context: Context | None = None) -> Tensor:
         """Compute the component's log-density of x (batch, D), float64 (batch,)."""
         x, scale = x.double(), self.scale.double()
         offsets, diagonal = x - self.mean.double(), scale.diagonal()
         z = torch.linalg.solve_triangular(scale, offsets.T, upper=False).T
         log_prob = _standard_normal(z) - diagonal.log().sum()
-        if not self.maskable or context is None:
+        if not self.maskable or context is None or context.values is None:
             return log_prob
         blank = torch.zeros_like(x, dtype=torch.bool)
-        blank[:, self.maskable] = context[:, : len(self.maskable)] > 0.5
+        blank[:, self.maskable] = context.values[:, : len(self.maskable)] > 0.5
         rows = blank.any(1).nonzero()[:, 0]
         if not len(rows):
             return log_prob

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from submanifold.flows.context import ContextLike, as_context
 from submanifold.geometry import volume as volumes
 from submanifold.geometry.linearization import jacobian, select
 from submanifold.models.mixture import Mixture
@@ -32,7 +33,7 @@ def manifold_density(
     x: Tensor,
     exact_up_to: int = 600,
     generator: torch.Generator | None = None,
-    context: Tensor | None = None,
+    context: ContextLike = None,
 ) -> ManifoldDensity:
     r"""Compute the log-density of the projection of x with respect to the manifold's volume.
 
@@ -47,6 +48,7 @@ def manifold_density(
     to the dimension ``exact_up_to``; above, it is estimated with probes of the generator, on the
     CPU.
     """
+    context = as_context(context)
     error, unknown = x.new_zeros(x.shape[0]), x.new_full(x.shape[:1], torch.nan)
     is_injective = isinstance(model, Mixture) or not model.has_density
     if model.dim == model.event_dim and not is_injective:  # the manifold is R^D
@@ -56,7 +58,7 @@ def manifold_density(
         log_prob, excess = unknown, unknown.clone()
         for k, chart in enumerate(model.charts):
             if (rows := u[:, -1] == k).any():
-                row_context = None if context is None else context[rows]
+                row_context = None if context is None else context.rows(rows)
                 density = manifold_density(chart, x[rows], exact_up_to, generator, row_context)
                 log_prob[rows], error[rows], excess[rows] = density
         return ManifoldDensity(log_prob + model.overlap(u, context), error, excess)

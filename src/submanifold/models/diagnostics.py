@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from submanifold.flows.bijection import Context
+from submanifold.flows.context import Context
 from submanifold.models.model import Model
 
 LARGEST_INVERSE_ERROR = 0.01
@@ -11,7 +11,7 @@ THIN, SMOOTH = 0.1, 0.5
 
 
 @torch.no_grad()
-def inverse_error(model: Model, x: Tensor, context: Context = None) -> float:
+def inverse_error(model: Model, x: Tensor, context: Context | None = None) -> float:
     """Compute the largest error of x after encoding and decoding, in standard deviations of x.
 
     Above :data:`LARGEST_INVERSE_ERROR`, samples and projections are not those of the density. The
@@ -39,7 +39,9 @@ def neighbour_correlation(u: Tensor, v: Tensor) -> float:
 
 
 @torch.no_grad()
-def manifold_overfitting(model: Model, x: Tensor, context: Context = None) -> tuple[float, float]:
+def manifold_overfitting(
+    model: Model, x: Tensor, context: Context | None = None
+) -> tuple[float, float]:
     """Measure two signs of manifold overfitting on continuous data x (:ref:`theory-5`, case 10).
 
     Noise-free data on a manifold have no density on R^D: a flow increases its likelihood without

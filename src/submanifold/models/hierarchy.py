@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from submanifold.common.errors import unexpected
-from submanifold.flows.bijection import Context
+from submanifold.flows.context import Context
 from submanifold.geometry.nearest import Nearest
 from submanifold.models.defensive import DefensiveComponent
 from submanifold.models.model import Model
@@ -74,7 +74,7 @@ class Hierarchy(Model):
         # the latents of the last of the first are the coordinates; the second act on the code
         self._cut = [*stages[:number]], [*stages[number:]]
 
-    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`Model.forward`; v starts with the last stage's coordinates, the coarsest."""
         on, off, log_prob = self.trace(x, context=context)
         if any(stage.noise for stage in self.stages):
@@ -93,7 +93,10 @@ class Hierarchy(Model):
         return z[:, : self.dim], v, log_prob
 
     def trace(
-        self, x: Tensor, draw: Callable[[Tensor], Tensor] | None = None, context: Context = None
+        self,
+        x: Tensor,
+        draw: Callable[[Tensor], Tensor] | None = None,
+        context: Context | None = None,
     ) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Compute u_m (batch, d_m) and v_m (batch, d_{m-1} - d_m) of every stage, and log p(x).
 
@@ -110,7 +113,7 @@ class Hierarchy(Model):
             off.append(v)
         return on[1:], off, log_prob + standard_normal_log_prob(on[-1])
 
-    def _decode(self, u: Tensor, v: Tensor | None = None, context: Context = None) -> Tensor:
+    def _decode(self, u: Tensor, v: Tensor | None = None, context: Context | None = None) -> Tensor:
         self._check(u=u, v=v)
         sizes = self._off_dims
         rests = [None] * len(sizes) if v is None else v.split(sizes, 1)
@@ -118,7 +121,7 @@ class Hierarchy(Model):
             u = stage.decode(u, rest, context)
         return u
 
-    def _project(self, x: Tensor, nearest: bool, context: Context) -> Nearest:
+    def _project(self, x: Tensor, nearest: bool, context: Context | None) -> Nearest:
         number = self.manifold_stage
         if self.view_dim is not None or number == len(self.stages):
             return super()._project(x, nearest, context)
@@ -126,7 +129,7 @@ class Hierarchy(Model):
         u, image = Hierarchy(self.stages[:number])._project(x, nearest, context)
         return Nearest(Hierarchy(self.stages[number:])._coordinates_of(u, context), image)
 
-    def _coordinates_of(self, x: Tensor, context: Context) -> Tensor:
+    def _coordinates_of(self, x: Tensor, context: Context | None) -> Tensor:
         self._check(x=x)
         *outer, last = self._cut[0]
         for stage in outer:
@@ -163,7 +166,7 @@ class Hierarchy(Model):
             scales += [stage.off_manifold_scale] * (stage.latent_dim - stage.dim)
         return torch.tensor(scales[self.dim :]).to(next(self.parameters()))
 
-    def code_log_prob(self, u: Tensor, context: Context = None) -> Tensor:
+    def code_log_prob(self, u: Tensor, context: Context | None = None) -> Tensor:
         """See :meth:`Model.code_log_prob`; unknown for views of fewer dimensions than a code."""
         self._check(u=u)
         (*_, last), code = self._cut
@@ -175,7 +178,7 @@ class Hierarchy(Model):
         return log_prob + last.off_manifold_log_prob(rest)
 
     def _draw_codes(
-        self, n: int, temperature: float, generator: torch.Generator | None, context: Context
+        self, n: int, temperature: float, generator: torch.Generator | None, context: Context | None
     ) -> Tensor:
         (*_, last), code = self._cut
         size = max(self.dim, last.dim if code else 0)

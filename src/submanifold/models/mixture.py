@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from submanifold.flows import DataInitialized
-from submanifold.flows.bijection import Context
+from submanifold.flows.context import Context
 from submanifold.models.defensive import DefensiveComponent
 from submanifold.models.hierarchy import Hierarchy
 from submanifold.models.model import Model
@@ -62,7 +62,7 @@ class Mixture(DataInitialized, Model):
     def code_dims(self) -> tuple[int, int]:
         return self.dim + 1, self.charts[0].code_dims[1]
 
-    def encode_on_charts(self, x: Tensor, context: Context = None) -> ChartEncoding:
+    def encode_on_charts(self, x: Tensor, context: Context | None = None) -> ChartEncoding:
         """Encode x (batch, ...) by every chart."""
         self._check(x=x)
         encoded = [chart(x, context) for chart in self.charts]
@@ -75,16 +75,16 @@ class Mixture(DataInitialized, Model):
         u = torch.cat([_select(encoded.u, index), index[:, None].to(encoded.u.dtype)], 1)
         return u, _select(encoded.v, index), encoded.joint.logsumexp(0)
 
-    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor, Tensor]:
         return self.select_chart(self.encode_on_charts(x, context))
 
-    def _decode(self, u: Tensor, v: Tensor | None = None, context: Context = None) -> Tensor:
+    def _decode(self, u: Tensor, v: Tensor | None = None, context: Context | None = None) -> Tensor:
         self._check(u=u, v=v)
         coordinates = self.coordinates(u)
         decoded = torch.stack([chart.decode(coordinates, v, context) for chart in self.charts])
         return _select(decoded, self._chart_index(u))
 
-    def code_log_prob(self, u: Tensor, context: Context = None) -> Tensor:
+    def code_log_prob(self, u: Tensor, context: Context | None = None) -> Tensor:
         self._check(u=u)
         return standard_normal_log_prob(self.coordinates(u)) + self.overlap(u, context)
 
@@ -95,7 +95,7 @@ class Mixture(DataInitialized, Model):
         return u[:, self.dim].detach().round().long().clamp(0, len(self.charts) - 1)
 
     @torch.no_grad()
-    def overlap(self, u: Tensor, context: Context = None) -> Tensor:
+    def overlap(self, u: Tensor, context: Context | None = None) -> Tensor:
         r"""Compute :math:`\log \pi_k - \log r_k(y)` at y = g_k(u) on the chart k of u, (batch,).
 
         Densities on overlapping charts add up in the same proportions as densities on R^D.
@@ -105,7 +105,7 @@ class Mixture(DataInitialized, Model):
         return joint.logsumexp(0) - _select(joint, index) + self.logits.log_softmax(0)[index]
 
     def _draw_codes(
-        self, n: int, temperature: float, generator: torch.Generator | None, context: Context
+        self, n: int, temperature: float, generator: torch.Generator | None, context: Context | None
     ) -> Tensor:
         probabilities = self.logits.detach().cpu().softmax(0)
         # torch.multinomial cannot draw 0 samples

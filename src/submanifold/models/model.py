@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from submanifold.common.device import choose_device, choose_precision
 from submanifold.common.errors import UserError, unexpected
-from submanifold.flows.bijection import Context
 from submanifold.flows.conditional import embedding_of
+from submanifold.flows.context import Context, ContextLike, as_context
 from submanifold.flows.softflow import is_noise_conditional
 from submanifold.geometry.nearest import Nearest, gauss_newton, nearest_point
 from submanifold.models.defensive import DefensiveComponent
@@ -43,8 +43,8 @@ class Model(nn.Module, ABC):
     """A manifold of dimension d in R^D, and an exact density on R^D or on the manifold.
 
     The methods of a conditional model need the ``context`` of each event: classes (batch,), or
-    standardized variables (batch, columns), to which :func:`.with_noise_scale` appends a noise
-    scale. Images are floats (batch, channels, height, width) in [-0.5, 0.5), as
+    standardized variables (batch, columns), or these with a noise scale (:class:`.Context`). Images
+    are floats (batch, channels, height, width) in [-0.5, 0.5), as
     :func:`submanifold.data.dequantize` returns them; vectors are (batch, D). All methods raise
     :class:`UserError` for tensors of a wrong shape or dtype, and for a missing or superfluous
     context. A model has no other state than its weights, so that threads can share it.
@@ -85,16 +85,16 @@ class Model(nn.Module, ABC):
         self.data: dict[str, Any] = {}
         self.calibration: dict[str, Any] = {}
 
-    def __call__(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, x: Tensor, context: ContextLike = None) -> tuple[Tensor, Tensor, Tensor]:
         """Call :meth:`forward` after a check of the context; the density is the mixture's."""
-        self._check_context(context)
+        context = self._checked_context(context)
         u, v, log_prob = super().__call__(x, context)
         if self.defensive is not None:
             log_prob = self.defensive.mix(log_prob, x, context)
         return u, v, log_prob
 
     @abstractmethod
-    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Encode x (batch, *event_shape) and compute the flow's log-density in one pass.
 
         Returns:
@@ -103,13 +103,12 @@ class Model(nn.Module, ABC):
             that on the manifold at the projection of x, or NaN if unknown.
         """
 
-    def decode(self, u: Tensor, v: Tensor | None = None, context: Context = None) -> Tensor:
+    def decode(self, u: Tensor, v: Tensor | None = None, context: ContextLike = None) -> Tensor:
         """Map (u, v) to events; v = 0, a point on the manifold, by default (Alg. 2)."""
-        self._check_context(context)
-        return self._decode(u, v, context)
+        return self._decode(u, v, self._checked_context(context))
 
     @abstractmethod
-    def _decode(self, u: Tensor, v: Tensor | None = None, context: Context = None) -> Tensor:
+    def _decode(self, u: Tensor, v: Tensor | None = None, context: Context | None = None) -> Tensor:
         """Compute :meth:`decode` for a context that a caller has checked."""
 
     @property
@@ -132,7 +131,7 @@ class Model(nn.Module, ABC):
         """An estimate of the diagonal of E[J^T J] of the decoder, (d,); None if unknown."""
         return None
 
-    def log_prob(self, x: Tensor, context: Context = None) -> Tensor:
+    def log_prob(self, x: Tensor, context: ContextLike = None) -> Tensor:
         """Compute the exact log-density of x in nats, (batch,), if there is one on R^D."""
         if not self.has_density:
             expected = "a model with a density on R^D"
@@ -144,15 +143,15 @@ class Model(nn.Module, ABC):
         """Return the continuous coordinates among the columns of u, (batch, d)."""
         return u
 
-    def overlap(self, u: Tensor, context: Context = None) -> Tensor:
+    def overlap(self, u: Tensor, context: Context | None = None) -> Tensor:
         """Log of the factor by which charts change the density at u, (batch,): 0 without charts."""
         return u.new_zeros(u.shape[0])
 
     @abstractmethod
-    def code_log_prob(self, u: Tensor, context: Context = None) -> Tensor:
+    def code_log_prob(self, u: Tensor, context: Context | None = None) -> Tensor:
         """Log-density of codes of samples: that on the manifold plus the log volume, (batch,)."""
 
-    def bits_per_dim(self, x: Tensor, context: Context = None) -> Tensor:
+    def bits_per_dim(self, x: Tensor, context: ContextLike = None) -> Tensor:
         """Compute :func:`bits_per_dim` of x, (batch,); see :meth:`to_bits_per_dim`."""
         return self.to_bits_per_dim(self.log_prob(x, context))
 
@@ -166,7 +165,7 @@ class Model(nn.Module, ABC):
         return bits_per_dim(log_prob, self.event_dim, 8 if len(self.event_shape) == 3 else 0)
 
     def encode(
-        self, x: Tensor, projection: ProjectionKind = "encoder", context: Context = None
+        self, x: Tensor, projection: ProjectionKind = "encoder", context: ContextLike = None
     ) -> tuple[Tensor, Tensor]:
         """Map x to coordinates (u, v) that decode to x; ``project(x)`` has another u.
 
@@ -174,12 +173,13 @@ class Model(nn.Module, ABC):
         ``default`` or the ``nearest`` projection (:meth:`project`), with which (u, v) does not
         decode to x. v (batch, D - d) is always the encoder's.
         """
+        context = self._checked_context(context)
         u, v, _ = self(x, context)
         if projection == "encoder":
             return u, v
         return self._project(x, projection == "nearest", context).u, v
 
-    def encoder_projection(self, x: Tensor, context: Context = None) -> Tensor:
+    def encoder_projection(self, x: Tensor, context: ContextLike = None) -> Tensor:
         """Encode x and decode u with v = 0, the projection of the paper (section 4.1).
 
         It is differentiable, and fast, but not the nearest point of the manifold. For samples and
@@ -187,7 +187,7 @@ class Model(nn.Module, ABC):
         """
         return self.decode(self.encode(x, context=context)[0], context=context)
 
-    def project(self, x: Tensor, nearest: bool = False, context: Context = None) -> Tensor:
+    def project(self, x: Tensor, nearest: bool = False, context: ContextLike = None) -> Tensor:
         """Project x onto the manifold, in the shape of x; not ``decode(encode(x)[0])``.
 
         The default projection improves the :meth:`encoder_projection` by four gradients, in three
@@ -196,21 +196,21 @@ class Model(nn.Module, ABC):
         to d = 8 Gauss-Newton steps find it. The squared error is never larger than that of the
         encoder projection, but may be that of a local minimum. The result has no derivative.
         """
-        self._check_context(context)
-        return self._project(x, nearest, context).image
+        return self._project(x, nearest, self._checked_context(context)).image
 
     def sample(
         self,
         n: int,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
-        context: Context = None,
+        context: ContextLike = None,
     ) -> Tensor:
         """Draw n events on the manifold: u ~ N(0, temperature^2 I), v = 0 (Alg. 1 and 2).
 
         If the manifold is R^D, they are draws from the density, with the :attr:`defensive`
         component. The generator is on the CPU, so that all devices draw the same.
         """
+        context = self._checked_context(context)
         with torch.no_grad():
             codes = self._draw_codes(n, temperature, generator, context)
             events = self.decode(codes.to(next(self.parameters()).device), context=context)
@@ -220,7 +220,7 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def _draw_codes(
-        self, n: int, temperature: float, generator: torch.Generator | None, context: Context
+        self, n: int, temperature: float, generator: torch.Generator | None, context: Context | None
     ) -> Tensor:
         """Draw the codes of :meth:`sample`."""
 
@@ -284,7 +284,7 @@ class Model(nn.Module, ABC):
         return model.to(target).eval()
 
     @torch.no_grad()
-    def _project(self, x: Tensor, nearest: bool, context: Context) -> Nearest:
+    def _project(self, x: Tensor, nearest: bool, context: Context | None) -> Nearest:
         u = self._coordinates_of(x, context)
         is_image = len(self.event_shape) == 3
         if nearest and self.dim <= FEW:
@@ -295,19 +295,23 @@ class Model(nn.Module, ABC):
             precision = choose_precision("auto", u)
         return nearest_point(self._decode, x, u, gradients, self.eigenvalues, precision, context)
 
-    def _coordinates_of(self, x: Tensor, context: Context) -> Tensor:
+    def _coordinates_of(self, x: Tensor, context: Context | None) -> Tensor:
         return self.forward(x, context)[0]
 
-    def _check_context(self, context: Context) -> None:
-        """Raise :class:`UserError` for a context, or columns of it, that no flow would use."""
+    def _checked_context(self, context: ContextLike) -> Context | None:
+        """Return a context; raise :class:`UserError` for one, or a part, that no flow would use."""
+        context = as_context(context)
         if context is None or is_noise_conditional(self):
-            return  # flows check the rest
+            return context  # flows check the rest
         embedding = embedding_of(self)
         if embedding is None:
-            got = f"{context.dtype} of shape {tuple(context.shape)}"
             fix = "Omit it, or train a model with data.condition"
-            raise unexpected("context", "none for an unconditional model", got, fix)
-        embedding(context)
+            raise unexpected("context", "none for an unconditional model", "one", fix)
+        if context.noise_scale is not None:
+            fix = "Omit it, or use a noise-conditional flow"
+            raise unexpected("context.noise_scale", "none for this model", "one", fix)
+        embedding(context.values)
+        return context
 
     def _check(self, **tensors: Tensor | None) -> None:
         """Raise UserError for a wrong shape or dtype of x, u or v, without reading values."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from submanifold.common.errors import UserError, unexpected
 from submanifold.flows import Flow, Injection, Rotation
-from submanifold.flows.bijection import Context
+from submanifold.flows.context import Context
 from submanifold.flows.orthogonal import LARGEST_MATRIX
 
 LEADING = 2  #: Axes of a rotation of many latents, as a multiple of d.
@@ -86,12 +86,12 @@ class Stage(nn.Module):
         self.flows.append(rotation.to(next(self.parameters())))  # type: ignore[attr-defined]
         return rotation
 
-    def forward(self, h: Tensor, context: Context = None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, h: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Map events (batch, ...) to u (batch, d), v (batch, D - d) and log|det J_f| (batch,)."""
         z, log_det = self.transform(h, context)
         return z[:, : self.dim], z[:, self.dim :], log_det
 
-    def transform(self, h: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+    def transform(self, h: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
         """Apply the flows, with the context of a model (:meth:`.Flow.embed`)."""
         log_det = h.new_zeros(h.shape[0])
         for flow in self.flows:
@@ -99,13 +99,13 @@ class Stage(nn.Module):
             log_det = log_det + ld
         return h, log_det
 
-    def inverse(self, z: Tensor, context: Context = None) -> Tensor:
+    def inverse(self, z: Tensor, context: Context | None = None) -> Tensor:
         """Apply the inverses of the flows."""
         for flow in reversed(self.flows):
             z = flow.inverse(z, flow.embed(context))
         return z
 
-    def coordinates(self, h: Tensor, count: int, context: Context = None) -> Tensor:
+    def coordinates(self, h: Tensor, count: int, context: Context | None = None) -> Tensor:
         """Compute the first latents only, (batch, count), without products of a rotation for v."""
         if self.rotation is None:
             return self.transform(h, context)[0][:, :count]
@@ -113,7 +113,7 @@ class Stage(nn.Module):
             h = flow(h, flow.embed(context))[0]
         return self.rotation.leading(h, count)
 
-    def decode(self, u: Tensor, v: Tensor | None = None, context: Context = None) -> Tensor:
+    def decode(self, u: Tensor, v: Tensor | None = None, context: Context | None = None) -> Tensor:
         """Map latents (u, v) to events; v = 0, a point on the manifold, by default."""
         if v is None and self.rotation is None:  # a rotation saves the products with zeros
             v = u.new_zeros(u.shape[0], self.latent_dim - u.shape[1])

@@ -1,4 +1,4 @@
-"""Kedro datasets: atomic files, arrays, models and paths."""
+"""Kedro datasets: atomic files, arrays, events, models and paths."""
 
 import base64
 import json
@@ -15,7 +15,8 @@ from kedro.io import AbstractDataset, DatasetError
 
 from submanifold.common.errors import UserError
 from submanifold.common.files import atomic_write
-from submanifold.data.arrays import context_of_array, load_npy, save_context
+from submanifold.data.arrays import load_events, save_events
+from submanifold.data.events import Events
 from submanifold.models import Model
 
 log = logging.getLogger(__name__)
@@ -132,29 +133,46 @@ class PathDataset(LocalDataset):
 
 
 class ArrayDataset(LocalDataset):
-    """A ``.npy`` file, loaded as a copy-on-write memory map, with the context of its events."""
+    """A ``.npy`` file, loaded as a copy-on-write memory map."""
 
     def load(self) -> np.ndarray:
         with whole(self._existing()) as path:
-            return load_npy(path)
+            return np.load(path, mmap_mode="c")
 
     def save(self, data: np.ndarray) -> None:
-        """Write the array, unless it is a map of the file, which its node has written."""
-        is_whole = isinstance(data.base, mmap)  # a map of a file rather than of a part of it
-        if is_whole and getattr(data, "filename", None) == self._filepath.resolve():
-            return
-        if (context := context_of_array(data)) is not None:
-            save_context(self._filepath, context)
         with atomic_write(self._filepath) as partial, partial.open("wb") as file:
             np.save(file, data)
 
     def preview(self) -> ImagePreview:
+        return self._preview(self.load())
+
+    def _preview(self, array: np.ndarray) -> ImagePreview:
         from submanifold.plots.images import as_png, image_grid
 
-        array = self.load()
         if array.ndim != 4:
             raise DatasetError(f"{self._filepath}: only images have a preview.")
         return ImagePreview(base64.b64encode(as_png(image_grid(array[:64], 16))).decode())
+
+
+class EventsDataset(ArrayDataset):
+    """Events in a ``.npy`` file, with their contexts and groups in files beside it.
+
+    The splits of prepared data also have the labels and rows that were written with them.
+    """
+
+    def load(self) -> Events:  # type: ignore[override]
+        with whole(self._existing()) as path:
+            return load_events(path)
+
+    def save(self, data: Events) -> None:  # type: ignore[override]
+        """Write the events, unless they are a map of the file, which their node has written."""
+        is_whole = isinstance(data.x.base, mmap)  # a map of a file rather than of a part of it
+        if is_whole and getattr(data.x, "filename", None) == self._filepath.resolve():
+            return
+        save_events(self._filepath, data)
+
+    def preview(self) -> ImagePreview:
+        return self._preview(self.load().x)
 
 
 class ArraysDataset(LocalDataset):

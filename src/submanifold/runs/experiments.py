@@ -19,7 +19,6 @@ from submanifold.config.project import conf_source, configure
 from submanifold.config.resolve import resolve
 from submanifold.config.schema import Experiment, nest
 from submanifold.data.batches import as_input
-from submanifold.data.splits import Groups
 from submanifold.evaluation.baselines import evenly_spaced
 from submanifold.inference.records import read_records, records_folder
 from submanifold.runs.datasets import DamagedFile
@@ -103,11 +102,6 @@ class CachedRun:
             write_json(path, measured)
         return measured
 
-    @cached_property
-    def groups(self) -> Groups:
-        """Groups of the images; empty where images are independent."""
-        return self.load("groups") if self.catalog.exists("groups") else {}
-
     def histories(self) -> list[dict[str, Any]]:
         """Load the training histories, in order."""
         return [self.load(f"{name}.history") for name in self.settings.phases]
@@ -149,7 +143,7 @@ def load_events(model: Path, count: int) -> tuple[Tensor | None, Tensor | None]:
             keys = {} if run.error else run.configuration.artifact_keys
             if keys.get("model") == record.key and all(map(run.catalog.exists, names)):
                 first, second = (evenly_spaced(run.load(name), count) for name in names)
-                return as_input(first), as_input(second)
+                return as_input(first.x), as_input(second.x)
     return None, None
 
 

@@ -5,6 +5,7 @@ import math
 import re
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+    from submanifold.data.events import Events
     from submanifold.evaluation.calibration import Calibration
     from submanifold.inference.inputs import Inputs
     from submanifold.inference.predictor import Predictor
@@ -342,7 +344,7 @@ def fit_halves(
     )
     steps, events = run.load("schedule")["steps"], predictor.events(read.events)
     phases = {name: with_steps(phase, steps[name]) for name, phase in experiment.phases.items()}
-    folder = (project / record.model).parent / "own" / f"{zlib.crc32(events.tobytes()):08x}"
+    folder = (project / record.model).parent / "own" / f"{zlib.crc32(events.x.tobytes()):08x}"
     parts = []
     for number, half in enumerate(split_halves(group, experiment.seed), 1):
         log.info("Half %d of 2", number)
@@ -358,17 +360,17 @@ def fit_halves(
             predictor.preprocessor,
         )
         model.data = predictor.model.data
-        _calibrate_on_usual(model, events[half.scored], predictor, group[half.scored], train)
+        scored = replace(events[half.scored], groups=group[half.scored])
+        _calibrate_on_usual(model, scored, predictor, train)
         parts.append((half.scored, Predictor(model)))
     return parts
 
 
 def _calibrate_on_usual(
     model: "Model",
-    events: "np.ndarray",
+    events: "Events",
     predictor: "Predictor",
-    groups: "np.ndarray",
-    train: "np.ndarray",
+    train: "Events",
 ) -> None:
     """Calibrate a model on events without the highest scores: anomalies hide one another."""
     import numpy as np
@@ -376,7 +378,7 @@ def _calibrate_on_usual(
     from submanifold.evaluation.calibration import calibrate
     from submanifold.evaluation.scores import score as score_events
 
-    model.calibration = calibrate(model, events, predictor.device, groups, train)
+    model.calibration = calibrate(model, events, predictor.device, train)
     scores = score_events(model, events, model.calibration["combined"])
     is_usual = np.all([x <= np.quantile(x, USUAL) for x in scores.values()], axis=0)
-    model.calibration = calibrate(model, events[is_usual], predictor.device, groups[is_usual])
+    model.calibration = calibrate(model, events[is_usual], predictor.device)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from submanifold.data.events import Events
 from submanifold.evaluation.calibration import cross_calibrate
 from submanifold.evaluation.defensive import with_defensive_component
 from submanifold.models import CrossFitted, Model, ModelSettings
@@ -25,7 +26,7 @@ def cross_fit(
     manifold: Model,
     phase: PhaseSettings,
     model: ModelSettings,
-    events: np.ndarray,
+    events: Events,
     seed: int,
     device: torch.device,
     folder: str | Path,

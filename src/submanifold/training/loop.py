@@ -16,6 +16,7 @@ from submanifold.common.progress import ProgressBar
 from submanifold.common.threads import ThreadTuner
 from submanifold.data.batches import Batches
 from submanifold.flows import initialize, with_noise_scale
+from submanifold.flows.context import Context
 from submanifold.losses import draws
 from submanifold.models.io import describe
 from submanifold.training import monitor
@@ -159,7 +160,9 @@ def _initialize(phase: Phase, train: Batches) -> None:
         # at the small scales one batch would determine the widths of narrow columns badly
         count = max(1, min(train.steps_per_epoch, INITIAL_ROWS // train.batch_size))
     batches, contexts = zip(*(train.at(step, generator) for step in range(count)), strict=True)
-    x, context = torch.cat(batches), None if contexts[0] is None else torch.cat(contexts)
+    x, context = torch.cat(batches), None
+    if contexts[0] is not None:
+        context = Context(torch.cat([of_batch.values for of_batch in contexts]))
     if phase.noise.smallest is not None:
         x, scale = phase.noise.add(phase.model, x, draws(x, generator))
         context = with_noise_scale(context, scale)

@@ -12,7 +12,7 @@ from submanifold.common.distributed import WHOLE_BATCH, Shard
 from submanifold.common.errors import unexpected
 from submanifold.common.settings import Settings
 from submanifold.data.batches import Batches
-from submanifold.flows.bijection import Context
+from submanifold.flows.context import Context
 from submanifold.losses import Encoding, InputNoise, Loss, draws, encode
 from submanifold.models import Hierarchy, Model
 from submanifold.training.checkpoint import WEIGHTS, Identity, hash_weights
@@ -104,7 +104,7 @@ class Phase:
     def evaluate(
         self,
         x: Tensor,
-        context: Context = None,
+        context: Context | None = None,
         generator: torch.Generator | None = None,
         shard: Shard = WHOLE_BATCH,
     ) -> dict[str, Tensor]:

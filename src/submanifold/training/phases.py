@@ -17,8 +17,8 @@ from submanifold.common.device import SeededRandom
 from submanifold.common.errors import unexpected
 from submanifold.common.files import locked
 from submanifold.common.progress import track
-from submanifold.data.arrays import context_of_array, with_context
 from submanifold.data.batches import Batches
+from submanifold.data.events import Events, EventsLike, as_events
 from submanifold.losses import InputNoise, Loss
 from submanifold.models import Hierarchy, Model, ModelSettings
 from submanifold.models.settings import ContextSizes
@@ -63,8 +63,8 @@ def train_phase(
     phase: PhaseSettings,
     model: ModelSettings,
     before: Model | None,
-    train: np.ndarray,
-    valid: np.ndarray,
+    train: EventsLike,
+    valid: EventsLike,
     seed: int,
     device: torch.device,
     folder: str | Path,
@@ -76,7 +76,7 @@ def train_phase(
 
     ``before`` is the model that the previous phase returned, if any; the stages before the phase's
     first one are frozen. ``train`` and ``valid`` are the input of its first stage: images, or u of
-    the stages before it. If they have a context (:class:`.ConditionalArray`), the model is
+    the stages before it. If they have a context (:class:`.Events`), the model is
     conditional on it. The seed is that of new weights, of the order of batches and of their noise.
     ``on_log`` is called with the name, and as in :func:`.fit`. Each batch of rows of a ``table`` is
     dequantized again, as images are.
@@ -84,14 +84,14 @@ def train_phase(
     Returns the model with all stages trained so far, on the CPU, with a summary of each phase in
     its notes; and the history of :func:`.fit` with ``stages`` and the names of ``terms``.
     """
-    settings, context, sizes = phase.training, context_of_array(train), None
-    if context is not None:
+    settings, train, sizes = phase.training, as_events(train), None
+    if (context := train.context) is not None:
         labelled = context.ndim == 1
         sizes = {"classes": int(context.max()) + 1} if labelled else {"columns": context.shape[1]}
         if table is not None and len(table.maskable):
             sizes["mask"] = len(table.maskable)
     done = [] if before is None else before.notes["phases"]
-    model = model.sized(train.shape[1:] if before is None else before.event_shape)
+    model = model.sized(train.x.shape[1:] if before is None else before.event_shape)
     limited = model.limited(len(train))
     warned = _warn_of_few(phase, model, limited, before, len(train))
     # stages that are trained again see other noise
@@ -106,7 +106,7 @@ def train_phase(
     random, copied = SeededRandom(seed, device), copy.deepcopy(before)
     with _locked(folder, name):
         with random.block():
-            full, training = assemble(phase, limited, copied, train.shape[1:], device, sizes)
+            full, training = assemble(phase, limited, copied, train.x.shape[1:], device, sizes)
         on_row = on_log and partial(on_log, name)
         history = fit(training, batches, validation, folder, name, on_row, random)
     history |= {"stages": list(phase.stages), "terms": list(phase.terms)}
@@ -137,7 +137,7 @@ def assemble(
 def rotate_phase(
     phase: RotationSettings,
     before: Hierarchy,
-    train: np.ndarray,
+    train: EventsLike,
     seed: int,
     device: torch.device,
     folder: str | Path,
@@ -171,8 +171,8 @@ def rotate_phase(
 def train_phases(
     phases: Mapping[str, AnyPhaseSettings],
     model: ModelSettings,
-    train: np.ndarray,
-    valid: np.ndarray,
+    train: EventsLike,
+    valid: EventsLike,
     seed: int,
     device: torch.device,
     folder: str | Path,
@@ -197,17 +197,17 @@ def train_phases(
 
 
 @torch.no_grad()
-def encode_rows(model: Model, array: np.ndarray, seed: int, device: torch.device) -> np.ndarray:
+def encode_rows(model: Model, events: EventsLike, seed: int, device: torch.device) -> Events:
     """Encode events (N, ...) as coordinates u on a model's manifold (Alg. 2, line 6).
 
     The seed is that of the dequantization noise. Returns (N, d) float32 with the context of the
     events.
     """
     model = copy.deepcopy(model).to(device).eval()
-    batches = track(Batches(array, 256, seed, device), "encoding", len(array))
+    batches = track(Batches(events, 256, seed, device), "encoding", len(events))
     on_rank = partial(distributed.map_shards, lambda x, context: model(x, context)[0])
     encoded = np.concatenate([on_rank(*batch).cpu().numpy() for batch in batches])
-    return with_context(encoded, context_of_array(array))
+    return Events(encoded, as_events(events).context)
 
 
 def _locked(folder: str | Path, name: str) -> AbstractContextManager[None]:

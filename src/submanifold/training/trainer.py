@@ -17,7 +17,7 @@ from submanifold.common.device import autocast, choose_precision
 from submanifold.common.distributed import Shard
 from submanifold.common.errors import UserError, unexpected
 from submanifold.data.batches import Batches
-from submanifold.flows.bijection import Context
+from submanifold.flows.context import Context
 from submanifold.losses.encoding import ScoringScale
 from submanifold.training import checkpoint
 from submanifold.training.checkpoint import Identity
@@ -88,7 +88,10 @@ class Trainer:
         self.average = [weight.detach().clone() for weight in self.weights]
 
     def step(
-        self, batch: Tensor, generator: torch.Generator | None = None, context: Context = None
+        self,
+        batch: Tensor,
+        generator: torch.Generator | None = None,
+        context: Context | None = None,
     ) -> dict[str, Tensor]:
         """Make one step without waiting for the device.
 
@@ -119,7 +122,7 @@ class Trainer:
         return {**values, "gradient_norm": norm}
 
     def _backward(
-        self, batch: Tensor, generator: torch.Generator | None, context: Context
+        self, batch: Tensor, generator: torch.Generator | None, context: Context | None
     ) -> dict[str, Tensor]:
         """Accumulate gradients over this process's shards; returns the means of the values."""
         random_state: Any = None if generator is None else generator.get_state()
@@ -154,7 +157,7 @@ class Trainer:
         """Loss at the one noise scale at which events are scored (:func:`.best_noise_scale`)."""
         from submanifold.evaluation.scores import best_noise_scale  # imports pandas
 
-        noise, chosen = self.phase.noise, best_noise_scale(self.model, valid.array)
+        noise, chosen = self.phase.noise, best_noise_scale(self.model, valid.events)
         at_scale = replace(self.phase, noise=ScoringScale(noise.scale, noise.smallest, chosen))
         return validate(at_scale, valid)["loss"]
 
@@ -280,7 +283,7 @@ def validate(phase: Phase, valid: Batches) -> Row:
 
 
 def _evaluate_finite(
-    phase: Phase, x: Tensor, context: Context, generator: torch.Generator
+    phase: Phase, x: Tensor, context: Context | None, generator: torch.Generator
 ) -> Iterator[tuple[dict[str, Tensor], int]]:
     """Yield the loss's values of a batch with its size; of halves, if the loss is not finite."""
     values = phase.evaluate(x, context, generator)

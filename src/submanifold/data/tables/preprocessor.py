@@ -13,7 +13,7 @@ import pandas as pd
 from pydantic import Field, TypeAdapter, ValidationError
 
 from submanifold.common.errors import UserError, did_you_mean, printable, unexpected
-from submanifold.data.arrays import context_of_array, with_context
+from submanifold.data.events import Events, EventsLike, as_events
 from submanifold.data.fields import ColumnKind, Scale
 from submanifold.data.tables.columns import (
     Categorical,
@@ -46,16 +46,16 @@ class Preprocessor:
     Quantized columns and categories are dequantized: uniform noise over their step is added, as it
     is for the bytes of images. Missing values become noise from N(0, 1), and the mask of them, of
     the columns with missing values in the training table, is the context of the vectors
-    (:func:`.with_context`). The noise is determined by the row's values, so that the result for a
-    row does not depend on other rows.
+    (:class:`.Events`). The noise is determined by the row's values, so that the result for a row
+    does not depend on other rows.
 
     Example:
         >>> table = pd.DataFrame({"age": [31, 45, np.nan, 27], "city": ["A", "B", "A", "A"]})
         >>> preprocessor = Preprocessor.fit(table)
-        >>> x = preprocessor.transform(table)
-        >>> x.shape, x.dtype, x.context.ravel().tolist()
+        >>> events = preprocessor.transform(table)
+        >>> events.x.shape, events.x.dtype, events.context.ravel().tolist()
         ((4, 2), dtype('float32'), [0.0, 0.0, 1.0, 0.0])
-        >>> preprocessor.inverse_transform(x).equals(table)
+        >>> preprocessor.inverse_transform(events).equals(table)
         True
     """
 
@@ -142,7 +142,7 @@ class Preprocessor:
             parts.append(part._with_masks(self._masks[:, np.isin(masked, part.inputs)]))
         return parts[0], parts[1]
 
-    def transform(self, table: Table, salt: np.ndarray | None = None) -> np.ndarray:
+    def transform(self, table: Table, salt: np.ndarray | None = None) -> Events:
         """Dequantize and standardize rows, float32 (N, D), whose context is :meth:`missing`.
 
         There is no context if no column may have missing values. A missing column, and missing
@@ -159,7 +159,7 @@ class Preprocessor:
             numbers, self.encoder.noise(numbers, 0 if salt is None else salt)[0]
         )
         mask = np.isnan(numbers)[:, self.maskable].astype(np.float32)
-        return with_context(x, mask if mask.shape[1] else None)
+        return Events(x, mask if mask.shape[1] else None)
 
     def indicators(self, table: Table) -> np.ndarray:
         """Standardize the columns of a condition, float32 (N, C).
@@ -212,18 +212,20 @@ class Preprocessor:
         drawn[:, np.isnan(x).any(1)] = np.nan
         return drawn, log_weights
 
-    def inverse_transform(self, x: np.ndarray, context: np.ndarray | None = None) -> pd.DataFrame:
-        """Map vectors to rows of the table, with its names, units and types.
+    def inverse_transform(self, x: EventsLike, context: np.ndarray | None = None) -> pd.DataFrame:
+        """Map vectors x (N, D) to rows of the table, with its names, units and types.
 
         Quantized columns are rounded down to their grid; constant columns have their value. Values
-        are missing where the mask in the ``context`` (by default that of x, :func:`.with_context`)
-        says so, and in rows with infinities or NaN.
+        are missing where the mask in the ``context`` (by default that of x) says so, and in rows
+        with infinities or NaN.
         """
-        context = context_of_array(x) if context is None else context
-        x = self._checked(x)
-        is_finite = np.isfinite(x).all(1)
-        is_missing = self._is_missing(context, len(x)) | ~is_finite[:, None]
-        numbers = self.encoder.decode(np.where(is_finite[:, None], x, 0), np.zeros(x.shape, bool))
+        events = as_events(x)
+        context = events.context if context is None else context
+        vectors = self._checked(events.x)
+        is_finite = np.isfinite(vectors).all(1)
+        is_missing = self._is_missing(context, len(vectors)) | ~is_finite[:, None]
+        known = np.where(is_finite[:, None], vectors, 0)
+        numbers = self.encoder.decode(known, np.zeros(known.shape, bool))
         of_column = {
             column.name: (values, missing)
             for column, values, missing in zip(self.varying, numbers.T, is_missing.T, strict=True)
@@ -231,7 +233,7 @@ class Preprocessor:
         frame: dict[str, Any] = {}
         for column in self.columns:
             if isinstance(column, Constant):
-                values, missing = column.decode(len(x)), ~is_finite
+                values, missing = column.decode(len(vectors)), ~is_finite
             else:
                 numbers, missing = of_column[column.name]
                 values = column.decode(numbers)
@@ -370,15 +372,15 @@ def events_of(
     condition: Preprocessor | None,
     rows: pd.DataFrame,
     salt: np.ndarray | None = None,
-) -> np.ndarray:
+) -> Events:
     """Transform rows; the context is the mask, and the :meth:`~.indicators` of a condition."""
     events = inputs.transform(rows[_names(inputs, rows)], salt)
     if condition is None:
         return events
     parts = [condition.indicators(rows[_names(condition, rows)])]
-    if (mask := context_of_array(events)) is not None:
-        parts.insert(0, mask)
-    return with_context(events, np.concatenate(parts, axis=1))
+    if events.context is not None:
+        parts.insert(0, events.context)
+    return Events(events.x, np.concatenate(parts, axis=1))
 
 
 def _names(preprocessor: Preprocessor, rows: pd.DataFrame) -> list[str]:

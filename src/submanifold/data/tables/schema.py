@@ -19,7 +19,6 @@ from submanifold.common.files import read_json, write_json
 from submanifold.data.arrays import (
     Prepared,
     Sidecars,
-    context_of_array,
     prepare_once,
     save_context,
     write_chunks,
@@ -326,9 +325,9 @@ def _write(path: Path, frame: pd.DataFrame, schema: TableSchema, rows: np.ndarra
             part = rows[start : start + size]
             table = frame.iloc[part][[*schema.preprocessor.inputs]]
             events = events_of(inputs, schema.context, table, part)
-            if (context := context_of_array(events)) is not None:
-                contexts.append(context)
-            yield np.asarray(events)
+            if events.context is not None:
+                contexts.append(events.context)
+            yield events.x
 
     write_chunks(path, chunks(), (len(inputs.varying),), np.float32)
     if contexts:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from submanifold.common.errors import error_prefix
-from submanifold.data.arrays import SIDECARS, read_sidecar
 from submanifold.data.prepare import draw, prepare
 from submanifold.data.settings import ImageSettings, SyntheticSettings
 from submanifold.data.tables.schema import prepare_table
@@ -28,4 +27,4 @@ def prepare_data(data: Any, folder: Path, raw_folder: Path) -> list[Any]:
             prepared = prepare_table(data, folder, raw_folder)
         if note := prepared[3].get("split_note"):
             log.warning("%s", note)
-        return [*prepared, *(read_sidecar(folder, name) for name in SIDECARS)]
+        return [*prepared]

@@ -1,4 +1,4 @@
-"""Source of the data -> arrays of each split, their labels, groups and rows, manifest."""
+"""Source of the data -> events of each split, manifest."""
 
 from kedro.pipeline import Node, Pipeline
 
@@ -12,7 +12,7 @@ def create_pipeline() -> Pipeline:
             Node(
                 prepare_data,
                 inputs=["params:data", "data_folder", "raw_folder"],
-                outputs=["x_train", "x_valid", "x_test", "manifest", "labels", "groups", "rows"],
+                outputs=["x_train", "x_valid", "x_test", "manifest"],
                 name="prepare_data",
             )
         ],

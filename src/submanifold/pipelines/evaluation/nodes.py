@@ -9,10 +9,9 @@ import torch
 
 from submanifold.common.device import choose_device
 from submanifold.config.schema import EvaluationSettings
-from submanifold.data.arrays import context_of_array
 from submanifold.data.batches import Batches
+from submanifold.data.events import Events
 from submanifold.data.settings import SyntheticSettings
-from submanifold.data.splits import Groups, groups_of
 from submanifold.evaluation import events, illustrations
 from submanifold.evaluation import samples as sampling
 from submanifold.evaluation.baselines import MEASURED
@@ -29,8 +28,8 @@ INTERPOLATED = 9  # images of an interpolation
 
 
 def draw_samples(
-    hierarchy: Model, test: np.ndarray, evaluation: EvaluationSettings, seed: int, device: str
-) -> dict[str, np.ndarray]:
+    hierarchy: Model, test: Events, evaluation: EvaluationSettings, seed: int, device: str
+) -> dict[str, Events]:
     """Sample at temperatures 1 and 0.7, conditional models with contexts of test data."""
     model = hierarchy.to(choose_device(device))
     return sampling.draw_samples(model, evaluation.samples, seed, test)
@@ -38,27 +37,25 @@ def draw_samples(
 
 def measure_events(
     hierarchy: Model,
-    train: np.ndarray,
-    valid: np.ndarray,
-    test: np.ndarray,
-    groups: Groups,
+    train: Events,
+    valid: Events,
+    test: Events,
     evaluation: EvaluationSettings,
     device: str,
 ) -> pd.DataFrame:
     """Measure events of each split; see :func:`submanifold.evaluation.events.measure_events`."""
     splits = {"train": train, "valid": valid, "test": test}
     most = MEASURED if evaluation.brief else None
-    return events.measure_events(hierarchy.to(choose_device(device)), splits, groups, most)
+    return events.measure_events(hierarchy.to(choose_device(device)), splits, most)
 
 
 def evaluate(
     hierarchy: Model,
     scored_events: pd.DataFrame,
-    train: np.ndarray,
-    test: np.ndarray,
-    samples: np.ndarray,
+    train: Events,
+    test: Events,
+    samples: Events,
     baselines: dict[str, Any],
-    groups: Groups,
     histories: dict[str, Any],
     input_noise: float,
     evaluation: EvaluationSettings,
@@ -72,10 +69,11 @@ def evaluate(
         baselines = baselines | baselines["measured"]
     measured, volumes = test[rows["number"].to_numpy()], evaluation.volumes
     metrics = measure(hierarchy, rows, measured, baselines, input_noise, draws, on, volumes)
-    if test.dtype == np.uint8:
-        metrics |= sample_quality(train, test, samples, evaluation.inception_weights, on, groups)
+    if test.x.dtype == np.uint8:
+        weights = evaluation.inception_weights
+        metrics |= sample_quality(train, test, samples.x, weights, on)
     metrics["counts"] = {"train": len(train), "test": len(rows), "samples": len(samples)}
-    if groups_of(groups, "test") is not None:
+    if test.groups is not None:
         metrics["counts"]["test_groups"] = rows["group"].nunique()
     metrics["warnings"] = warnings(metrics, histories)
     training = sum(history["seconds"] for history in histories.values())
@@ -88,9 +86,9 @@ def evaluate(
 
 def illustrate(
     hierarchy: Model,
-    train: np.ndarray,
-    test: np.ndarray,
-    samples: np.ndarray,
+    train: Events,
+    test: Events,
+    samples: Events,
     pca: np.ndarray,
     device: str,
 ) -> dict[str, np.ndarray]:
@@ -98,7 +96,7 @@ def illustrate(
     model = hierarchy.to(choose_device(device))
     shown = test[:PROJECTIONS]
     ends = shown[[0, -1]]
-    if (labels := context_of_array(test[:CANDIDATES])) is not None:  # of one class
+    if (labels := test[:CANDIDATES].context) is not None:  # of one class
         ends = test[np.flatnonzero(labels == labels[0])[[0, -1]]]
     originals = shown[-SHOWN:]
     shown_images = illustrations.project_all(model, originals, pca)
@@ -107,12 +105,12 @@ def illustrate(
         shown_images |= {f"by_dim_{name}": images for name, images in by_dim.items()}
     if classes := context_of(model).get("classes"):
         shown_images["by_class"] = illustrations.sample_by_class(model, classes)
-    compared = np.concatenate([samples[:PROJECTIONS], shown])
-    neighbors = train[illustrations.nearest_images(compared, train)]
+    compared = np.concatenate([samples.x[:PROJECTIONS], shown.x])
+    neighbors = train.x[illustrations.nearest_images(compared, train.x)]
     count = len(samples[:PROJECTIONS])
     return {
         **shown_images,
-        "originals": originals,
+        "originals": originals.x,
         "sample_neighbors": neighbors[:count],
         "test_neighbors": neighbors[count:],
         "interpolation": illustrations.interpolate(model, ends, INTERPOLATED),
@@ -121,7 +119,7 @@ def illustrate(
 
 
 def compare_with_truth(
-    hierarchy: Model, test: np.ndarray, samples: np.ndarray, data: SyntheticSettings, device: str
+    hierarchy: Model, test: Events, samples: Events, data: SyntheticSettings, device: str
 ) -> dict[str, Any]:
     """Compare the model with the manifold of synthetic data; see :func:`against_truth`."""
-    return against_truth(hierarchy.to(choose_device(device)), data.manifold, test, samples)
+    return against_truth(hierarchy.to(choose_device(device)), data.manifold, test.x, samples.x)

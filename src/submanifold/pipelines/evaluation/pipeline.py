@@ -19,7 +19,7 @@ BY_KIND = {
     "table": [
         Node(
             explain_rows,
-            inputs=["hierarchy", "x_train", "x_test", "scored_events", "rows", "params:device"],
+            inputs=["hierarchy", "x_train", "x_test", "scored_events", "params:device"],
             outputs="anomalies",
             name="explain",
         ),
@@ -41,7 +41,7 @@ def create_pipeline(experiment: Experiment) -> Pipeline:
         [
             Node(
                 fit_baselines,
-                inputs=["x_train", "x_valid", "x_test", "groups"],
+                inputs=["x_train", "x_valid", "x_test"],
                 outputs=["baselines", "pca"],
                 name="fit_baselines",
             ),
@@ -58,7 +58,6 @@ def create_pipeline(experiment: Experiment) -> Pipeline:
                     "x_train",
                     "x_valid",
                     "x_test",
-                    "groups",
                     "params:evaluation",
                     "params:device",
                 ],
@@ -75,7 +74,6 @@ def create_pipeline(experiment: Experiment) -> Pipeline:
                     "x_test",
                     "samples",
                     "baselines",
-                    "groups",
                     "histories",
                     "params:input_noise",
                     "params:evaluation",

@@ -1,5 +1,6 @@
 """Nodes of the ood pipeline; plots are imported when they are used: matplotlib loads slowly."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,8 @@ import numpy as np
 import pandas as pd
 
 from submanifold.common.errors import error_prefix
-from submanifold.data.arrays import read_sidecar
+from submanifold.data.events import Events
 from submanifold.data.prepare import prepare
-from submanifold.data.splits import Groups
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.calibration import Calibration
 from submanifold.evaluation.likelihood import to_bits_per_dim
@@ -23,36 +23,33 @@ from submanifold.plots.pages import render
 from submanifold.runs.information import information, model_command
 
 
-def gather_images(data: Any, folder: Path, raw_folder: Path) -> tuple[np.ndarray, Groups]:
+def gather_images(data: Any, folder: Path, raw_folder: Path) -> Events:
     """Load images of another source, test images first, at most as many as are scored.
 
     ``data`` are :class:`.ImageSettings`, or None without ``ood``: Kedro checks all pipelines.
     """
     with error_prefix("ood"):
         train, valid, test, _ = prepare(data, folder, raw_folder)
-    images = np.concatenate([split[:MAX_IMAGES] for split in (test, valid, train)])[:MAX_IMAGES]
-    if not (groups := read_sidecar(folder, "groups")):
-        return images, {}
-    numbers = [n for split in ("test", "valid", "train") for n in groups[split][:MAX_IMAGES]]
-    return images, {"ood": numbers[:MAX_IMAGES]}
+    images = [split[:MAX_IMAGES] for split in (test, valid, train)]
+    return Events.concatenate(images)[:MAX_IMAGES]
 
 
-def gather_rows(data: Any, model: Model) -> tuple[np.ndarray, Groups]:
+def gather_rows(data: Any, model: Model) -> Events:
     """Read rows of another table, at most as many as are scored, standardized as by the model."""
     with error_prefix("ood"):
         predictor = Predictor(model)
         rows = read_rows(data.path, predictor).events[:MAX_ROWS]
         events = predictor.events(rows)
-        events[predictor.columns.unknown(rows).any(axis=1)] = np.nan  # they have no density
-        return events, {}
+        is_unknown = predictor.columns.unknown(rows).any(axis=1).to_numpy()
+        x = np.where(is_unknown[:, None], np.nan, events.x)  # they have no density
+        return replace(events, x=x.astype(np.float32))
 
 
 def write_page(
     scored: pd.DataFrame,
     measured: dict[str, Any],
-    test: np.ndarray,
-    ood: np.ndarray,
-    rows: dict[str, list[int]],
+    test: Events,
+    ood: Events,
     dataset: str,
     ood_name: str,
     model: Model,
@@ -73,7 +70,7 @@ def write_page(
         for name in measured["scores"]
     }
     if "density" in by_score:
-        density = {part: to_bits_per_dim(-x, test) for part, x in by_score["density"].items()}
+        density = {part: to_bits_per_dim(-x, test.x) for part, x in by_score["density"].items()}
         label = "bits per dimension"
     else:
         density, label = by_score["on_manifold"], "-log N(u; 0, I), nats"
@@ -87,15 +84,15 @@ def write_page(
         "histograms": score_histograms(by_score),
         "scatter": density_and_distance(points, label),
     }
-    names, of_images = {NORMAL: dataset, OOD: ood_name}, test.dtype == np.uint8
+    names, of_images = {NORMAL: dataset, OOD: ood_name}, test.x.dtype == np.uint8
     events = {NORMAL: test, OOD: ood}
 
     def show(part: str, chosen: np.ndarray, p_values: np.ndarray) -> dict[str, Any]:
         if of_images:
-            return {"image": sheet(np.asarray(events[part])[chosen], sections.COLUMNS)}
+            return {"image": sheet(events[part].x[chosen], sections.COLUMNS)}
         preprocessor = Preprocessor.from_dict(model.data["table"])
         table = preprocessor.inverse_transform(events[part][chosen])
-        table.index = pd.Index(np.array(rows["test"])[chosen] if part == NORMAL else chosen)
+        table.index = pd.Index(np.asarray(test.rows)[chosen] if part == NORMAL else chosen)
         return {"table": sections.show_rows(table, p_values)}
 
     fitted = Calibration.from_dict(model.calibration) if "groups" in model.calibration else None

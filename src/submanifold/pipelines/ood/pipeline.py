@@ -9,13 +9,13 @@ from submanifold.pipelines.ood import nodes
 GATHER_IMAGES = Node(
     nodes.gather_images,
     inputs=["params:ood_data", "ood_folder", "raw_folder"],
-    outputs=["x_ood", "ood_groups"],
+    outputs="x_ood",
     name="gather_ood",
 )
 GATHER_ROWS = Node(
     nodes.gather_rows,
     inputs=["params:ood_data", "hierarchy"],
-    outputs=["x_ood", "ood_groups"],
+    outputs="x_ood",
     name="gather_ood",
 )
 
@@ -33,8 +33,6 @@ def create_pipeline(experiment: Experiment) -> Pipeline:
                     "valid": "x_valid",
                     "test": "x_test",
                     "ood": "x_ood",
-                    "groups": "groups",
-                    "ood_groups": "ood_groups",
                     "device": "params:device",
                 },
                 outputs="ood_scores",
@@ -53,7 +51,6 @@ def create_pipeline(experiment: Experiment) -> Pipeline:
                     "ood_metrics",
                     "x_test",
                     "x_ood",
-                    "rows",
                     "params:data_name",
                     "params:ood",
                     "hierarchy",

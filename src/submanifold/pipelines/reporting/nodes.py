@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from submanifold.common.device import choose_device
+from submanifold.data.events import Events
 from submanifold.data.settings import Kind, SyntheticSettings
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.metrics import (
@@ -72,9 +73,9 @@ def report_images(
     metrics: Metrics,
     hierarchy: Model,
     histories: dict[str, Any],
-    test: np.ndarray,
-    samples: np.ndarray,
-    samples_t07: np.ndarray,
+    test: Events,
+    samples: Events,
+    samples_t07: Events,
     projections: np.ndarray,
     illustrations: dict[str, np.ndarray],
     scored_events: pd.DataFrame,
@@ -88,10 +89,10 @@ def report_images(
     from submanifold.plots.sheets import by_dim, sheet, side_by_side
 
     first_order, dim = _first_order(histories), metrics["dims"][-1]
-    projected = np.asarray(test[: len(projections)])
+    projected = test.x[: len(projections)]
     figures = {"rejection": rejection_blocks(projected, projections, 4)}
     figures["dimensions"] = dimension_curves(metrics["curve"], dim, first_order)
-    drawn = {"samples_t07": samples_t07, "samples": samples}
+    drawn = {"samples_t07": samples_t07.x, "samples": samples.x}
     for name, images in drawn.items():
         title = f"Samples at temperature {TEMPERATURES[name]:g}"
         figures[name] = image_grid(images[:64], columns=16, title=title)
@@ -105,12 +106,12 @@ def report_images(
     content = {
         "projections": side_by_side(illustrations["originals"], illustrations),
         "by_dim": by_dim(illustrations["originals"], nested) if nested else None,
-        "extremes": sections.extremes(scored_events, test),
+        "extremes": sections.extremes(scored_events, test.x),
         "samples": [
             {"name": f"Temperature {TEMPERATURES[name]:g}", "image": sheet(images[:64], 16)}
             for name, images in drawn.items()
         ],
-        "neighbors": sections.neighbors(samples, test, illustrations),
+        "neighbors": sections.neighbors(samples.x, test.x, illustrations),
         "by_class": [
             {"name": f"Label {label}", "image": sheet(row, len(row))}
             for label, row in enumerate(illustrations.get("by_class", ()))
@@ -129,8 +130,8 @@ def report_table(
     metrics: Metrics,
     hierarchy: Model,
     histories: dict[str, Any],
-    test: np.ndarray,
-    samples: np.ndarray,
+    test: Events,
+    samples: Events,
     scored_events: pd.DataFrame,
     anomalies: pd.DataFrame,
     **shared: Any,
@@ -163,8 +164,8 @@ def report_synthetic(
     metrics: Metrics,
     hierarchy: Model,
     histories: dict[str, Any],
-    test: np.ndarray,
-    samples: np.ndarray,
+    test: Events,
+    samples: Events,
     truth: Metrics,
     data: SyntheticSettings,
     **shared: Any,
@@ -173,7 +174,7 @@ def report_synthetic(
     from submanifold.pipelines.reporting.sections import quality
     from submanifold.plots.manifolds import manifold_figure
 
-    points, grid = manifold_picture(hierarchy, data.manifold, test[:MAX_POINTS], samples)
+    points, grid = manifold_picture(hierarchy, data.manifold, test.x[:MAX_POINTS], samples.x)
     figures = {"manifold": manifold_figure(**points, grid=grid)}
     content: Metrics = {"truth": truth, "warnings": [], "quality": quality(metrics, truth)}
     return _report("synthetic", figures, content, metrics, hierarchy, histories, **shared)

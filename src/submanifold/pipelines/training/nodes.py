@@ -5,11 +5,9 @@ import logging
 from itertools import accumulate
 from typing import Any
 
-import numpy as np
-
 from submanifold.common.device import choose_device
+from submanifold.data.events import Events
 from submanifold.data.settings import TableSettings
-from submanifold.data.splits import Groups, groups_of
 from submanifold.evaluation.calibration import calibrate
 from submanifold.evaluation.defensive import with_defensive_component
 from submanifold.inference.training_events import training_hashes
@@ -62,16 +60,16 @@ def plan_steps(
 
 
 def encode(
-    model: Hierarchy, train: np.ndarray, valid: np.ndarray, stages: int, seed: int, device: str
-) -> list[np.ndarray]:
+    model: Hierarchy, train: Events, valid: Events, stages: int, seed: int, device: str
+) -> list[Events]:
     """Encode the data by the first ``stages`` as coordinates u (Alg. 2, line 6)."""
     outer, on = Hierarchy(model.stages[:stages]), choose_device(device)
     return [encode_rows(outer, x, seed, on) for x in (train, valid)]
 
 
 def train(
-    train: np.ndarray,
-    valid: np.ndarray,
+    train: Events,
+    valid: Events,
     before: Any,
     schedule: dict[str, Any],
     folder: str,
@@ -101,7 +99,7 @@ def train(
 
 
 def rotate(
-    train: np.ndarray,
+    train: Events,
     before: Hierarchy,
     schedule: dict[str, Any],
     folder: str,
@@ -122,16 +120,13 @@ def collect_histories(*histories: dict[str, Any]) -> dict[str, Any]:
     return {history["name"]: history for history in histories}
 
 
-def calibrate_model(
-    model: Model, data: Any, train: np.ndarray, valid: np.ndarray, groups: Groups, device: str
-) -> Model:
+def calibrate_model(model: Model, data: Any, train: Events, valid: Events, device: str) -> Model:
     """Add facts about the training data, a defensive component and a calibration of scores."""
-    numbers = groups_of(groups, "valid")
-    normal, numbers = valid[:MAX_NORMAL], None if numbers is None else numbers[:MAX_NORMAL]
+    normal = valid[:MAX_NORMAL]
     calibrated = copy.copy(model)
     calibrated.data = data.facts
     on = choose_device(device)
     calibrated = with_defensive_component(calibrated, train, normal, on)
-    calibrated.calibration = calibrate(calibrated, normal, on, numbers, train)
+    calibrated.calibration = calibrate(calibrated, normal, on, train)
     calibrated.calibration["training"] = training_hashes(calibrated, train, normal)
     return calibrated

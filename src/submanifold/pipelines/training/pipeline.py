@@ -96,7 +96,6 @@ def create_pipeline(experiment: Experiment) -> Pipeline:
                     "params:data",
                     "x_train",
                     "x_valid",
-                    "groups",
                     "params:device",
                 ],
                 outputs="hierarchy",

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from submanifold.common.device import choose_device
 from submanifold.data.batches import Batches
-from submanifold.data.splits import groups_of
 from submanifold.evaluation.baselines import PCA
 from submanifold.evaluation.intervals import mean_interval, median_interval
 from submanifold.evaluation.likelihood import dequantized_log_probs, per_event, to_bits_per_dim
@@ -39,11 +38,11 @@ def measure_points(run: CachedRun) -> Measured:
     """
     model: Model = run.load("hierarchy")
     data: Any = run.settings.data
-    truth, test = data.manifold, run.load("x_test")[:TEST_POINTS]
+    truth, test = data.manifold, run.load("x_test").x[:TEST_POINTS]
     generator = torch.Generator().manual_seed(0)
     samples = model.sample(POINT_SAMPLES, generator=generator).double().numpy()
     measured = against_truth(model, truth, test, samples)
-    x, true = torch.from_numpy(np.asarray(test)), truth.project(test)
+    x, true = torch.from_numpy(test), truth.project(test)
     if model.dim < model.event_dim:
         nearest = model.project(x, nearest=True).double().numpy()
         measured["nearest_distance"] = mean_interval(np.linalg.norm(nearest - true, axis=1))
@@ -64,7 +63,7 @@ def bits_per_dim(run: CachedRun, model: Model, count: int | None = None) -> dict
     """Bits per dimension of the first test images, or of all, with its interval."""
     test = run.load("x_test")[:count]
     (log_prob,) = dequantized_log_probs(model, test, 1, choose_device(run.settings.device))
-    return mean_interval(to_bits_per_dim(log_prob, test), groups_of(run.groups, "test"))
+    return mean_interval(to_bits_per_dim(log_prob, test.x), test.groups)
 
 
 def measure_images(run: CachedRun, models: Sequence[Model]) -> list[Measured]:
@@ -72,8 +71,8 @@ def measure_images(run: CachedRun, models: Sequence[Model]) -> list[Measured]:
     device = choose_device(run.settings.device)
     test = run.load("x_test")
     batches = Batches(test[:PROJECTED], NEAREST_BATCH_SIZE, device=device)
-    groups = groups_of(run.groups, "test")
-    pca = PCA.fit(run.load("x_train"))
+    train, groups = run.load("x_train"), test[:PROJECTED].groups
+    pca = PCA.fit(train.x)
     by_model = []
     for model in models:
         measured: Measured = {}
@@ -95,7 +94,7 @@ def measure_images(run: CachedRun, models: Sequence[Model]) -> list[Measured]:
                 for _ in range(IMAGE_SAMPLES // SAMPLED_AT_ONCE)
             ]
         )
-        quality = sample_quality(run.load("x_train"), test, samples, None, device, run.groups)
+        quality = sample_quality(train, test, samples, None, device)
         names = "precision", "recall", "kid", "frechet_distance"
         by_model.append(measured | {name: quality[name] for name in names})
     return by_model
@@ -107,7 +106,6 @@ def measure_aurocs(run: CachedRun, model: Model, ood: str) -> Measured:
     if not other.catalog.exists("x_ood"):
         other.run("x_ood")
     train, valid, test = (run.load(f"x_{part}") for part in ("train", "valid", "test"))
-    groups = run.groups, other.load("ood_groups") if other.catalog.exists("ood_groups") else {}
-    scored = score_parts(model, train, valid, test, other.load("x_ood"), QUICK, *groups)
+    scored = score_parts(model, train, valid, test, other.load("x_ood"), QUICK)
     scores = measure_ood(scored)["scores"]
     return {f"auroc.{name}": measured["auroc"] for name, measured in scores.items()}

@@ -1,7 +1,5 @@
 """Figures 3 to 10 of the paper, of models trained here."""
 
-import numpy as np
-
 from submanifold.evaluation.samples import TEMPERATURES
 from submanifold.plots.paper import delta_rows, rejection_blocks, sample_panels
 from submanifold.studies.pages import Content, Runs, Target
@@ -30,7 +28,7 @@ def _samples(runs: Runs) -> Content:
     return Content(
         figures={
             f"Samples at temperature {temperature:g}": sample_panels(
-                {label: np.asarray(of_label[0].load(name)) for label, of_label in runs.items()},
+                {label: of_label[0].load(name).x for label, of_label in runs.items()},
                 columns,
             )
             for name, temperature in TEMPERATURES.items()
@@ -40,9 +38,9 @@ def _samples(runs: Runs) -> Content:
 
 def _figure_4(runs: Runs) -> Content:
     first, *_ = next(iter(runs.values()))
-    originals = np.asarray(first.load("x_test")[: len(first.load("projections"))])
+    originals = first.load("x_test").x[: len(first.load("projections"))]
     shown = {
-        delta: (run.load("projections"), run.load("samples"))
+        delta: (run.load("projections"), run.load("samples").x)
         for delta, (run, *_) in by_delta(runs).items()
     }
     return Content(figures={"": delta_rows(originals, shown)})
@@ -50,7 +48,7 @@ def _figure_4(runs: Runs) -> Content:
 
 def _figure_7(runs: Runs) -> Content:
     ((run,),) = runs.values()
-    images, projections = (np.asarray(run.load(name)[:8]) for name in ("x_test", "projections"))
+    images, projections = run.load("x_test").x[:8], run.load("projections")[:8]
     return Content(figures={"": rejection_blocks(images, projections)})
 
 

@@ -9,7 +9,6 @@ import pandas as pd
 import torch
 
 from submanifold.data.batches import Batches
-from submanifold.data.splits import groups_of
 from submanifold.evaluation.baselines import PCA
 from submanifold.evaluation.intervals import (
     Interval,
@@ -136,8 +135,8 @@ def smaller_delta_loses_outliers(runs: Runs) -> Iterator[Finding]:
         return
     first = deltas[max(deltas)][0]
     test = Batches(first.load("x_test"), 1024)
-    groups = groups_of(first.groups, "test")
-    pca, dim = PCA.fit(first.load("x_train")), first.load("metrics")["dims"][-1]
+    groups = test.events.groups
+    pca, dim = PCA.fit(first.load("x_train").x), first.load("metrics")["dims"][-1]
     residuals = _squares(lambda x: pca.project(x, dim), test)
     outliers = residuals >= np.quantile(residuals, 1 - OUTLIERS)
 
