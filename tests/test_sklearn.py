@@ -147,7 +147,7 @@ def test_equal_training_rows_have_different_noise(monkeypatch):
     trained = []
 
     def record(phases, model, train, *rest):
-        trained.append(train)
+        trained.append(train.x)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sklearn, "train_phases", record)
@@ -309,7 +309,7 @@ def test_held_out_rows_validate_and_calibrate(monkeypatch, count, held_out):
         function = getattr(sklearn, name)
 
         def watched(*arguments, **options):
-            splits.extend(arguments[position] for position in positions)
+            splits.extend(arguments[position].x for position in positions)
             return function(*arguments, **options)
 
         monkeypatch.setattr(sklearn, name, watched)
@@ -403,7 +403,7 @@ def test_preprocessing_does_not_depend_on_held_out_rows(monkeypatch):
     held_out, train_phases = [], sklearn.train_phases
 
     def watched(phases, model, train, valid, *rest):
-        held_out.append(valid)
+        held_out.append(valid.x)
         return train_phases(phases, model, train, valid, *rest)
 
     monkeypatch.setattr(sklearn, "train_phases", watched)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from submanifold.data.batches import fixed_batches
-from submanifold.data.events import Events
+from submanifold.data.events import EventsLike, as_events
 from submanifold.evaluation.likelihood import log_prob, table_of
 from submanifold.evaluation.scores import SCALE_BATCH_SIZE, best_noise_scale
 from submanifold.flows import is_noise_conditional
@@ -20,7 +20,7 @@ AnyModel = TypeVar("AnyModel", bound=Model)
 
 
 def with_defensive_component(
-    model: AnyModel, train: Events, held_out: Events, device: torch.device
+    model: AnyModel, train: EventsLike, held_out: EventsLike, device: torch.device
 ) -> AnyModel:
     """Return a model of vectors with a :class:`.DefensiveComponent`; others as they are.
 
@@ -30,7 +30,7 @@ def with_defensive_component(
     """
     if not model.has_density or len(model.event_shape) > 1 or not len(held_out):
         return model
-    table, held_out = table_of(model), held_out[:MAX_HELD_OUT]
+    table, held_out = table_of(model), as_events(held_out)[:MAX_HELD_OUT]
     mixed = copy.deepcopy(model).to(device)
     scale = best_noise_scale(mixed, held_out) if is_noise_conditional(mixed) else None
 
@@ -42,7 +42,7 @@ def with_defensive_component(
     with torch.no_grad():
         flow = log_probs()
         maskable = [] if table is None else table.maskable.tolist()
-        component = DefensiveComponent.fit(train.x, 1.0, maskable)
+        component = DefensiveComponent.fit(as_events(train).x, 1.0, maskable)
         mixed.defensive = component.to(flow.device, next(model.parameters()).dtype)
         normal = log_probs()
     weights = torch.tensor(WEIGHTS).to(flow)[:, None]
