@@ -219,7 +219,8 @@ def test_every_setting_of_a_stage_and_of_a_phase_is_in_its_key(tables):
                 case int():
                     new = 1 if name == "training.warmup" else value - 1
                 case _:
-                    new = 9.0 if name == "training.seconds" else [0.0, 0.5]
+                    is_count = name in ("training.seconds", "training.patience")
+                    new = 9 if is_count else [0.0, 0.5]
             after = artifact_keys(resolve(merge(full, nest({f"{group}.{name}": new}))), Path())
             assert before["second"] != after["second"], name
             assert before["first"] == after["first"], name

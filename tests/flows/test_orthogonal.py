@@ -1,3 +1,4 @@
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,3 +39,17 @@ def test_block_reflections_equal_reflections():
     torch.testing.assert_close(blocked.inverse(x), single.inverse(x))
     matrix = perturb(single)(torch.eye(9, dtype=torch.float64))[0]
     torch.testing.assert_close(matrix @ matrix.T, torch.eye(9, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("directions", [None, 5])
+def test_a_rotation_in_double_precision_is_orthogonal_to_double_precision(directions):
+    torch.manual_seed(0)
+    rotation, count = Rotation(12, directions), directions or 12
+    axes = torch.linalg.qr(torch.randn(12, 12)).Q[:, :count]
+    rotation.fit(axes, torch.ones(12))
+    single = rotation(torch.eye(12))[0]
+    x = torch.eye(12).double()
+    z, _ = rotation.double()(x)
+    torch.testing.assert_close(z.float(), single)
+    torch.testing.assert_close(rotation.inverse(z), x, rtol=0, atol=1e-13)
+    torch.testing.assert_close(z @ z.T, x, rtol=0, atol=1e-13)

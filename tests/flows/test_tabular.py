@@ -1,9 +1,12 @@
 """Data-dependent initialization and noise conditioning of flows of tables."""
 
+import pytest
 import torch
 
+from strategies import perturb
 from submanifold.flows import QuantileSpline, Tabular, initialize, make_conditional
 from submanifold.flows.tabular import LARGEST_MIXED
+from submanifold.models import Stage
 
 
 def skewed(rows):
@@ -62,3 +65,18 @@ def test_the_density_of_one_column_has_a_shape_that_depends_on_the_context():
         residuals.append((z - powers @ torch.linalg.lstsq(powers, z).solution).detach())
     assert residuals[0].std() > 0.01
     assert (residuals[0] - residuals[1]).std() > 0.01
+
+
+@pytest.mark.parametrize("distance", [10.0, 100.0, 1000.0])
+def test_far_from_the_data_the_inverse_and_the_log_determinant_are_exact(distance):
+    torch.manual_seed(0)
+    stage = Stage(perturb(Tabular(4, couplings=6, hidden=16), 1.0), 2)
+    initialize(stage.flows[0], torch.randn(2000, 4))
+    stage.add_rotation().fit(torch.linalg.qr(torch.randn(4, 4)).Q, torch.ones(4))
+    stage.double()
+    x = distance * torch.nn.functional.normalize(torch.randn(20, 4)).double()
+    u, v, log_det = stage(x)
+    assert (stage.decode(u, v) - x).norm(dim=1).max() < 1e-3 * distance
+    of_row = torch.func.vmap(torch.func.jacrev(lambda row: torch.cat(stage(row[None])[:2], 1)[0]))
+    jacobians = torch.stack([of_row(row[None])[0] for row in x])
+    torch.testing.assert_close(log_det, torch.linalg.slogdet(jacobians).logabsdet)

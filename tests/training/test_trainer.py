@@ -376,6 +376,19 @@ def test_a_training_ends_in_its_time_and_is_not_repeated(tmp_path):
     assert (again["steps"], again["steps_trained"]) == (history["steps"], 0)
 
 
+def test_a_training_stops_when_validations_do_not_improve(tmp_path):
+    memorizing = {"rows": data(16), "learning_rate": 0.05, "steps": 400, "patience": 2}
+    hierarchy, history = run(tmp_path, **memorizing)
+    assert history["steps"] == history["best_step"] + 20 < 400
+    assert history["valid"][-1]["step"] == history["steps"]
+    best = min(row["loss"] for row in history["valid"])
+    assert evaluate(hierarchy)["loss"] == pytest.approx(best)
+    _, again = run(tmp_path, **memorizing)
+    assert (again["steps"], again["steps_trained"]) == (history["steps"], 0)
+    _, patient = run(tmp_path / "all", **memorizing | {"patience": None, "steps": 100})
+    assert patient["steps"] == 100
+
+
 def test_the_steps_that_are_left_follow_the_time():
     limited = settings(steps=100, seconds=50.0, cooldown_fraction=0.5)
     trainer = Trainer(Phase(small(), MSE, limited))

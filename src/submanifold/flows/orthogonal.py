@@ -1,6 +1,8 @@
 """Orthogonal maps: Householder reflections, rotations of latents, and the cosine transform."""
 
 import math
+from collections.abc import Callable
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -87,7 +89,9 @@ class Rotation(Flow):
     It keeps the density of a flow with standard normal latents (:ref:`theory-6`). It starts as the
     identity, is set by :meth:`fit` and has no trained parameters. Q is a dense matrix, or, to
     choose the first k axes only, given by :math:`Q^T = I - V T V^T` with V of shape (D, k) and
-    upper triangular T of shape (k, k) (Schreiber & Van Loan 1989).
+    upper triangular T of shape (k, k) (Schreiber & Van Loan 1989). A conversion to double precision
+    makes it orthogonal to double precision, without which the inverse of a flow is wrong far from
+    the data, where the latents are large.
 
     Args:
         dim: Number of coordinates, D.
@@ -142,9 +146,8 @@ class Rotation(Flow):
         """Make the orthonormal columns of ``axes`` (D, k) the first axes, up to their signs."""
         self.eigenvalues.copy_(eigenvalues)
         if self.is_dense:
-            # a Newton-Schulz step: float32 eigenvectors are orthonormal to four digits
-            rows = axes.T
-            self.matrix.copy_(1.5 * rows - 0.5 * (rows @ axes) @ rows)
+            # float32 eigenvectors are orthonormal to four digits
+            self.matrix.copy_(_orthonormalized(axes.T))
             return
         v, scales = _householder_vectors(axes)
         above = (v.T @ v).triu(1)
@@ -154,8 +157,26 @@ class Rotation(Flow):
         self.reflectors.copy_(v)
         self.triangle.copy_(triangle)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        was_double = self.eigenvalues.dtype == torch.float64
+        super()._apply(fn, recurse)
+        if self.eigenvalues.dtype == torch.float64 and not was_double:
+            if self.is_dense:
+                self.matrix = nn.Buffer(_orthonormalized(self.matrix))
+            elif self.triangle.diagonal().all():
+                # the condition for an orthogonal matrix is T^-1 + T^-T = V^T V
+                products = self.reflectors.T @ self.reflectors
+                half = products.triu(1) + 0.5 * products.diagonal().diag()
+                self.triangle = nn.Buffer(torch.linalg.inv(half))
+        return self
+
     def _reflect(self, x: Tensor, triangle: Tensor) -> Tensor:
         return x - ((x @ self.reflectors) @ triangle) @ self.reflectors.T
+
+
+def _orthonormalized(rows: Tensor) -> Tensor:
+    """Double the digits to which rows (D, D) are orthonormal, by a Newton-Schulz step."""
+    return 1.5 * rows - 0.5 * (rows @ rows.T) @ rows
 
 
 def tail_sums(eigenvalues: Tensor) -> Tensor:

@@ -112,6 +112,8 @@ def fit(
                     if kind not in state.warnings:
                         state.warnings[kind] = text
                         log.warning("%s: %s", name, text)
+                trainer.stop_early()
+                meter.total = state.steps
                 state.seconds = seconds + time.monotonic() - started
                 if not doubtful or step == state.steps:
                     trainer.save(folder)

@@ -36,6 +36,7 @@ class TrainingSettings(Settings):
         clip: Largest norm of the gradient; None does not clip.
         ema: Decay of the exponential moving average of the weights, which is what is kept.
         validate_every: Steps between validations, each with a checkpoint.
+        patience: Validations without a better one after which the training stops; None never stops.
         validation_rows: Events of a validation, the first of the validation data.
         precision: Precision of matrix products; ``auto`` is bfloat16 where the hardware is faster
             with it.
@@ -56,6 +57,7 @@ class TrainingSettings(Settings):
     clip: float | None = Field(default=10.0, gt=0)
     ema: float = Field(default=0.99, ge=0, lt=1)
     validate_every: int = Field(default=200, gt=0)
+    patience: int | None = Field(default=None, gt=0)
     validation_rows: int = Field(default=512, gt=0)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     seconds: float | None = Field(default=None, gt=0)

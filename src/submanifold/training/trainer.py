@@ -161,6 +161,12 @@ class Trainer:
         at_scale = replace(self.phase, noise=ScoringScale(noise.scale, noise.smallest, chosen))
         return validate(at_scale, valid)["loss"]
 
+    def stop_early(self) -> None:
+        """End the training after the present step if the last validations were no better."""
+        later = sum(row["step"] > self.state.best_step for row in self.state.valid)
+        if self.settings.patience is not None and later >= self.settings.patience:
+            self.state.steps = self.state.step
+
     def keep_time(self, seconds: float, step_seconds: float) -> None:
         """Reduce the steps that are left if they would take longer than the settings allow.
 
