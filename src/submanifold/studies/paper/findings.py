@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,12 +16,19 @@ from submanifold.evaluation.intervals import (
     Interval,
     interval_over_seeds,
     mean_interval,
+    over_seeds,
     plus_minus,
 )
 from submanifold.evaluation.metrics import METRICS, is_missing
+from submanifold.runs.experiments import CachedRun
 from submanifold.studies.pages import Content, Runs, Target, read_page
 from submanifold.studies.paper.figures import BY_DELTA, DIM_100, by_delta
-from submanifold.studies.paper.tables import control_cells, needs_of, paper_cells
+from submanifold.studies.paper.statistics import (
+    STATISTICS,
+    measure_normality,
+    measure_sharpness,
+)
+from submanifold.studies.paper.tables import control_cells, needs_of, paper_cells, params_of
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not decidable at this size"
 NOT_RUN, NOT_REPORTED = "not run", "not reported"
@@ -30,7 +38,15 @@ EXPECTED = {"less": (-math.inf, 0.0), "more": (0.0, math.inf), "equal": (-MATCH,
 """The differences for which a claim holds."""
 OUTLIERS = 0.01  # fraction of the test pixels, the furthest from their PCA projection
 RISE = 1.05  # largest ratio of the last validation loss to the best in a stable training
+OURS = "density-first"
+SHOWN = ("bits_per_dim", "mse", "baselines.pca.mse", "precision", "recall", "kid")
 BEDROOMS = " on LSUN bedroom"  # after methods trained on it; others are on CelebA
+AFTER = " after stage "  # between a method and the stage whose coordinates are measured
+NORMALITY = "excess_kurtosis"  # name of its measurements of all stages
+CLAIMS = read_page("paper/findings")["claims"]
+NAMES = {
+    name for pairs in CLAIMS.values() for _, first, _, second in pairs for name in (first, second)
+}
 
 
 class Finding(NamedTuple):
@@ -47,18 +63,19 @@ def check_findings(runs: Runs) -> Content:
     page = read_page("paper/findings")
     table = pd.DataFrame(
         [
-            *(
-                compare(runs, claim, *pair)
-                for claim, pairs in page["claims"].items()
-                for pair in pairs
-            ),
+            *(compare(runs, claim, *pair) for claim, pairs in CLAIMS.items() for pair in pairs),
             *smaller_delta_loses_outliers(runs),
-            end_to_end_is_unstable(runs),
+            *end_to_end_is_unstable(runs),
         ]
     )
     intervals = page["several_seeds" if max(map(len, runs.values())) > 1 else "one_seed"]
     notes = [page["data"], intervals, page["verdicts"]]
-    return Content({"Claims": table}, data=table, notes=notes, conclusions=summary(table))
+    if normal := sorted(_normal_levels(runs)):
+        ends = dict.fromkeys(f"{level:.2f}" for level in (normal[0], normal[-1]))
+        notes.append(page["statistics"].format(normal=" to ".join(ends)))
+    conclusions = [*summary(table), *errors_over_pca(runs)]
+    tables = {"Claims": table, "Models": models_table(runs)}
+    return Content(tables, data=table, notes=notes, conclusions=conclusions)
 
 
 def summary(table: pd.DataFrame) -> list[str]:
@@ -77,18 +94,78 @@ def summary(table: pd.DataFrame) -> list[str]:
     return lines
 
 
+def errors_over_pca(runs: Runs) -> list[str]:
+    """Compare the squared errors of the paper's methods, and of ours, with PCA's."""
+    ratios = {}
+    for label, seeds in runs.items():
+        metrics = [run.load("metrics") for run in seeds]
+        errors = [of_seed["mse"]["value"] for of_seed in metrics]
+        pca = [of_seed["baselines"]["pca"].get("mse", {}).get("value") for of_seed in metrics]
+        if not any(map(is_missing, (*errors, *pca))):
+            ratios[label] = sum(errors) / sum(pca)
+    ours = ratios.pop(OURS, None)
+    if not ratios:
+        return []
+    best, worst = (choose(ratios, key=ratios.__getitem__) for choose in (min, max))
+    line = (
+        "Squared errors of encoder projections over those of PCA with as many dimensions: "
+        f"{ratios[best]:.2g} ({best}) to {ratios[worst]:.2g} ({worst})"
+    )
+    return [f"{line}." if ours is None else f"{line}; {OURS}, which is ours, has {ours:.2g}."]
+
+
+def models_table(runs: Runs) -> pd.DataFrame:
+    """Format the metrics of the models, one row for each."""
+    rows = []
+    for label, seeds in runs.items():
+        metrics = [run.load("metrics") for run in seeds]
+        row = {"model": label, "dimensions": " → ".join(map(str, metrics[0]["dims"]))}
+        for name in SHOWN:
+            metric = METRICS[name]
+            row[metric.label] = metric.write(over_seeds([metric.read(one) for one in metrics]))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
 def compare(runs: Runs, claim: str, metric: str, first: str, expected: str, second: str) -> Finding:
-    """Judge the difference of a metric between the methods ``first`` and ``second``."""
-    dataset = BEDROOMS if first.endswith(BEDROOMS) else ""
-    comparison = f"{first.removesuffix(dataset)} against {second}"
-    if not {first, second} <= runs.keys():
+    """Judge the difference of a metric between the methods ``first`` and ``second``.
+
+    ``H-MM after stage 1`` is the method H-MM, of which a statistic is measured after each stage.
+    """
+    _, on, place = second.partition(" on ")
+    comparison = f"{first.removesuffix(on + place)} against {second}"
+    labels = method_of(first), method_of(second)
+    if not {*labels} <= runs.keys():
         return Finding(claim, comparison)
     pairs = [
-        [run.load("metrics")[metric] for run in pair]
-        for pair in zip(runs[first], runs[second], strict=False)
+        [_measured(run, metric, name) for run, name in zip(pair, (first, second), strict=True)]
+        for pair in zip(*(runs[label] for label in labels), strict=False)
     ]
     comparison += _counted(len(pairs))
     return _judge(claim, comparison, _difference(pairs), metric, expected)
+
+
+def method_of(name: str) -> str:
+    """Return the label of the runs of a method, or of a method after a stage."""
+    return name.partition(AFTER)[0]
+
+
+def _measured(run: CachedRun, metric: str, name: str) -> Any:
+    """Read a metric of a run, or measure a statistic of the method ``name``."""
+    if metric == "excess_kurtosis":
+        stage = int(name.partition(AFTER)[2])
+        return run.cached(NORMALITY, partial(measure_normality, run))[stage - 1]
+    if metric == "sharpness":
+        return run.cached(metric, partial(measure_sharpness, run))
+    return run.load("metrics")[metric]
+
+
+def _normal_levels(runs: Runs) -> Iterator[float]:
+    """Yield the excess kurtosis of as many normal draws as there are test images."""
+    for label in {method_of(name) for name in NAMES if AFTER in name} & runs.keys():
+        run = runs[label][0]
+        for stage in run.cached(NORMALITY, partial(measure_normality, run)):
+            yield stage["normal"]
 
 
 def _difference(pairs: Sequence[Sequence[Any]]) -> Interval:
@@ -119,7 +196,7 @@ def _judge(
         elif high < least or low > most:
             verdict = FAILS
     shown = difference["value"] if low == high else difference  # exact numbers, or no interval
-    found = METRICS[metric].write(shown, signed=True, label=True)
+    found = (METRICS | STATISTICS)[metric].write(shown, signed=True, label=True)
     return Finding(claim, comparison, found, verdict)
 
 
@@ -168,19 +245,22 @@ def _squares(project: Callable[[torch.Tensor], torch.Tensor], test: Batches) -> 
     return torch.cat([(x - project(x)).square().flatten(1) for x, _ in test]).numpy()
 
 
-def end_to_end_is_unstable(runs: Runs) -> Finding:
-    """Compare the training histories of both ways of training at d = 100."""
+def end_to_end_is_unstable(runs: Runs) -> Iterator[Finding]:
+    """Compare the training histories of both ways of training at d = 100, by optimizer."""
     claim = "End-to-end training at d = 100 is unstable, hierarchical training is not"
-    dims = "3072 → 500 → 100"
-    if not runs.keys() >= DIM_100.keys():
-        return Finding(claim, dims)
-    (joint, is_unstable), (hierarchical, is_other_unstable) = (
-        _stability([history for run in runs[label] for history in run.histories()])
-        for label in DIM_100
-    )
-    verdict = OPEN if is_other_unstable else HOLDS if is_unstable else FAILS
-    dims += _counted(min(len(runs[label]) for label in DIM_100))
-    return Finding(claim, dims, f"end to end: {joint}; hierarchical: {hierarchical}", verdict)
+    for optimizer, labels in (("", [*DIM_100]), (", the paper's optimizer", [*PAPERS_OPTIMIZER])):
+        dims = f"3072 → 500 → 100{optimizer}"
+        if not runs.keys() >= {*labels}:
+            yield Finding(claim, dims)
+            continue
+        (joint, is_unstable), (hierarchical, is_other_unstable) = (
+            _stability([history for run in runs[label] for history in run.histories()])
+            for label in labels
+        )
+        verdict = OPEN if is_other_unstable else HOLDS if is_unstable else FAILS
+        dims += _counted(min(len(runs[label]) for label in labels))
+        found = f"end to end: {joint}; hierarchical: {hierarchical}"
+        yield Finding(claim, dims, found, verdict)
 
 
 def _stability(histories: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
@@ -193,17 +273,32 @@ def _stability(histories: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
     return text, bool(rollbacks or warnings) or rise > RISE
 
 
-CLAIMED = {
-    label
-    for pairs in read_page("paper/findings")["claims"].values()
-    for _, first, _, second in pairs
-    for label in (first, second)
-}
+CLAIMED = {method_of(name) for name in NAMES}
 CELEBA = needs_of([*paper_cells(1), *control_cells(1)[:1], *paper_cells(2)])
-ROOMS = {name + BEDROOMS: need for name, need in needs_of(paper_cells(3)).items()}
+LSUN = {
+    f"{name}{BEDROOMS}{place}": need
+    for table, place in ((3, ""), (4, ""), (5, " at d = 700"))
+    for name, need in needs_of(paper_cells(table)).items()
+}
+THREE_STAGES = {"H-MMM": params_of("celeba", "H-MMM", "3072-1000-500-100")}
+PAPERS_OPTIMIZER = {
+    f"{name}, the paper's optimizer": {
+        **need,
+        "training.muon_lr": None,
+        "training.learning_rate": 1e-5,
+        "training.batch_size": 64,
+    }
+    for name, need in DIM_100.items()
+}
 TARGET = Target(
     "The paper's findings, checked at the size of a laptop",
-    {name: need for name, need in (CELEBA | ROOMS).items() if name in CLAIMED} | BY_DELTA | DIM_100,
+    {
+        **{name: need for name, need in (CELEBA | LSUN | THREE_STAGES).items() if name in CLAIMED},
+        **BY_DELTA,
+        **DIM_100,
+        **PAPERS_OPTIMIZER,
+        OURS: {"dataset": "celeba", "method": OURS, "stage_1.dim": 500},
+    },
     check_findings,
     seeds=True,
 )
