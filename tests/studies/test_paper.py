@@ -6,12 +6,14 @@ import pandas as pd
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
+from scipy.stats import multivariate_normal
 
 from submanifold.evaluation.intervals import plus_minus
 from submanifold.flows import RealNVP
 from submanifold.models import Hierarchy, Stage
+from submanifold.plots.paper import rejection_scheme
 from submanifold.runs.experiments import CachedRun
-from submanifold.studies.paper import findings, statistics
+from submanifold.studies.paper import divergences, figures, findings, statistics
 from submanifold.studies.paper.findings import FAILS, HOLDS, NOT_REPORTED, OPEN
 from submanifold.studies.paper.tables import (
     TARGETS,
@@ -189,3 +191,30 @@ def test_averaging_three_pixels_of_a_wave_decreases_the_edge_energy_by_its_known
 
 def test_every_method_of_a_claim_is_trained():
     assert set(findings.TARGET.needs) >= findings.CLAIMED
+
+
+def test_the_divergences_of_a_gaussian_from_its_fits_are_zero():
+    truth = multivariate_normal([0.3, -0.2], [[0.5, 0.2], [0.2, 0.4]])
+    density = truth.pdf(divergences.POINTS)
+    fitted = divergences.fit_kl(density)
+    np.testing.assert_allclose(fitted.mean, truth.mean, atol=1e-4)
+    np.testing.assert_allclose(fitted.cov, truth.cov, atol=1e-4)
+    assert divergences.kl_divergence(density, truth) == pytest.approx(0, abs=1e-4)
+    assert divergences.js_divergence(density, truth) == pytest.approx(0, abs=1e-4)
+    shifted = multivariate_normal([1.3, -0.2], truth.cov)  # KL = 1/2 shift^T cov^-1 shift
+    assert divergences.kl_divergence(density, shifted) == pytest.approx(0.5 * 2.5, rel=1e-3)
+
+
+def test_figure_1_needs_no_model():
+    content = figures.TARGETS["figure-1"].content({})
+    assert len(content.figures) == 1
+    assert content.notes == []
+
+
+def test_figure_2_shows_images_as_sums():
+    """The first has an error of 28 levels, the second none."""
+    images = np.full((2, 3, 4, 4), 100, np.uint8)
+    projections = np.stack([images[0] - 28, images[1]])
+    axes = rejection_scheme(images, projections).axes
+    levels = [{*np.ravel(ax.images[0].get_array())} for ax in axes]
+    assert levels == [{100}, {72}, {156}, {100}, {100}, {128}]

@@ -150,14 +150,14 @@ def unique(runs: Iterable[CachedRun]) -> dict[str, CachedRun]:
 
 
 def finished(planned: Plan) -> Plan:
-    """Keep the finished runs, and the targets that have some."""
+    """Keep the finished runs, and the targets that have some or need none."""
     kept = {}
     for name, labels in planned.items():
         done = {
             label: [run for run in runs if run.error is None and run.is_finished]
             for label, runs in labels.items()
         }
-        if any(done.values()):
+        if any(done.values()) or not labels:
             kept[name] = {label: runs for label, runs in done.items() if runs}
     return kept
 
