@@ -13,8 +13,8 @@ from submanifold.flows import RealNVP
 from submanifold.models import Hierarchy, Stage
 from submanifold.plots.paper import rejection_scheme
 from submanifold.runs.experiments import CachedRun
-from submanifold.studies.paper import divergences, figures, findings, statistics
-from submanifold.studies.paper.findings import FAILS, HOLDS, NOT_REPORTED, OPEN
+from submanifold.studies.paper import claims, divergences, figures, findings, statistics
+from submanifold.studies.paper.claims import FAILS, HOLDS, NOT_REPORTED, OPEN
 from submanifold.studies.paper.tables import (
     TARGETS,
     control_cells,
@@ -35,6 +35,7 @@ def run(bpd=4.0, mse=0.01, dims=(3072, 500)):
         "bits_per_dim": {"value": None, "why": "no"} if bpd is None else plus_minus(bpd, 0.1),
         "mse": {"value": mse, "low": mse / 2, "high": 2 * mse},
         "stage_1_mse": {"value": mse / 4},
+        "kid": plus_minus(0.5, 0.1),
         "fid": {"value": None, "why": "not measured"},
         "parameters": 1_000_000,
         "baselines": {"pca": {"dim": 500, "mse": {"value": 0.001}}},
@@ -69,7 +70,9 @@ def test_rows_are_labelled_by_the_dimensions_of_the_models():
     cells = control_cells(1) + paper_cells(1)
     runs = {method: [run(dims=(768, 250))] for _, method, _ in cells}
     content = TARGETS["table-1"].make(runs)
-    (table,) = content.tables.values()
+    table, verdicts = content.tables.values()
+    assert content.conclusions[0].startswith(f"Of {len(verdicts)} comparisons")
+    assert {"PR-M against DNF", "PR-D against PR-H"} <= {*verdicts["comparison"]}
     assert {*table["dimensions"]} == {"768 → 250"}
     paper = table.set_index("method")["BPD, paper"]
     assert paper["DNF"] == "3.98 ± 0.03", "the paper's numbers are found by its dimensions"
@@ -108,7 +111,7 @@ def test_every_cell_of_the_papers_tables_is_valid_and_has_its_dimensions(table):
 def test_a_claim_is_judged_by_the_interval_of_the_difference(one, other, less, equal):
     runs = {"A": [*map(run, one)], "B": [*map(run, other)]}
     for expected, verdict in (("less", less), ("equal", equal)):
-        found = findings.compare(runs, "claim", "bits_per_dim", "A", expected, "B")
+        found = claims.compare(runs, "claim", "bits_per_dim", "A", expected, "B")
         assert found.verdict == verdict
 
 
@@ -124,16 +127,24 @@ def coded_run(kurtosis, sharpness=1.0):
 def test_a_claim_compares_stages_of_a_method():
     runs = {"A": [coded_run([1.0, 0.5])]}
     first, second = "A after stage 1", "A after stage 2"
-    holds = findings.compare(runs, "claim", "excess_kurtosis", second, "less", first)
+    holds = claims.compare(runs, "claim", "excess_kurtosis", second, "less", first)
     assert (holds.verdict, holds.found) == (HOLDS, "-0.50 excess kurtosis [-0.64, -0.36]")
-    fails = findings.compare(runs, "claim", "excess_kurtosis", first, "less", second)
+    fails = claims.compare(runs, "claim", "excess_kurtosis", first, "less", second)
     assert fails.verdict == FAILS
+
+
+def test_the_claims_of_a_table_compare_its_methods():
+    runs = {"PR-M": [run(3.5)], "DNF": [run(4.0)], "EE-M on LSUN bedroom": [run()]}
+    table = claims.claims_of(runs)
+    assert [*table["comparison"]] == ["PR-M against DNF"]
+    assert [*table["verdict"]] == [HOLDS]
+    assert len(claims.claims_of({"PR-M": [run()]})) == 0
 
 
 def test_a_claim_compares_the_sharpness_of_samples():
     runs = {"A": [coded_run([], 0.3)], "B": [coded_run([], 0.9)], "C": [coded_run([], 0.95)]}
     verdicts = {
-        name: findings.compare(runs, "claim", "sharpness", name, "less", "C").verdict
+        name: claims.compare(runs, "claim", "sharpness", name, "less", "C").verdict
         for name in ("A", "B")
     }
     assert verdicts == {"A": HOLDS, "B": OPEN}

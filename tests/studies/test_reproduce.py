@@ -101,8 +101,8 @@ def test_a_dry_run_estimates_the_time_from_finished_runs(table_4):
         more = reproduce.plan(["table-4"], project.path, "test", 2, SMALL)
         *_, total = reproduce.overview(more)
         *_, done = reproduce.overview(planned)
-    assert total.startswith("3 of 6 runs are finished. The others take about 0.0 hours")
-    assert done == "3 of 3 runs are finished."
+    assert total.startswith("5 of 10 runs are finished. The others take about 0.0 hours")
+    assert done == "5 of 5 runs are finished."
 
 
 def test_a_method_without_finished_runs_takes_the_mean_time():
