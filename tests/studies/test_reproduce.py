@@ -45,6 +45,7 @@ def test_a_table_is_written_as_csv_and_markdown(table_4):
     assert "62.72" in text, "the paper's FID"
     assert "H-MH*" in text
     assert "`submanifold reproduce table-4 --seeds=1`" in text
+    assert "they were trained in 0.0 hours." in text
     assert re.search(r"H-MH\* +\| 192 → 24 → 12", text)
     assert re.search(r"The paper's dimensions: .*H-MH\* 3072 → 2000 → 1000", text)
     (some,) = make(project, "table-4", only="H-MH*")[1]
