@@ -136,7 +136,7 @@ env_option = click.option("--env", "-e", envvar="KEDRO_ENV", help=env_help)
     show_default=True,
     help="Trainings with different seeds for each cell of a table.",
 )
-@click.option("--dry-run", is_flag=True, help="List the runs and their state.")
+@click.option("--dry-run", is_flag=True, help="List missing input, the runs and their time.")
 @click.option("--finished-only", is_flag=True, help="Run nothing, and omit unfinished runs.")
 @click.option("--params", cls=ParamsOption)
 def reproduce(
@@ -166,10 +166,7 @@ def reproduce(
         if not planned:
             raise UserError(f"Nothing that {', '.join(targets)} needs is finished.")
     if dry_run:
-        states = studies.state(planned)
-        width = max(map(len, states), default=0)
-        for name, text in states.items():
-            click.echo(f"{name:<{width}}  {text}")
+        click.echo("\n".join(studies.overview(planned)))
         return
     options = f" --env={env}" if env else ""
     options += f" --seeds={seeds}" if seeds > 1 else ""

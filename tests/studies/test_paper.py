@@ -1,13 +1,20 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+from scipy.stats import multivariate_normal
 
 from submanifold.evaluation.intervals import plus_minus
+from submanifold.flows import RealNVP
+from submanifold.models import Hierarchy, Stage
+from submanifold.plots.paper import rejection_scheme
 from submanifold.runs.experiments import CachedRun
-from submanifold.studies.paper import findings
-from submanifold.studies.paper.findings import FAILS, HOLDS, NOT_REPORTED, OPEN
+from submanifold.studies.paper import claims, divergences, figures, findings, statistics
+from submanifold.studies.paper.claims import FAILS, HOLDS, NOT_REPORTED, OPEN
 from submanifold.studies.paper.tables import (
     TARGETS,
     control_cells,
@@ -28,6 +35,7 @@ def run(bpd=4.0, mse=0.01, dims=(3072, 500)):
         "bits_per_dim": {"value": None, "why": "no"} if bpd is None else plus_minus(bpd, 0.1),
         "mse": {"value": mse, "low": mse / 2, "high": 2 * mse},
         "stage_1_mse": {"value": mse / 4},
+        "kid": plus_minus(0.5, 0.1),
         "fid": {"value": None, "why": "not measured"},
         "parameters": 1_000_000,
         "baselines": {"pca": {"dim": 500, "mse": {"value": 0.001}}},
@@ -62,7 +70,9 @@ def test_rows_are_labelled_by_the_dimensions_of_the_models():
     cells = control_cells(1) + paper_cells(1)
     runs = {method: [run(dims=(768, 250))] for _, method, _ in cells}
     content = TARGETS["table-1"].make(runs)
-    (table,) = content.tables.values()
+    table, verdicts = content.tables.values()
+    assert content.conclusions[0].startswith(f"Of {len(verdicts)} comparisons")
+    assert {"PR-M against DNF", "PR-D against PR-H"} <= {*verdicts["comparison"]}
     assert {*table["dimensions"]} == {"768 → 250"}
     paper = table.set_index("method")["BPD, paper"]
     assert paper["DNF"] == "3.98 ± 0.03", "the paper's numbers are found by its dimensions"
@@ -101,9 +111,121 @@ def test_every_cell_of_the_papers_tables_is_valid_and_has_its_dimensions(table):
 def test_a_claim_is_judged_by_the_interval_of_the_difference(one, other, less, equal):
     runs = {"A": [*map(run, one)], "B": [*map(run, other)]}
     for expected, verdict in (("less", less), ("equal", equal)):
-        found = findings.compare(runs, "claim", "bits_per_dim", "A", expected, "B")
+        found = claims.compare(runs, "claim", "bits_per_dim", "A", expected, "B")
         assert found.verdict == verdict
+
+
+def coded_run(kurtosis, sharpness=1.0):
+    """A run whose statistics have intervals of 0.1."""
+    measured = {
+        "excess_kurtosis": [plus_minus(value, 0.1) for value in kurtosis],
+        "sharpness": plus_minus(sharpness, 0.1),
+    }
+    return SimpleNamespace(cached=lambda name, measure: measured[name])
+
+
+def test_a_claim_compares_stages_of_a_method():
+    runs = {"A": [coded_run([1.0, 0.5])]}
+    first, second = "A after stage 1", "A after stage 2"
+    holds = claims.compare(runs, "claim", "excess_kurtosis", second, "less", first)
+    assert (holds.verdict, holds.found) == (HOLDS, "-0.50 excess kurtosis [-0.64, -0.36]")
+    fails = claims.compare(runs, "claim", "excess_kurtosis", first, "less", second)
+    assert fails.verdict == FAILS
+
+
+def test_the_claims_of_a_table_compare_its_methods():
+    runs = {"PR-M": [run(3.5)], "DNF": [run(4.0)], "EE-M on LSUN bedroom": [run()]}
+    table = claims.claims_of(runs)
+    assert [*table["comparison"]] == ["PR-M against DNF"]
+    assert [*table["verdict"]] == [HOLDS]
+    assert len(claims.claims_of({"PR-M": [run()]})) == 0
+
+
+def test_a_claim_compares_the_sharpness_of_samples():
+    runs = {"A": [coded_run([], 0.3)], "B": [coded_run([], 0.9)], "C": [coded_run([], 0.95)]}
+    verdicts = {
+        name: claims.compare(runs, "claim", "sharpness", name, "less", "C").verdict
+        for name in ("A", "B")
+    }
+    assert verdicts == {"A": HOLDS, "B": OPEN}
+
+
+def test_the_errors_of_the_papers_methods_are_compared_with_pca():
+    runs = {"A": [run(mse=0.002)], "B": [run(mse=0.005)], findings.OURS: [run(mse=0.0005)]}
+    (line,) = findings.errors_over_pca(runs)
+    assert line.endswith(" 2 (A) to 5 (B); density-first, which is ours, has 0.5.")
+
+
+def test_scale_mixtures_have_their_excess_kurtosis_in_every_direction():
+    """Of normal draws with scales 0.5 and 1.5: 3 (0.5^4 + 1.5^4) / 2 / 1.25^2 - 3 = 1.92."""
+    normal = np.random.default_rng(0).standard_normal((40_000, 30))
+    scales = np.random.default_rng(1).choice([0.5, 1.5], (len(normal), 1))
+    assert statistics.excess_kurtosis(scales * normal) == pytest.approx(1.92, abs=0.1)
+    assert statistics.excess_kurtosis(normal) == pytest.approx(
+        np.sqrt(48 / (np.pi * len(normal))), rel=0.3
+    )
+    assert statistics.excess_kurtosis(7 * normal + 5) == pytest.approx(
+        statistics.excess_kurtosis(normal)
+    )
+
+
+def test_codes_are_those_after_each_stage():
+    stages = [Stage(RealNVP(8), dim=4), Stage(RealNVP(4), dim=2)]
+    test = np.random.default_rng(0).standard_normal((50, 8)).astype(np.float32)
+    codes = statistics.codes_by_stage(Hierarchy(stages), test)
+    assert [u.shape for u in codes] == [(50, 4), (50, 2)]
+    u, _ = Hierarchy(stages).encode(torch.from_numpy(test))
+    np.testing.assert_allclose(codes[-1], u.detach(), rtol=1e-5)
+
+
+def test_blurred_images_are_less_sharp():
+    images = np.random.default_rng(0).integers(0, 256, (40, 3, 16, 16), dtype=np.uint8)
+    ratios = [
+        statistics.sharpness(gaussian_filter(images, (0, 0, 0, sigma)), images)["value"]
+        for sigma in (0.3, 0.6, 1.2)
+    ]
+    assert 1 > ratios[0] > ratios[1] > ratios[2] > 0
+    same = statistics.sharpness(images, images)
+    assert same["value"] == 1
+    assert same["low"] < 1 < same["high"]
+
+
+def test_averaging_three_pixels_of_a_wave_decreases_the_edge_energy_by_its_known_factor():
+    k = 2 * np.pi / 8
+    wave = np.tile(100 * np.cos(k * np.arange(34)), (2, 1, 34, 1))
+    blurred = (wave[..., :-2] + wave[..., 1:-1] + wave[..., 2:]) / 3
+    ratio = statistics.sharpness(blurred[..., 1:-1, :], wave[..., 1:-1, 1:-1])["value"]
+    assert ratio == pytest.approx(((1 + 2 * np.cos(k)) / 3) ** 2)
+    energy = statistics.edge_energies(wave[..., 1:-1, 1:-1])
+    assert energy == pytest.approx((2 - 2 * np.cos(k)) ** 2 * 100**2 / 2, rel=0.1)
 
 
 def test_every_method_of_a_claim_is_trained():
     assert set(findings.TARGET.needs) >= findings.CLAIMED
+
+
+def test_the_divergences_of_a_gaussian_from_its_fits_are_zero():
+    truth = multivariate_normal([0.3, -0.2], [[0.5, 0.2], [0.2, 0.4]])
+    density = truth.pdf(divergences.POINTS)
+    fitted = divergences.fit_kl(density)
+    np.testing.assert_allclose(fitted.mean, truth.mean, atol=1e-4)
+    np.testing.assert_allclose(fitted.cov, truth.cov, atol=1e-4)
+    assert divergences.kl_divergence(density, truth) == pytest.approx(0, abs=1e-4)
+    assert divergences.js_divergence(density, truth) == pytest.approx(0, abs=1e-4)
+    shifted = multivariate_normal([1.3, -0.2], truth.cov)  # KL = 1/2 shift^T cov^-1 shift
+    assert divergences.kl_divergence(density, shifted) == pytest.approx(0.5 * 2.5, rel=1e-3)
+
+
+def test_figure_1_needs_no_model():
+    content = figures.TARGETS["figure-1"].content({})
+    assert len(content.figures) == 1
+    assert content.notes == []
+
+
+def test_figure_2_shows_images_as_sums():
+    """The first has an error of 28 levels, the second none."""
+    images = np.full((2, 3, 4, 4), 100, np.uint8)
+    projections = np.stack([images[0] - 28, images[1]])
+    axes = rejection_scheme(images, projections).axes
+    levels = [{*np.ravel(ax.images[0].get_array())} for ax in axes]
+    assert levels == [{100}, {72}, {156}, {100}, {100}, {128}]

@@ -45,6 +45,7 @@ def test_a_table_is_written_as_csv_and_markdown(table_4):
     assert "62.72" in text, "the paper's FID"
     assert "H-MH*" in text
     assert "`submanifold reproduce table-4 --seeds=1`" in text
+    assert "they were trained in 0.0 hours." in text
     assert re.search(r"H-MH\* +\| 192 → 24 → 12", text)
     assert re.search(r"The paper's dimensions: .*H-MH\* 3072 → 2000 → 1000", text)
     (some,) = make(project, "table-4", only="H-MH*")[1]
@@ -82,6 +83,34 @@ def test_a_dry_run_shows_the_error_of_runs_with_missing_data(project):
     rooms = states.index.str.startswith("table-3")
     assert states[rooms].str.contains("path").all()
     assert set(states[~rooms]) == {"to run"}
+
+
+def test_a_dry_run_lists_a_missing_input_once(project):
+    with project.session():
+        planned = reproduce.plan(["table-3", "figure-8", "table-2"], project.path, "test")
+        *lines, total = reproduce.overview(planned)
+    (missing,) = (line for line in lines if "path" in line)
+    assert missing.count("DNF") == 1, "table 3 and figure 8 need the same run"
+    assert sum(line.endswith("to run") for line in lines) == 7, "table 2 and Glow"
+    assert total.startswith("0 of 13 runs are finished.")
+    assert "hours" not in total
+
+
+def test_a_dry_run_estimates_the_time_from_finished_runs(table_4):
+    project, planned, _ = table_4
+    with project.session():
+        more = reproduce.plan(["table-4"], project.path, "test", 2, SMALL)
+        *_, total = reproduce.overview(more)
+        *_, done = reproduce.overview(planned)
+    assert total.startswith("5 of 10 runs are finished. The others take about 0.0 hours")
+    assert done == "5 of 5 runs are finished."
+
+
+def test_a_method_without_finished_runs_takes_the_mean_time():
+    seconds = {"PR-D": [100.0, 200.0], "PR-M": [300.0]}
+    assert reproduce.estimate(seconds, ["PR-D", "PR-D", "DNF"]) == 150 + 150 + 200
+    assert reproduce.estimate(seconds, []) == 0
+    assert reproduce.estimate({}, ["PR-D"]) is None
 
 
 def test_invalid_parameters_are_reported_before_any_run(project):

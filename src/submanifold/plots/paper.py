@@ -79,6 +79,27 @@ def rejection_blocks(original: Array, projection: Array, per_row: int = 2) -> Fi
     return figure
 
 
+def rejection_scheme(original: Array, projection: Array) -> Figure:
+    """Draw Figure 2: each image as the sum of its projection and of the rest.
+
+    The rest is gray where it is zero.
+    """
+    rest = np.clip(128 + original.astype(float) - projection, 0, 255).astype(np.uint8)
+    columns = {
+        "image $x$": original,
+        "on the manifold\n$f^{-1}(u, 0)$": projection,
+        "off the manifold\n$x - f^{-1}(u, 0)$": rest,
+    }
+    side = WIDTH / (2 * len(columns))
+    figure, grid = panel_grid(len(columns) * len(original), len(columns), (side, side))
+    for number, (axes, image) in enumerate(zip(grid, interleave(columns), strict=True)):
+        show(axes, tile(image[None], 1))
+        axes.set_ylabel(("", "=", "+")[number % 3], rotation=0, fontsize=12, va="center")
+    for axes, title in zip(grid, columns, strict=False):
+        axes.set_title(title, fontsize=9)
+    return figure
+
+
 def interleave(by_name: Mapping[str, Array]) -> Array:
     """Return all images of the first number, then of the second, ..."""
     images = np.stack([*by_name.values()], axis=1)

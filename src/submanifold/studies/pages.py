@@ -50,7 +50,10 @@ class Target:
         times = [run.finished_at for seeds in runs.values() for run in seeds]
         if times:
             days = dict.fromkeys(f"{date.fromtimestamp(end(times)):%d %B %Y}" for end in (min, max))
-            content.measured = f"The models are from {' to '.join(days)}."
+            hours = sum(run.seconds() for seeds in runs.values() for run in seeds) / 3600
+            content.measured = (
+                f"The models are from {' to '.join(days)}; they were trained in {hours:.1f} hours."
+            )
         return content
 
 

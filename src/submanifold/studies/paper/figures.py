@@ -1,8 +1,16 @@
-"""Figures 3 to 10 of the paper, of models trained here."""
+"""Figures of the paper, of models trained here; Figure 1 needs none."""
+
+import numpy as np
 
 from submanifold.evaluation.samples import TEMPERATURES
-from submanifold.plots.paper import delta_rows, rejection_blocks, sample_panels
+from submanifold.plots.paper import (
+    delta_rows,
+    rejection_blocks,
+    rejection_scheme,
+    sample_panels,
+)
 from submanifold.studies.pages import Content, Runs, Target
+from submanifold.studies.paper.divergences import fitted_gaussians
 from submanifold.studies.paper.tables import needs_of, paper_cells, params_of
 
 PR_D = params_of("celeba", "PR-D", "3072-500")
@@ -36,6 +44,15 @@ def _samples(runs: Runs) -> Content:
     )
 
 
+def _figure_1(runs: Runs) -> Content:
+    del runs
+    return Content(figures={"Gray: the density. Red: one and two deviations.": fitted_gaussians()})
+
+
+def _figure_2(runs: Runs) -> Content:
+    return Content(figures={"": rejection_scheme(*_projected(runs, 3))})
+
+
 def _figure_4(runs: Runs) -> Content:
     first, *_ = next(iter(runs.values()))
     originals = first.load("x_test").x[: len(first.load("projections"))]
@@ -47,12 +64,18 @@ def _figure_4(runs: Runs) -> Content:
 
 
 def _figure_7(runs: Runs) -> Content:
+    return Content(figures={"": rejection_blocks(*_projected(runs, 8))})
+
+
+def _projected(runs: Runs, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Load the first test images and their projections by the only run."""
     ((run,),) = runs.values()
-    images, projections = run.load("x_test").x[:8], run.load("projections")[:8]
-    return Content(figures={"": rejection_blocks(images, projections)})
+    return run.load("x_test").x[:count], run.load("projections")[:count]
 
 
 TARGETS = {
+    "figure-1": Target("A Gaussian fitted by two divergences", {}, _figure_1),
+    "figure-2": Target("The parts of images on and off a manifold", {"PR-D": PR_D}, _figure_2),
     **{
         f"figure-{number}": Target(
             f"Samples of the methods of table {table}", needs_of(paper_cells(table)), _samples

@@ -8,6 +8,7 @@ import pandas as pd
 from submanifold.evaluation.intervals import ENDS, over_seeds
 from submanifold.evaluation.metrics import COMPARED, NONE, is_missing
 from submanifold.studies.pages import Content, Params, Runs, Target
+from submanifold.studies.paper.claims import claims_of, summary
 
 TITLES = {
     1: "Single-step methods on CelebA, manifolds of dimension 500",
@@ -17,6 +18,9 @@ TITLES = {
     5: "Hierarchical structure and DNF on LSUN bedroom, manifolds of dimension 700",
 }
 FLOOR = "training images"
+BEDROOMS = " on LSUN bedroom"
+PLACES = {1: "", 2: "", 3: BEDROOMS, 4: BEDROOMS, 5: f"{BEDROOMS} at d = 700"}
+"""Additions to the methods of a table in claims."""
 
 Cell = tuple[str, str, str]  # data set, method, and dimensions of the stages (3072-1000-500)
 
@@ -34,10 +38,18 @@ def paper_cells(table: int) -> list[Cell]:
 
 
 def control_cells(table: int) -> list[Cell]:
-    """List methods that the paper's table lacks: Glow alone, and DNF as its code trains it."""
+    """List methods that the paper's table lacks.
+
+    These are Glow alone, DNF as its code trains it, and in table 4 those of table 3 that the text
+    compares with.
+    """
     dataset = paper_cells(table)[0][0]
-    published = [(dataset, "DNF-code", "3072-500-500")] if table == 1 else []
-    return [*published, (dataset, "Glow", "3072")]
+    others = []
+    if table == 1:
+        others = [(dataset, "DNF-code", "3072-500-500")]
+    if table == 4:
+        others = [cell for cell in paper_cells(3) if cell[1] in ("H-MM", "H-HH")]
+    return [*others, (dataset, "Glow", "3072")]
 
 
 def needs_of(cells: Sequence[Cell]) -> dict[str, Params]:
@@ -121,8 +133,13 @@ def _target(number: int) -> Target:
 
     def make(runs: Runs) -> Content:
         results = results_table(number, stage_dims, runs)
-        tables = {TITLES[number]: readable(results)}
-        return Content(tables, data=results, notes=_notes(results, runs, stage_dims))
+        claims = claims_of({name + PLACES[number]: seeds for name, seeds in runs.items()})
+        content = Content({TITLES[number]: readable(results)}, data=results)
+        content.notes = _notes(results, runs, stage_dims)
+        if len(claims):
+            content.tables["Claims"] = claims
+            content.conclusions = summary(claims)[:1]
+        return content
 
     return Target(TITLES[number], needs_of(cells), make, seeds=True)
 
