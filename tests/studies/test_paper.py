@@ -14,7 +14,7 @@ from submanifold.models import Hierarchy, Stage
 from submanifold.plots.paper import rejection_scheme
 from submanifold.runs.experiments import CachedRun
 from submanifold.studies.paper import claims, divergences, figures, findings, statistics
-from submanifold.studies.paper.claims import FAILS, HOLDS, NOT_REPORTED, OPEN
+from submanifold.studies.paper.claims import FAILS, HOLDS, NOT_REPORTED, NOT_RUN, OPEN
 from submanifold.studies.paper.tables import (
     TARGETS,
     control_cells,
@@ -139,6 +139,14 @@ def test_the_claims_of_a_table_compare_its_methods():
     assert [*table["comparison"]] == ["PR-M against DNF"]
     assert [*table["verdict"]] == [HOLDS]
     assert len(claims.claims_of({"PR-M": [run()]})) == 0
+
+
+def test_models_of_equal_dimensions_do_not_decide_a_claim_about_dimensions():
+    names = "EE-M on LSUN bedroom at d = 700", "EE-M on LSUN bedroom"
+    for dims, verdict in (((3072, 500), NOT_RUN), ((3072, 400), HOLDS)):
+        runs = dict(zip(names, ([run(3.0, dims=dims)], [run(4.0)]), strict=True))
+        found = claims.compare(runs, "claim", "bits_per_dim", names[0], "less", names[1])
+        assert found.verdict == verdict
 
 
 def test_a_claim_compares_the_sharpness_of_samples():

@@ -74,9 +74,9 @@ def write(name: str, title: str, content: Content, folder: Path, options: str = 
     lines += ["## Figures"] if content.tables and content.figures else []
     for number, (caption, figure) in enumerate(content.figures.items(), start=1):
         file = f"{name}-{number}" if number > 1 else name
-        for ending in ("png", "pdf"):
+        for ending, dpi in (("png", DPI), ("pdf", 2 * DPI)):
             with atomic_write(folder / f"{file}.{ending}") as partial:
-                figure.savefig(partial, format=ending, dpi=2 * DPI)
+                figure.savefig(partial, format=ending, dpi=dpi)
         lines += [f"![{caption}]({file}.png)", caption]
     lines += ["## Notes"] if content.notes else []
     lines += ["\n".join(f"- {note}" for note in content.notes)]

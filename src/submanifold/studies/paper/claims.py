@@ -24,6 +24,7 @@ MATCH = 0.05  # bits per dimension that count as equal: the spread that the pape
 EXPECTED = {"less": (-math.inf, 0.0), "more": (0.0, math.inf), "equal": (-MATCH, MATCH)}
 """The differences for which a claim holds."""
 AFTER = " after stage "  # between a method and the stage whose coordinates are measured
+EQUAL_DIMS = "equal dimensions, the most that so few training images allow"
 NORMALITY = "excess_kurtosis"  # name of its measurements of all stages
 PAGE = read_page("paper/findings")
 CLAIMS = PAGE["claims"]
@@ -51,6 +52,8 @@ def compare(runs: Runs, claim: str, metric: str, first: str, expected: str, seco
     labels = method_of(first), method_of(second)
     if not {*labels} <= runs.keys():
         return Finding(claim, comparison)
+    if _place(labels[0]) != _place(labels[1]) and _dims(runs, labels[0]) == _dims(runs, labels[1]):
+        return Finding(claim, comparison, EQUAL_DIMS)
     pairs = [
         [_measured(run, metric, name) for run, name in zip(pair, (first, second), strict=True)]
         for pair in zip(*(runs[label] for label in labels), strict=False)
@@ -70,6 +73,15 @@ def claims_of(runs: Runs) -> pd.DataFrame:
         ],
         columns=Finding._fields,
     )
+
+
+def _place(label: str) -> str:
+    """Return the data and the dimension in a label, such as ``LSUN bedroom at d = 700``."""
+    return label.partition(" on ")[2]
+
+
+def _dims(runs: Runs, label: str) -> list[int]:
+    return [*runs[label][0].load("metrics")["dims"]]
 
 
 def method_of(name: str) -> str:

@@ -53,7 +53,22 @@ def check_findings(runs: Runs) -> Content:
     )
     conclusions = [*summary(table), *errors_over_pca(runs)]
     tables = {"Claims": table, "Models": models_table(runs)}
-    return Content(tables, data=table, notes=notes(runs), conclusions=conclusions)
+    return Content(
+        tables, data=table, notes=[*notes(runs), *_reduced_dims(runs)], conclusions=conclusions
+    )
+
+
+def _reduced_dims(runs: Runs) -> list[str]:
+    """List the models whose dimensions are smaller than the paper's, for few training images."""
+    reduced = []
+    for label, (run, *_) in runs.items():
+        need, dims = TARGET.needs[label], run.load("metrics")["dims"][1:]
+        expected = [need.get(f"stage_{n}.dim", dim) for n, dim in enumerate(dims, start=1)]
+        if expected != [*dims]:
+            paper, ours = (" → ".join(map(str, values)) for values in (expected, dims))
+            reduced.append(f"{label} {ours} in place of {paper}")
+    few = "Smaller dimensions than the paper's, because there are too few training images"
+    return [f"{few}: {'; '.join(reduced)}."] if reduced else []
 
 
 def errors_over_pca(runs: Runs) -> list[str]:
