@@ -286,3 +286,17 @@ def test_a_calibration_needs_finite_scores():
         events[:count] = np.random.default_rng(0).standard_normal((count, 3))
         why = calibrate(model, events, torch.device("cpu"))["why"]
         assert f"got 40 rows, {40 - count} of them without finite scores" in why
+
+
+@pytest.mark.parametrize("count", [20, 100, 1000])
+def test_p_values_of_exchangeable_scores_are_uniform(count):
+    """As those of cross-calibration: held-out scores and that of a new event are exchangeable."""
+    rng, repeats, rates = np.random.default_rng(count), 600, np.array([0.1, 0.3, 0.7])
+    below = []
+    for _ in range(repeats):
+        normal = {"smoothed_density": rng.standard_cauchy(count)}
+        fitted = Calibration.fit(normal, ("smoothed_density",))
+        p_values = fitted.p_values(COMBINATION, rng.standard_cauchy(200))
+        below.append([(p_values <= rate).mean() for rate in rates])
+    errors = np.std(below, axis=0) / math.sqrt(repeats)
+    assert (np.abs(np.mean(below, axis=0) - rates) <= 3 * errors + 1 / (count + 1)).all()
