@@ -37,8 +37,9 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.neighbors import LocalOutlierFactor, NearestNeighbors
 
 from benchmarks.results import kept, markdown
+from submanifold.evaluation.calibration import MIN_IMAGES
 from submanifold.evaluation.intervals import mean_interval
-from submanifold.sklearn import HELD_OUT, MIN_ROWS, ManifoldFlow
+from submanifold.sklearn import HELD_OUT, MANY_ROWS, ManifoldFlow
 
 RESULTS = Path("data/08_reporting/anomalies")
 ROWS = 10_000
@@ -241,16 +242,16 @@ def alarms(rows: pd.DataFrame) -> str:
 
     With m calibration rows the number of alarms is beta-binomial; the intervals have 99% of it.
     """
-    own = rows[(rows["detector"] == FLOW) & (rows["rows"] >= MIN_ROWS)]
+    own = rows[(rows["detector"] == FLOW) & (rows["rows"] >= MIN_IMAGES)]
     lines = []
     for rate in RATES:
         inside, observed = 0, own[f"alarms {rate:.0%}"] / own["normal"]
         for count, normal, size in zip(
             own[f"alarms {rate:.0%}"], own["normal"], own["rows"], strict=True
         ):
-            held_out = max(round(HELD_OUT * size), MIN_ROWS // 2)
-            first = int(rate * (held_out + 1))
-            law = scipy.stats.betabinom(int(normal), max(first, 1e-9), held_out + 1 - first)
+            calibrated = size if size < MANY_ROWS else round(HELD_OUT * size)
+            first = int(rate * (calibrated + 1))
+            law = scipy.stats.betabinom(int(normal), max(first, 1e-9), calibrated + 1 - first)
             inside += min(law.cdf(count), law.sf(count - 1)) >= 0.005
         lines.append(
             f"- At {rate:.0%}: {observed.mean():.2%} of the normal test rows are flagged in the "
