@@ -14,6 +14,7 @@ from calibrated import calibrated_model, png, smooth_images
 from commands import run
 from submanifold import Predictor
 from submanifold.common.errors import UserError
+from submanifold.data.events import Events
 from submanifold.evaluation.discoveries import false_discovery_bound
 from submanifold.flows import RealNVP
 from submanifold.inference.outputs import output
@@ -200,7 +201,7 @@ def test_calibrate_makes_p_values_of_other_images_uniform(model_file, tmp_path, 
     assert Predictor.load("calibrated.safetensors").score(brighter[60:])["p_value"].median() > 0.3
     assert Model.load("calibrated.safetensors").calibration["training"] == [1, 2, 3]
     assert model_file.read_bytes() == before
-    model.calibration["training"] = hash_events(model, brighter[:60]).tolist()
+    model.calibration["training"] = hash_events(model, Events(brighter[:60])).tolist()
     model.save("model.safetensors")
     result = run("calibrate", "model.safetensors", "own")
     assert_rejected(result, "was not trained on, got about 100% of these")

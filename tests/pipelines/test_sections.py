@@ -11,6 +11,7 @@ from PIL import Image
 from calibrated import calibrated_model, conditional_rows, conditional_table_model
 from pages import cells
 from pages import pictures as rows_of_images
+from submanifold.data.events import Events
 from submanifold.evaluation.calibration import Calibration
 from submanifold.evaluation.intervals import plus_minus
 from submanifold.evaluation.metrics import METRICS, NONE, SUBSET, format_value
@@ -256,9 +257,8 @@ def test_the_ood_page_has_numbers_and_images_under_their_names(tmp_path):
     page = write_page(
         scored,
         about,
-        pictures[NORMAL],
-        pictures[OOD],
-        {},
+        Events(pictures[NORMAL]),
+        Events(pictures[OOD]),
         "in",
         "out",
         calibrated_model(),
@@ -406,9 +406,9 @@ def test_the_report_has_numbers_and_images_under_their_names(tmp_path):
         metrics,
         model,
         {"density": history},
-        test,
-        samples,
-        cool,
+        Events(test),
+        Events(samples),
+        Events(cool),
         encoded,
         illustrations,
         scored,

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import scipy  # submodules load on first use; scipy.stats takes half a second
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from submanifold.data.batches import Batches
-from submanifold.data.events import Events
+from submanifold.data.events import Events, EventsLike
 from submanifold.evaluation.intervals import MIN_GROUPS, Interval, mean_interval, plus_minus
 from submanifold.evaluation.likelihood import per_event, to_bits_per_dim
 
@@ -21,8 +21,6 @@ LEADING = 2048
 MOST_NUMBERS = 2**27  # of events that PCA is fitted to: 1 GB
 MEASURED = 512  # evenly spaced training and validation events, and test events of a brief run
 PROJECTED = 64  # test events whose default and nearest projections are measured
-
-Many = TypeVar("Many", np.ndarray, Events)
 
 
 @dataclass(frozen=True)
@@ -199,7 +197,7 @@ def projected_events(total: int) -> np.ndarray:
     return evenly_spaced(evenly_spaced(np.arange(total), MEASURED), PROJECTED)
 
 
-def evenly_spaced(values: Many, count: int) -> Many:
+def evenly_spaced(values: EventsLike, count: int) -> Any:
     """Select at most ``count`` entries of an array, or events, at equal distances."""
     return values[np.linspace(0, len(values) - 1, min(count, len(values))).round().astype(int)]
 
