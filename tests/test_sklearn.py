@@ -19,6 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from commands import succeed
 from submanifold import Predictor, sklearn
 from submanifold.common import threads
 from submanifold.common.errors import UserError
@@ -331,6 +332,21 @@ def test_every_row_is_calibrated_by_a_model_that_has_not_seen_it():
     assert flow._predictor.calibrated().count == 50
     low, high = false_alarm_range(0.2, 2000, 50)
     assert low <= (flow.predict(rows[50:]) == -1).mean() <= high
+
+
+def test_commands_read_the_file_of_a_cross_calibrated_estimator(tmp_path):
+    rows = pd.DataFrame(normal(80, 1.0, 2.0, 3.0), columns=["a", "b", "c"])
+    flow = ManifoldFlow(**FEW).fit(rows)
+    flow.save(tmp_path / "model.safetensors")
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    model, table = tmp_path / "model.safetensors", tmp_path / "rows.csv"
+    assert "cross_fitted, with the densities of 5 folds" in succeed("info", model)
+    assert "log-determinant" in succeed("info", model, "--audit")
+    succeed("score", model, table, "--out", tmp_path / "scores.csv")
+    scores = pd.read_csv(tmp_path / "scores.csv")
+    np.testing.assert_allclose(scores["p_value"], flow.p_values(rows))
+    loaded = ManifoldFlow.load(model)
+    np.testing.assert_array_equal(loaded.score_samples(rows), flow.score_samples(rows))
 
 
 def test_kedro_and_mlflow_are_not_imported():

@@ -20,7 +20,7 @@ from submanifold.evaluation.calibration import Calibration
 from submanifold.flows import context_of
 from submanifold.inference.predictor import Predictor
 from submanifold.inference.records import read_records
-from submanifold.models import Hierarchy, Mixture, Model
+from submanifold.models import CrossFitted, Hierarchy, Mixture, Model
 from submanifold.models.stage import standard_normal_log_prob
 
 USUAL_ALPHA = 5  # percent of false alarms of the command, if the calibration supports it
@@ -45,9 +45,13 @@ def information(model: Path) -> dict[str, Any]:
 
 def facts(model: Model) -> tuple[dict[str, Any], pd.DataFrame | None]:
     """Return texts on a model by name, and a description of the columns of its table, if any."""
-    about, texts = getattr(model, "charts", [model])[0].describe(), dict[str, Any]()
-    charts = f" of {len(model.charts)} charts" if isinstance(model, Mixture) else ""
-    texts["model"] = f"{model.kind}{charts}, {sum(p.numel() for p in model.parameters()):,} weights"
+    first, parts, texts = model, "", dict[str, Any]()
+    if isinstance(model, Mixture):
+        first, parts = model.charts[0], f" of {len(model.charts)} charts"
+    elif isinstance(model, CrossFitted):
+        first, parts = model.manifold, f", with the densities of {len(model.folds)} folds"
+    about = first.describe()
+    texts["model"] = f"{model.kind}{parts}, {sum(p.numel() for p in model.parameters()):,} weights"
     for number, stage in enumerate(about["stages"], start=1):
         flows = " > ".join(flow["type"] for flow in stage["flows"])
         dim = "" if stage["dim"] is None else f", d = {stage['dim']}"
@@ -77,8 +81,10 @@ def audit_model(
 ) -> pd.DataFrame:
     """Audit the density of a model (:func:`.audit`), given the context of one event or None.
 
-    A :class:`.UserError` for a model without an exact density on R^D, or with noise or charts.
+    Of a model of folds it is the first one's. A :class:`.UserError` for a model without an exact
+    density on R^D, or with noise or charts.
     """
+    model = model.folds[0] if isinstance(model, CrossFitted) else model
     stages = getattr(model, "stages", ())
     if not stages or not model.has_density or any(stage.noise for stage in stages):
         expected, got = "a model with an exact density on R^D", "one with an injection or charts"
