@@ -344,7 +344,7 @@ def test_commands_read_the_file_of_a_cross_calibrated_estimator(tmp_path):
     assert "log-determinant" in succeed("info", model, "--audit")
     succeed("score", model, table, "--out", tmp_path / "scores.csv")
     scores = pd.read_csv(tmp_path / "scores.csv")
-    np.testing.assert_allclose(scores["p_value"], flow.p_values(rows))
+    np.testing.assert_allclose(scores["p_value"], flow.p_values(rows), atol=1e-5)  # float32
     loaded = ManifoldFlow.load(model)
     np.testing.assert_array_equal(loaded.score_samples(rows), flow.score_samples(rows))
 
