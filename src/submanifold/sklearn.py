@@ -44,7 +44,7 @@ MIN_ROWS = 2 * MIN_IMAGES
 """With fewer rows all of them, or copies up to 20, train, validate and calibrate the model."""
 
 MANY_ROWS = 5000
-"""Of so many rows a tenth is enough for a calibration, and training costs more."""
+"""From this number of rows on a tenth is enough for a calibration, and training costs more."""
 
 
 class ManifoldFlow(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixin, BaseEstimator):

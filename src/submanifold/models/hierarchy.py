@@ -42,7 +42,7 @@ class Hierarchy(Model):
     Args:
         stages: The stages, outermost first; stage_n of the settings is ``stages[n - 1]``.
         view_dim: Dimension of the manifold, 1 to :attr:`max_dim`; None is that of the last stage.
-        defensive: Component of the density beside this flow's, see :class:`.DefensiveComponent`.
+        defensive: Second component of the density, see :class:`.DefensiveComponent`.
 
     Example:
         >>> h = Hierarchy([Stage(RealNVP(8), dim=4), Stage(RealNVP(4), dim=2)])
