@@ -70,7 +70,7 @@ class ManifoldFlow(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMix
 
     Args:
         n_components: Dimension d of the manifold; None is half of the columns, or of images the
-            500 or half of the pixels; and at most half of the training rows.
+            500 or half of the pixels; and less than the number of training rows.
         minutes: Time of training, to which the steps are scaled by measurement.
         steps: Steps of training, of all phases together; None uses those of the method.
         calibration: ``cross`` for tables of at least 20 rows, in about twice the time; ``split``;

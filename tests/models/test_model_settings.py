@@ -27,9 +27,9 @@ def test_settings_build_a_hierarchy():
     assert hierarchy.project(torch.rand(2, 3, 4, 4)).shape == (2, 3, 4, 4)
 
 
-def test_few_events_limit_dimensions_to_half():
+def test_few_events_limit_dimensions():
     limited = ModelSettings(stages=[read(GLOW, dim=None), read(dim=200), read(dim=9)]).limited(120)
-    assert [stage.dim for stage in limited.stages] == [None, 60, 9]
+    assert [stage.dim for stage in limited.stages] == [None, 119, 9]
 
 
 @pytest.mark.parametrize(

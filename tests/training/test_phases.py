@@ -87,8 +87,8 @@ def test_a_setting_is_the_number_of_rows_of_a_validation(tmp_path, first):
 def test_few_images_limit_the_dimension_with_a_warning(tmp_path, caplog):
     few = IMAGES[:35]  # 15 for training
     model, history = run(phase(1, **FROZEN), None, tmp_path / "first", few)
-    assert model.dims == [192, 7]
-    text = "stage_1.dim: expected at most 7 with 15 training events, got 24; trained with 7"
+    assert model.dims == [192, 14]
+    text = "stage_1.dim: expected at most 14 with 15 training events, got 24; trained with 14"
     assert history["warnings"]["dim"].startswith(text)
     assert text in caplog.text
     _, history = run(phase(1, **FROZEN), model, tmp_path / "second", few)

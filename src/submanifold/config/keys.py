@@ -14,7 +14,7 @@ from submanifold.config.schema import Experiment, effective
 # all that depend on them, are then computed again. A test holds the syntax trees of the packages of
 # each, and fails if they change.
 DATA = 1
-TRAINING = 2
+TRAINING = 3
 EVALUATION = 1
 REPORT = 1
 

@@ -79,11 +79,11 @@ class ModelSettings(Settings):
         return self.model_copy(update={"stages": tuple(stages)})
 
     def limited(self, count: int) -> "ModelSettings":
-        """Return it with dimensions that ``count`` training events can determine: at most half.
+        """Return it with dimensions below ``count``, the number of training events.
 
-        The dimensions are numbers (:meth:`sized`).
+        Their deviations from the mean span no more. The dimensions are numbers (:meth:`sized`).
         """
-        limit, stages = max(1, count // 2), list[StageSettings]()
+        limit, stages = max(1, count - 1), list[StageSettings]()
         for stage in self.stages:
             dim = stage.dim and min(int(stage.dim), limit)
             stages.append(stage.model_copy(update={"dim": dim}))
