@@ -75,3 +75,20 @@ def test_the_metric_residual_has_the_images_mean_square_behind_a_linear_stage():
         for space in ("image", "metric")
     )
     assert metric.item() == pytest.approx(image.item(), rel=1e-3)
+
+
+def test_behind_a_rotation_the_penalty_is_a_relative_error():
+    torch.manual_seed(0)
+    eigenvalues = torch.logspace(0, -2, 8)
+    outer, axes = Stage(Affine(8), 6), torch.linalg.qr(torch.randn(8, 8)).Q
+    outer.add_rotation().fit(axes, eigenvalues)
+    u = eigenvalues[:6].rsqrt() * torch.randn(100_000, 6)  # so that each latent contributes as much
+    settings = {"penalty": "mse", "weight": 1.0, "space": "metric", "random_dim": 6.0}
+    encoding = encode(Hierarchy([Stage(RealNVP(6), 6)]), u, outer=Hierarchy([outer]))
+    found = Reconstruction(**settings)(encoding).item()
+    # log-uniform dimensions on [1, 6]; the identity omits 6 - d latents of mean square 1
+    edges = torch.tensor([1, 1.5, 2.5, 3.5, 4.5, 5.5, 6]).double()
+    shares = edges.log().diff() / math.log(6)
+    tails = eigenvalues.flip(0).cumsum(0).flip(0)[1:7]
+    expected = (shares * torch.arange(5, -1, -1) / tails).sum()
+    assert found == pytest.approx(expected.item(), rel=0.02)

@@ -40,9 +40,9 @@ def rotated(model, *inner):
     return Hierarchy([*model.stages, *inner])
 
 
-def reparametrized(model):
+def reparametrized(model, ordered=False):
     dim = model.stages[-1].dim
-    return rotated(model, Stage(RealNVP(dim, couplings=2), dim))
+    return rotated(model, Stage(RealNVP(dim, couplings=2), dim, ordered=ordered))
 
 
 MODELS = {
@@ -62,6 +62,7 @@ MODELS = {
     "rotated": lambda: rotated(build(IMAGE, stage("glow"))),
     "reparametrized": lambda: reparametrized(build(IMAGE, stage("glow"))),
     "smaller view": lambda: reparametrized(build(VECTOR, stage())).at_dim(2),
+    "ordered view": lambda: reparametrized(build(IMAGE, stage("glow")), ordered=True).at_dim(2),
     "larger view": lambda: reparametrized(build(IMAGE, stage("glow"))).at_dim(5),
     "view on an injection": lambda: reparametrized(
         build(IMAGE, stage("autoencoder", 7), stage(dim=4))

@@ -48,6 +48,24 @@ def test_views_have_the_manifolds_of_the_first_stage_and_the_density_of_the_hier
     assert not torch.allclose(found.log_prob(x), alone.log_prob(x), atol=0.1)
 
 
+@pytest.mark.parametrize("dim", [1, 3])
+def test_smaller_views_are_those_of_an_ordered_stage(dim):
+    alone, model = reparametrized()
+    model.stages[1].ordered = True
+    code, x, u = Hierarchy(model.stages[1:]), torch.randn(9, 8).double(), torch.randn(9, dim)
+    view = model.at_dim(dim)
+    assert view.dims == [8, 4, dim]
+    padded = torch.nn.functional.pad(u.double(), (0, 4 - dim))
+    assert_close(view.decode(u.double()), alone.decode(code.decode(padded)))
+    assert_close(view.encode(x)[0], model.encode(x)[0][:, :dim])
+    assert_close(view.log_prob(x), model.log_prob(x))
+    # the first coordinates of the code have a density, unlike those of an unordered stage
+    expected = -0.5 * (u.double().square() + math.log(2 * math.pi)).sum(1)
+    assert_close(view.code_log_prob(u.double()), expected)
+    for larger in (4, 6):
+        assert_close(model.at_dim(larger).project(x), alone.at_dim(larger).project(x))
+
+
 def test_samples_of_larger_views_have_the_off_manifold_scale():
     _, model = reparametrized()
     model.stages[0].off_manifold_scale = 0.3

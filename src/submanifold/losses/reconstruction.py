@@ -15,6 +15,7 @@ from submanifold.models.hierarchy import Hierarchy
 
 LEAST_RESPONSIBILITY = 1e-3
 LARGEST_WEIGHT = 10.0  #: Of an event that is projected onto a manifold of random dimension.
+LARGEST_RATIO = 1e4  #: Of the variance to an error that a relative error is divided by.
 
 Residuals = tuple[Tensor, Tensor | None]
 """Differences (batch, ...), and the weight of each event, (batch,); None if all are equal."""
@@ -80,7 +81,7 @@ class Reconstruction(Term):
             u = encoding.us[len(stages.stages) - 1]
             projection = stages.decode(u, context=encoding.decoder_context)
         else:
-            projection, weights = _nested_projection(encoding, stages, self.random_dim)
+            projection, weights = _nested_projection(encoding, stages, self.random_dim, outer)
         if outer is not None and self.space == "image":
             with torch.no_grad():
                 target = outer.decode(target, context=encoding.context)
@@ -106,14 +107,18 @@ def _of_charts(encoding: Encoding) -> Residuals:
     return torch.where(near, residuals, 0.0).flatten(0, 1), len(u) * weights.flatten()
 
 
-def _nested_projection(encoding: Encoding, model: Any, random_dim: float) -> tuple[Tensor, Tensor]:
+def _nested_projection(
+    encoding: Encoding, model: Any, random_dim: float, outer: Hierarchy | None
+) -> tuple[Tensor, Tensor]:
     """Project each event onto a manifold of a random dimension, drawn log-uniformly.
 
     This is nested dropout (Rippel et al. 2014; for flows: Bekasov & Murray 2020): the projection
     keeps as many leading latents of the last stage. Dimensions are d / random_dim to
     d * random_dim, or to the number of axes that the rotation has chosen, if that is less. The
     weight of an event is the first-order error at d (at most one less than the number of latents)
-    divided by that at its dimension, at most :data:`LARGEST_WEIGHT`; 1 without a rotation.
+    divided by that at its dimension, at most :data:`LARGEST_WEIGHT`. Behind a rotation of the outer
+    stages it is the inverse of their first-order error, so that the penalty is a relative error.
+    Without any rotation it is 1.
     """
     (*outside, last), context = model.stages, encoding.decoder_context
     low = max(1, round(last.dim / random_dim))
@@ -134,6 +139,9 @@ def _nested_projection(encoding: Encoding, model: Any, random_dim: float) -> tup
         tail = tail_sums(last.rotation.eigenvalues)
         error = tail[min(last.dim, last.latent_dim - 1)]  # with all latents there is none
         weight = error / tail[dims].clamp_min(error / LARGEST_WEIGHT)
+    elif outer is not None and (before := outer.stages[-1].rotation) is not None:
+        tail = tail_sums(before.eigenvalues)
+        weight = outer.event_dim / tail[dims].clamp_min(tail[0] / LARGEST_RATIO)
     return projection, weight
 
 

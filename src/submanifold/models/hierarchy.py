@@ -36,8 +36,8 @@ class Hierarchy(Model):
     log p(x), which is looser in higher dimensions (0.63 nats at D = 3,072, d = 500).
 
     The manifold may have another dimension than that of the last stage (:meth:`at_dim`). Its
-    coordinates are then the first ``view_dim`` latents of the :attr:`manifold_stage`, in the order
-    of its rotation; behind a flow on the code they differ from the first of the code.
+    coordinates are then the first ``view_dim`` latents of the last stage that has so many and
+    orders them, by a rotation or by its training; otherwise of the :attr:`manifold_stage`.
 
     Args:
         stages: The stages, outermost first; stage_n of the settings is ``stages[n - 1]``.
@@ -69,8 +69,8 @@ class Hierarchy(Model):
         self.stages: Sequence[Stage] = nn.ModuleList(stages)  # type: ignore[assignment]
         self.view_dim, number = view_dim, len(stages)
         if view_dim is not None:
-            self.dim, number = view_dim, self.manifold_stage
             check_dim(view_dim, self.max_dim)
+            self.dim, number = view_dim, self._stages_of(view_dim)
         # the latents of the last of the first are the coordinates; the second act on the code
         self._cut = [*stages[:number]], [*stages[number:]]
 
@@ -154,8 +154,14 @@ class Hierarchy(Model):
 
     @property
     def eigenvalues(self) -> Tensor | None:
-        """Eigenvalues of the last stage's rotation, (d,); None without a rotation."""
+        """Mean squared contributions of the coordinates to the data, (d,); None if unknown.
+
+        They are the eigenvalues of the last stage's rotation, or of the one before an ordered
+        stage, which keeps the order.
+        """
         rotation = self._cut[0][-1].rotation
+        if rotation is None and self._cut[0][-1].ordered and len(self._cut[0]) > 1:
+            rotation = self._cut[0][-2].rotation
         return None if rotation is None else rotation.eigenvalues[: self.dim]
 
     @property
@@ -195,6 +201,14 @@ class Hierarchy(Model):
         while number > 1 and self.stages[number - 1].is_reparametrization:
             number -= 1
         return number
+
+    def _stages_of(self, dim: int) -> int:
+        """Number of stages up to the one whose first ``dim`` latents are coordinates of a view."""
+        for number in range(len(self.stages), self.manifold_stage, -1):
+            stage = self.stages[number - 1]
+            if stage.ordered and dim < stage.latent_dim:
+                return number
+        return self.manifold_stage
 
     @property
     def max_dim(self) -> int:

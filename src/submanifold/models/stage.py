@@ -29,6 +29,8 @@ class Stage(nn.Module):
         off_manifold_scale: Standard deviation sigma_v of the density of v.
         noise: Standard deviation of the normal noise that is added to h in the density of a
             :class:`Hierarchy`; 0 except in noisy injective flows.
+        ordered: Whether it was trained so that its first latents are a manifold for every number
+            of them, without a rotation (:ref:`theory-6-4`).
 
     Attributes:
         latent_dim: Number of latents: D, or less behind an injection.
@@ -51,6 +53,7 @@ class Stage(nn.Module):
         dim: int,
         off_manifold_scale: float = 1.0,
         noise: float = 0.0,
+        ordered: bool = False,
     ):
         super().__init__()
         flows = [flows] if isinstance(flows, nn.Module) else list(flows)
@@ -60,6 +63,7 @@ class Stage(nn.Module):
                 raise unexpected("flows", expected, type(flow).__name__, "Derive it from Flow")
         self.flows: Sequence[Flow] = nn.ModuleList(flows)  # type: ignore[assignment]
         self.dim, self.off_manifold_scale, self.noise = dim, off_manifold_scale, noise
+        self.ordered = ordered
         self.event_shape, self.latent_dim = flows[0].event_shape, flows[-1].latent_dim
         self.event_dim = math.prod(self.event_shape)
         check_dim(dim, self.latent_dim)
@@ -75,7 +79,7 @@ class Stage(nn.Module):
 
     @property
     def is_reparametrization(self) -> bool:
-        """Whether the stage keeps all coordinates, in no particular order."""
+        """Whether the manifold of all its latents is that of the stage before."""
         return self.dim == self.event_dim and self.rotation is None
 
     def add_rotation(self) -> Rotation:

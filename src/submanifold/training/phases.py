@@ -128,6 +128,7 @@ def assemble(
     full, fresh = model.extend(before, event_shape, last, context)
     trained, outer = full.to(device), None
     if isinstance(full, Hierarchy):
+        full.stages[last - 1].ordered |= phase.reconstruction.random_dim is not None
         trained = Hierarchy(full.stages[first - 1 : last])
         outer = Hierarchy(full.stages[: first - 1]).requires_grad_(False) if first > 1 else None
     noise = InputNoise(phase.input_noise, phase.input_noise_min)
