@@ -153,6 +153,7 @@ def test_a_dataset_may_override_a_methods_stages(tables):
         "couplings": 2,
         "hidden": None,
         "mixing": False,
+        "bins": 0,
     }
     assert chosen["stage_1"]["dim"] == 1
     assert chosen["first"]["reconstruction"]["weight"] == 0.5
@@ -162,6 +163,10 @@ def test_a_dataset_may_override_a_methods_stages(tables):
     assert (
         resolve({**circle, "stage_1": {"dim": 2}, "stage_2": {"dim": 1}}).model.stages[0].dim == 2
     )
+    # its settings of phases replace those of a method that has them
+    tables["datasets"]["circle"]["phases"] = {"first": {"training": {"steps": 7}}, "none": {}}
+    assert [phase.training.steps for phase in resolve(circle).phases.values()] == [7, 3]
+    del tables["datasets"]["circle"]["phases"]
     # phases are those of the stage that they begin at, whichever their number
     tables["methods"]["two"]["phases"] |= {"second": {"stages": 1}, "third": {"stages": 2}}
     assert [phase.training.steps for phase in resolve(circle).phases.values()] == [9, 9, 3]

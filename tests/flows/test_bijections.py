@@ -27,6 +27,7 @@ from submanifold.flows import (
     Injection,
     Linear,
     MaskedAffineCoupling,
+    MaskedSplineCoupling,
     MixtureOfLogistics,
     QuantileSpline,
     RealNVP,
@@ -105,6 +106,11 @@ def vector_coupling(mask):
     return MaskedAffineCoupling(mask, nn.Sequential(*net))
 
 
+def spline_coupling(mask):
+    net = nn.Linear(len(mask), 6), nn.Tanh(), nn.Linear(6, 12 * len(mask))
+    return MaskedSplineCoupling(mask, nn.Sequential(*net), bins=3)
+
+
 def squeezed(layers, c, h, w):
     return Compose([Squeeze(), *(layer(4 * c) for layer in layers)]), (c, 2 * h, 2 * w)
 
@@ -127,6 +133,9 @@ LAYERS = {
     AffineCoupling: st.builds(lambda c: (image_coupling(2 * c), (2 * c, 2, 3)), few),
     MaskedAffineCoupling: st.lists(st.booleans(), min_size=1, max_size=9).map(
         lambda mask: (vector_coupling(mask), (len(mask),))
+    ),
+    MaskedSplineCoupling: st.lists(st.booleans(), min_size=1, max_size=9).map(
+        lambda mask: (spline_coupling(mask), (len(mask),))
     ),
     Squeeze: st.builds(squeezed, st.just([]), few, few, few),
     Split: st.builds(lambda c: (Joined(2 * c), (2 * c, 2, 3)), few),

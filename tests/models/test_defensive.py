@@ -54,7 +54,7 @@ def test_the_mixture_is_the_flow_or_the_normal_distribution_at_its_ends():
 @pytest.mark.parametrize("value", [-torch.inf, torch.nan, torch.inf])
 def test_far_events_are_ranked_by_their_distance_where_the_flow_overflows(value):
     component = DefensiveComponent.fit(events(), 0.01)
-    x = component.mean + torch.logspace(1, 18, 18)[:, None] * torch.tensor([[1.0, -2.0]])
+    x = component.means[0] + torch.logspace(1, 18, 18)[:, None] * torch.tensor([[1.0, -2.0]])
     mixed = component.mix(torch.full((18,), value), x)
     assert mixed.isfinite().all()
     assert (mixed.diff() < 0).all()
@@ -80,8 +80,8 @@ def test_samples_of_a_model_of_all_dimensions_are_draws_from_the_mixture():
     drawn = model.sample(20_000, generator=torch.Generator().manual_seed(0))
     of_component = drawn[drawn.norm(dim=1) > 0.01]
     assert len(of_component) / 20_000 == pytest.approx(0.1, abs=0.01)
-    covariance = component.scale @ component.scale.T
-    torch.testing.assert_close(of_component.mean(0), component.mean, rtol=0, atol=0.2)
+    covariance = component.scales[0] @ component.scales[0].T
+    torch.testing.assert_close(of_component.mean(0), component.means[0], rtol=0, atol=0.2)
     torch.testing.assert_close(of_component.T.cov(), covariance, rtol=0.1, atol=0.2)
     on_manifold = Hierarchy([Stage(narrow, 1)], defensive=component).sample(1000)
     assert on_manifold.norm(dim=1).max() < 0.01
@@ -91,12 +91,12 @@ def test_a_missing_value_has_the_marginal_of_the_observed_ones():
     component = DefensiveComponent.fit(events(dim=3), 1.0, [0, 2])
     x = torch.from_numpy(events(4, 3, seed=1)).double()
     masks = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
-    covariance = (component.scale @ component.scale.T).double().numpy()
+    covariance = (component.scales[0] @ component.scales[0].T).double().numpy()
     expected = []
     for row, mask in zip(x.numpy(), masks.numpy(), strict=True):
         observed = np.array([mask[0] == 0, True, mask[1] == 0])
         marginal = stats.multivariate_normal(
-            component.mean.numpy()[observed], covariance[np.ix_(observed, observed)]
+            component.means[0].numpy()[observed], covariance[np.ix_(observed, observed)]
         )
         expected.append(marginal.logpdf(row[observed]) + stats.norm.logpdf(row[~observed]).sum())
     # the noise scale follows the mask
@@ -114,10 +114,37 @@ def test_held_out_events_choose_the_weight():
     chosen = [
         with_defensive_component(normal, train, held_out, device) for held_out in (train, outliers)
     ]
-    assert [model.defensive.weight for model in chosen] == [WEIGHTS[0], WEIGHTS[-1]]
+    wide = [model.defensive.weight * model.defensive.shares[0] for model in chosen]
+    assert wide == pytest.approx([WEIGHTS[0], WEIGHTS[-1]])
     assert normal.defensive is None
     x = torch.from_numpy(outliers)
     assert chosen[1].log_prob(x).mean() > normal.log_prob(x).mean() + 5
+
+
+def test_a_gaussian_mixture_replaces_most_of_a_flow_that_fits_worse(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = np.where(rng.random((600, 1)) < 0.3, -4, 4) + 0.5 * rng.standard_normal((600, 1))
+    train, held_out, test = np.split(rows.astype(np.float32), 3)
+    device, flow = torch.device("cpu"), Hierarchy([Stage(Affine(1), 1)])
+    model = with_defensive_component(flow, train, held_out, device)
+    truth = np.logaddexp(
+        math.log(0.3) + stats.norm.logpdf(test, -4, 0.5),
+        math.log(0.7) + stats.norm.logpdf(test, 4, 0.5),
+    )
+    with torch.no_grad():
+        assert model.log_prob(torch.from_numpy(test)).mean() > truth.mean() - 0.2
+    model.save(tmp_path / "model")
+    loaded = Model.load(tmp_path / "model").double()
+    line = torch.linspace(-60, 60, 20_001, dtype=torch.float64)
+    with torch.no_grad():
+        total = loaded.log_prob(line[:, None]).exp().sum() * (line[1] - line[0])
+    assert total.item() == pytest.approx(1, abs=1e-3)
+    drawn = loaded.sample(20_000, generator=torch.Generator().manual_seed(0))
+    counted = ((drawn[:, 0] > 3) & (drawn[:, 0] < 5)).double().mean().item()
+    inside = (line > 3) & (line < 5)
+    with torch.no_grad():
+        expected = loaded.log_prob(line[inside, None]).exp().sum() * (line[1] - line[0])
+    assert counted == pytest.approx(expected.item(), abs=0.015)
 
 
 def test_a_density_given_a_context_is_normalized():

@@ -16,8 +16,9 @@ from submanifold.evaluation.likelihood import log_prob
 from submanifold.evaluation.scores import best_noise_scale
 from submanifold.flows import FLOWS, Affine, RealNVP, SoftRealNVP
 from submanifold.losses import InputNoise, Loss
-from submanifold.models import Hierarchy, Stage
+from submanifold.models import DefensiveComponent, Hierarchy, Stage
 from submanifold.training import Phase, Trainer, fit, monitor
+from submanifold.training.loop import DEFENSIVE_WEIGHT
 from submanifold.training.trainer import validate
 
 MSE = Loss(reconstruction={"penalty": "mse", "weight": 1.0})
@@ -151,10 +152,26 @@ def test_the_best_validation_is_at_the_noise_scale_that_scores(tmp_path):
     )
     assert history["best_step"] == min(scored, key=scored.get) != min(losses, key=losses.get)
     scale = best_noise_scale(model, held_out)
+    model.defensive = DefensiveComponent.fit(data(60), DEFENSIVE_WEIGHT)
     with torch.no_grad():
         log_probs = log_prob(model, torch.from_numpy(held_out), noise_scale=scale)
     bits = model.to_bits_per_dim(log_probs).mean().item()
     assert bits == pytest.approx(min(scored.values()), rel=1e-5)
+
+
+def test_one_event_far_away_does_not_decide_which_weights_are_kept(tmp_path):
+    held_out, loss = data(60, seed=5), Loss(reconstruction={"penalty": "mse", "weight": 1.0})
+    far = held_out.copy()
+    far[0] = 1e3
+    scored = []
+    for number, rows in enumerate((held_out, far)):
+        torch.manual_seed(0)
+        model = Hierarchy([Stage(SoftRealNVP(4, couplings=4, hidden=32, mixing=True), 2)])
+        phase = Phase(model, loss, settings(ema=0.9), noise=InputNoise(1.0, 0.01))
+        history = fit(phase, Batches(data(60), 64), Batches(rows, 64), tmp_path / str(number))
+        scored.append([row["scored_loss"] for row in history["valid"]])
+    (without, with_it), usual = map(np.diff, scored), np.abs(np.diff(scored[0])).max()
+    np.testing.assert_allclose(with_it, without, atol=0.25 * usual)
 
 
 class FaultyValidation:

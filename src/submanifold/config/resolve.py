@@ -37,9 +37,10 @@ def resolve(parameters: Mapping[str, Any]) -> Experiment:
     """Select one experiment from the tables and the user's settings.
 
     Precedence, from low to high: the defaults of a stage (by its flow) and of a phase (by the first
-    stage that it trains), the dataset's entry, the method's entry, the user's ``training`` of every
-    phase, the user's settings. A stage beyond the method's last one is added together with a phase
-    that trains it. No data are read, and no model is built: see :func:`.validate`.
+    stage that it trains), the dataset's entry, the method's entry, the dataset's ``phases``, the
+    user's ``training`` of every phase, the user's settings. A stage beyond the method's last one is
+    added together with a phase that trains it. No data are read, and no model is built: see
+    :func:`.validate`.
     """
     # names with an underscore hold YAML anchors; Kedro drops them from all other configuration
     user = {name: value for name, value in parameters.items() if not name.startswith("_")}
@@ -54,7 +55,7 @@ def resolve(parameters: Mapping[str, Any]) -> Experiment:
     minutes = _minutes(training.pop("minutes", None), {"training": training, **user_phases})
     data = read_data_settings(merge(_data_entry(dataset), groups["data"], "data"))
     stages, phase_defaults = _stages(dataset, method, user_stages, tables)
-    phases = _phases(method["phases"], user_phases, training, phase_defaults)
+    phases = _phases(_method_phases(dataset, method), user_phases, training, phase_defaults)
     _refuse_unknown(user, [*phases])
     choices = read_settings(Choices, user, "")
     of_stages = tuple(read_settings(StageSettings, stages[name], name) for name in stages)
@@ -79,11 +80,11 @@ def default_method(dataset: str, dim: int) -> Method:
         ['density', 'rotation', 'reconstruction', 'rotation_2', 'code_flow']
     """
     tables = packaged_tables()
-    chosen = tables["datasets"][dataset]
+    chosen = entry(tables["datasets"], dataset, "dataset")
     method = entry(tables["methods"], chosen["method"], "method")
     stages, phase_defaults = _stages(chosen, method, {"stage_1": {"dim": dim}}, tables)
     model = ModelSettings.model_validate({"stages": [*stages.values()]})
-    return model, _typed(_phases(method["phases"], {}, {}, phase_defaults))
+    return model, _typed(_phases(_method_phases(chosen, method), {}, {}, phase_defaults))
 
 
 @cache
@@ -197,6 +198,14 @@ def _flow_defaults(defaults: Tree, flow: Tree, stage: str) -> Tree:
         images = 3 in FLOWS[name].axes
         return {"flow": {"type": name}, "phase": defaults["glow" if images else "realnvp"]["phase"]}
     return entry(defaults, name, f"{stage}.flow.type")
+
+
+def _method_phases(dataset: Tree, method: Tree) -> Tree:
+    """Return the phases of a method, with the dataset's settings of those that it has."""
+    changes = dataset["phases"]
+    return {
+        name: merge(phase, changes.get(name, {}), name) for name, phase in method["phases"].items()
+    }
 
 
 def _phases(

@@ -12,7 +12,12 @@ from submanifold.flows.bijection import (
 from submanifold.flows.conditional import context_of, make_conditional
 from submanifold.flows.conformal import Conformal
 from submanifold.flows.context import Context, as_context, with_noise_scale
-from submanifold.flows.coupling import AffineCoupling, Coupling, MaskedAffineCoupling
+from submanifold.flows.coupling import (
+    AffineCoupling,
+    Coupling,
+    MaskedAffineCoupling,
+    MaskedSplineCoupling,
+)
 from submanifold.flows.gaussianization import Gaussianization, MixtureOfLogistics
 from submanifold.flows.glow import Glow
 from submanifold.flows.linear import ActNorm, Affine, Linear
@@ -44,6 +49,7 @@ __all__ = [
     "Injection",
     "Linear",
     "MaskedAffineCoupling",
+    "MaskedSplineCoupling",
     "MixtureOfLogistics",
     "QuantileSpline",
     "RealNVP",

@@ -1,5 +1,6 @@
 """Affine couplings: on halves of the channels (Glow) and on masked vectors (RealNVP)."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -8,11 +9,13 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from submanifold.flows import fast
-from submanifold.flows.bijection import Bijection
+from submanifold.flows import fast, spline
+from submanifold.flows.bijection import Bijection, full_precision
 from submanifold.flows.conditional import ConditionalLayer, apply
 from submanifold.flows.context import Context
 
+EDGE = 3.0  # of the bins of a spline, in standard deviations, before a net changes them
+MAX_SHIFT = 3.0  # change of a parameter of a spline
 MAX_LOG_SCALE = 2.0  # larger scales amplify rounding errors in the inverse of a deep flow
 
 
@@ -105,10 +108,47 @@ class MaskedAffineCoupling(Coupling):
 
     def outputs(self, a: Tensor, context: Context | None) -> Tensor:
         first, *middle, last = self.net.children()
-        rows = torch.cat([self.free, self.free + len(self.kept) + len(self.free)])
+        outputs = torch.arange(0, len(last.bias), len(self.kept) + len(self.free))  # type: ignore
+        rows = (outputs.to(self.free)[:, None] + self.free).flatten()
         h = F.linear(a, first.weight.index_select(1, self.kept), first.bias)  # type: ignore
         weight, bias = (parameter.index_select(0, rows) for parameter in last.parameters())
         return F.linear(apply(nn.Sequential(*middle), h, context), weight, bias)
+
+
+class MaskedSplineCoupling(MaskedAffineCoupling):
+    """Coupling of vectors whose masked coordinates determine splines of the others.
+
+    They are those of :class:`.QuantileSpline`, and start as the identity.
+
+    Args:
+        mask: For each coordinate whether it passes unchanged.
+        net: Maps (batch, dim) to (batch, (3 bins + 3) dim), changes of the parameters of splines.
+        bins: Bins of each spline.
+    """
+
+    def __init__(self, mask: ArrayLike, net: nn.Sequential, bins: int):
+        super().__init__(mask, net)
+        self.sizes = [2, bins, bins, bins + 1]
+
+    def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
+        a, b = self.split(x)
+        knots = self._knots(a, context)
+        with full_precision(x):
+            z, log_derivative = spline.transform(b, knots)
+            return self.join(x, a, z), log_derivative.sum(1)
+
+    def inverse(self, z: Tensor, context: Context | None = None) -> Tensor:
+        a, b = self.split(z)
+        knots = self._knots(a, context)
+        with full_precision(z):
+            return self.join(z, a, spline.invert(b, knots))
+
+    def _knots(self, a: Tensor, context: Context | None) -> spline.Knots:
+        raw = self.outputs(a, context).to(a.dtype).unflatten(1, (sum(self.sizes), -1)).mT
+        changes = MAX_SHIFT * torch.tanh(raw / MAX_SHIFT)
+        starts, log_widths, log_heights, log_slopes = changes.split(self.sizes, 2)
+        width = math.log(2 * EDGE / self.sizes[1])
+        return spline.knots_of(starts - EDGE, log_widths + width, log_heights + width, log_slopes)
 
 
 def add_context(net: Any, size: int) -> None:

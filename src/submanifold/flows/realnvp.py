@@ -1,26 +1,28 @@
-"""RealNVP (Dinh et al. 2017) on vectors."""
+"""RealNVP (Dinh et al. 2017) on vectors, also with splines in its couplings."""
 
 import numpy as np
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 from torch import nn
 
 from submanifold.flows.bijection import Bijection, Compose, Flow
-from submanifold.flows.coupling import MaskedAffineCoupling, mlp
+from submanifold.flows.coupling import MaskedAffineCoupling, MaskedSplineCoupling, mlp
 from submanifold.flows.linear import Linear
 
 
 class RealNVP(Compose, Flow):
-    """Masked affine couplings of vectors, which transform even and odd coordinates in turn.
+    """Masked couplings of vectors, which transform even and odd coordinates in turn.
 
     It starts as the identity, or as a rotation with ``mixing``.
 
     Args:
-        dim: Number of coordinates. With dim 1 the flow is a learned scale and shift.
+        dim: Number of coordinates. With dim 1 and no bins the flow is a learned scale and shift.
         couplings: Number of couplings (six in the paper).
         hidden: Width of the two hidden layers of a coupling net; None is twice ``dim``, as in the
             paper.
         mixing: Whether a :class:`Linear` map precedes each coupling: for few coordinates of
             different scales.
+        bins: Bins of the splines that replace the affine maps of couplings (Durkan et al. 2019); 0
+            keeps them. They fit manifolds better that one chart cannot cover, such as a circle.
 
     Example:
         >>> flow = RealNVP(8)
@@ -37,11 +39,17 @@ class RealNVP(Compose, Flow):
         couplings: PositiveInt = 6,
         hidden: PositiveInt | None = None,
         mixing: bool = False,
+        bins: NonNegativeInt = 0,
     ):
         layers: list[Bijection] = []
         for index in range(couplings):
             layers += [Linear(dim)] if mixing else []
-            net = mlp(dim, hidden or 2 * dim, 2 * dim, nn.ReLU)
-            layers.append(MaskedAffineCoupling((np.arange(dim) + index) % 2 == 1, net))
+            mask, width = (np.arange(dim) + index) % 2 == 1, hidden or 2 * dim
+            if bins:
+                net = mlp(dim, width, (3 * bins + 3) * dim, nn.SiLU)
+                layers.append(MaskedSplineCoupling(mask, net, bins))
+            else:
+                net = mlp(dim, width, 2 * dim, nn.ReLU)
+                layers.append(MaskedAffineCoupling(mask, net))
         super().__init__(layers)
         self.event_shape = (dim,)

@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
+from submanifold.flows import spline
 from submanifold.flows.bijection import Bijection, Compose, DataInitialized, Flow, full_precision
 from submanifold.flows.conditional import ConditionalLayer, context_of, noise_scale_of, values_of
 from submanifold.flows.context import Context
-from submanifold.flows.coupling import Coupling, mlp
+from submanifold.flows.coupling import MAX_SHIFT, Coupling, mlp
 from submanifold.flows.linear import ActNorm, Linear
 
 # columns above which there are no splines, which are slow, and no learned matrices, whose
@@ -19,7 +20,7 @@ LARGEST_MIXED = 256
 ENOUGH_ROWS = 1500  # below which splines at the quantiles would overfit
 SMALLEST_TAIL = 2e-4  # probability beyond the outer knots
 SMALLEST_BIN = 1e-3  # width of a bin in standard deviations
-CONTEXT_BINS, MAX_SHIFT = 8, 3.0  # of the spline that depends on a context
+CONTEXT_BINS = 8  # of the spline that depends on a context
 
 
 class QuantileSpline(DataInitialized, Bijection):
@@ -47,26 +48,12 @@ class QuantileSpline(DataInitialized, Bijection):
 
     def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
         with full_precision(x):
-            x0, x1, y0, y1, d0, d1, slope = self._bins_of(x, context, axis=0)
-            xi = ((x - x0) / (x1 - x0)).clamp(0, 1)
-            rest = xi * (1 - xi)
-            divisor = slope + (d0 + d1 - 2 * slope) * rest
-            z = y0 + (y1 - y0) * (slope * xi.square() + d0 * rest) / divisor
-            derivative = d1 * xi.square() + 2 * slope * rest + d0 * (1 - xi).square()
-            log_det = derivative.log() + 2 * (slope / divisor).log()
-            # beyond the outer knots; 0 inside of the bins
-            z = z + d0 * (x - x0).clamp_max(0) + d1 * (x - x1).clamp_min(0)
-            return z, log_det.sum(1)
+            z, log_derivative = spline.transform(x, self._knots(x, context))
+            return z, log_derivative.sum(1)
 
     def inverse(self, z: Tensor, context: Context | None = None) -> Tensor:
         with full_precision(z):
-            x0, x1, y0, y1, d0, d1, slope = self._bins_of(z, context, axis=1)
-            y = ((z - y0) / (y1 - y0)).clamp(0, 1)
-            excess = y * (d0 + d1 - 2 * slope)
-            a, b, c = slope - d0 + excess, d0 - excess, -slope * y
-            root = (b.square() - 4 * a * c).clamp_min(torch.finfo(z.dtype).tiny).sqrt()
-            x = x0 + (x1 - x0) * (-2 * c / (b + root))
-            return x + (z - y0).clamp_max(0) / d0 + (z - y1).clamp_min(0) / d1
+            return spline.invert(z, self._knots(z, context))
 
     def initialize_from(self, x: Tensor) -> None:
         if len(x) < ENOUGH_ROWS:
@@ -91,31 +78,11 @@ class QuantileSpline(DataInitialized, Bijection):
         padded = F.pad(log_slopes, (1, 1), mode="replicate")
         self.log_slopes.copy_((padded[:, 1:] + padded[:, :-1]) / 2)
 
-    def _knots(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Positions, values and derivatives at the knots, ([batch,] dim, bins + 1)."""
-        starts, *log_lengths, log_slopes = self._spline_parameters(x, context)
-        xs, ys = (
-            torch.cat([start[..., None], start[..., None] + lengths.exp().cumsum(-1)], -1)
-            for start, lengths in zip(starts.unbind(-1), log_lengths, strict=True)
-        )
-        return xs, ys, log_slopes.exp()
+    def _knots(self, x: Tensor, context: Context | None = None) -> spline.Knots:
+        return spline.knots_of(*self._spline_parameters(x, context))
 
     def _spline_parameters(self, x: Tensor, context: Context | None) -> Iterable[Tensor]:
         return self.starts, self.log_widths, self.log_heights, self.log_slopes
-
-    def _bins_of(self, x: Tensor, context: Context | None, axis: int) -> tuple[Tensor, ...]:
-        """Knots at both ends of the bins of x, or of values x if axis is 1, and mean slopes."""
-        knots = self._knots(x, context)
-        inner = knots[axis].detach()[..., 1:-1].contiguous()
-        if inner.ndim == 2:
-            bins = torch.searchsorted(inner, x.detach().T.contiguous(), right=True).T
-        else:
-            bins = torch.searchsorted(inner, x.detach()[..., None].contiguous(), right=True)[..., 0]
-        ends = torch.stack([bins, bins + 1], 2)
-        (x0, x1), (y0, y1), (d0, d1) = (
-            values.expand(x.shape[0], -1, -1).gather(2, ends).unbind(2) for values in knots
-        )
-        return x0, x1, y0, y1, d0, d1, (y1 - y0) / (x1 - x0)
 
 
 class NoiseFeatures(ConditionalLayer):

@@ -11,6 +11,7 @@ from submanifold.common.distributed import WHOLE_BATCH, Shard
 from submanifold.flows import is_noise_conditional, with_noise_scale
 from submanifold.flows.context import Context
 from submanifold.geometry.linearization import jacobian, repeat
+from submanifold.models.defensive import DefensiveComponent
 from submanifold.models.hierarchy import Hierarchy
 from submanifold.models.mixture import ChartEncoding, Mixture
 
@@ -102,6 +103,10 @@ class InputNoise:
         noise = fraction.view(-1, *(1 for _ in h.shape[1:])).to(h.dtype) * noise
         return h + self.scale * noise, scale
 
+    def mix(self, log_prob: Tensor, h: Tensor, context: Context | None) -> Tensor:
+        """Return the log-density (batch,) of noisy events h that the loss is a function of."""
+        return log_prob
+
 
 @dataclass(frozen=True)
 class ScoringScale(InputNoise):
@@ -109,13 +114,19 @@ class ScoringScale(InputNoise):
 
     Attributes:
         chosen: The noise scale, in [0, 1].
+        defensive: Component of the density, if any.
     """
 
     chosen: float = 0.0
+    defensive: DefensiveComponent | None = None
 
     def add(self, model: Any, h: Tensor, draw: Draw) -> tuple[Tensor, Tensor | None]:
         """Return the events and their noise scale (batch,)."""
         return h, h.new_full(h.shape[:1], self.chosen)
+
+    def mix(self, log_prob: Tensor, h: Tensor, context: Context | None) -> Tensor:
+        """Mix the density with the defensive component."""
+        return log_prob if self.defensive is None else self.defensive.mix(log_prob, h, context)
 
 
 def draws(h: Tensor, generator: torch.Generator | None = None, shard: Shard = WHOLE_BATCH) -> Draw:
@@ -151,6 +162,7 @@ def encode(
     noisy, scale = noise.add(model, h, draw)
     used = with_noise_scale(context, scale)
     us, vs, log_prob, charts = _trace(model, noisy, draw, used)
+    log_prob = noise.mix(log_prob, noisy, used)
     if noise.smallest is not None and not density_alone:
         (us, vs, _, charts), used = _trace(model, h, draw, context), context
     return Encoding(model, h, us, vs, log_prob, draw, outer, context, scale, used, charts)

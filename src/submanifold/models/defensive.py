@@ -1,4 +1,4 @@
-"""A wide normal distribution that makes the density of a model finite and sensible everywhere."""
+"""Normal distributions that make a density finite everywhere, and better for few events."""
 
 import math
 from collections.abc import Sequence
@@ -11,29 +11,34 @@ from torch import Tensor, nn
 from submanifold.flows.context import Context
 
 WIDENING = 4.0  #: Factor of the covariance of the training events.
+SMALLEST = 1e-9  #: Variance that is added, without which equal events have no density.
 MAX_EVENTS = 100_000  #: Training events that determine mean and covariance.
 MATRIX_ELEMENTS = 2**22  # of the covariances that are factorized at once
 
 
 class DefensiveComponent(nn.Module):
-    r"""The normal component of a defensive mixture (Hesterberg 1995) with the flow's density.
+    r"""Normal components of a mixture with the flow's density: a wide one, and others.
 
-    .. math:: p(x) = (1 - \epsilon)\, p_{\text{flow}}(x) + \epsilon\, N(x; \mu, 4 S)
+    .. math:: p(x) = (1 - \epsilon)\, p_{\text{flow}}(x)
+              + \epsilon \sum_k w_k\, N(x; \mu_k, S_k)
 
-    is normalized and finite everywhere. Far from the training data, where the flow's density is
-    arbitrary, it ranks events by their Mahalanobis distance. Where the flow's log-density is not a
-    number, it counts as -inf. mu and S are mean and Ledoit-Wolf covariance of training events.
+    is normalized and finite everywhere (a defensive mixture: Hesterberg 1995). The first component
+    has the mean of training events and four times their Ledoit-Wolf covariance: far from them,
+    where the flow's density is arbitrary, it ranks events by their Mahalanobis distance. Others are
+    those of a Gaussian mixture, which fits few events better than a flow. Where the flow's
+    log-density is not a number, it counts as -inf.
 
-    The component depends on no context but for the mask of missing values: in a blank, which is
-    filled with noise of N(0, 1), it is N(0, 1) too, so that the density of the observed values is
-    their marginal. It acts on densities and on samples from R^D. Coordinates, projections and
-    samples of manifolds of fewer dimensions are those of the flow.
+    They depend on no context but for the mask of missing values: in a blank, which is filled with
+    noise of N(0, 1), they are N(0, 1) too, so that the density of the observed values is their
+    marginal. They act on densities and on samples from R^D. Coordinates, projections and samples of
+    manifolds of fewer dimensions are those of the flow.
 
     Args:
         dim: D, the number of coordinates of an event.
         weight: epsilon, from 0 to 1.
         maskable: Coordinates that may be missing, in the order of the mask, with which the context
             starts.
+        shares: w_k of the components, whose sum is 1.
 
     Example:
         >>> component = DefensiveComponent.fit(np.random.default_rng(0).normal(size=(100, 2)))
@@ -42,28 +47,38 @@ class DefensiveComponent(nn.Module):
         tensor([True, True])
     """
 
-    mean: Tensor
-    scale: Tensor
+    means: Tensor
+    scales: Tensor
 
-    def __init__(self, dim: int, weight: float, maskable: Sequence[int] = ()):
+    def __init__(
+        self,
+        dim: int,
+        weight: float,
+        maskable: Sequence[int] = (),
+        shares: Sequence[float] = (1.0,),
+    ):
         super().__init__()
         self.dim, self.weight, self.maskable = dim, weight, list(maskable)
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("scale", torch.eye(dim))
+        self.shares = list(shares)
+        self.register_buffer("means", torch.zeros(len(self.shares), dim))
+        self.register_buffer("scales", torch.eye(dim).repeat(len(self.shares), 1, 1))
 
     @classmethod
     def fit(
         cls, events: np.ndarray, weight: float = 0.01, maskable: Sequence[int] = ()
     ) -> "DefensiveComponent":
-        """Fit mean and covariance to training events (N, D), of which the first are used."""
+        """Fit the wide component to training events (N, D), of which the first are used."""
         from sklearn.covariance import ledoit_wolf  # loads slowly
 
         x = np.asarray(events[:MAX_EVENTS], np.float64)
-        covariance = WIDENING * ledoit_wolf(x)[0]
-        component = cls(x.shape[1], weight, maskable)
-        component.mean.copy_(torch.from_numpy(x.mean(0)))
-        component.scale.copy_(torch.linalg.cholesky(torch.from_numpy(covariance)))
-        return component
+        covariance = WIDENING * ledoit_wolf(x)[0] + SMALLEST * np.eye(x.shape[1])
+        return cls(x.shape[1], weight, maskable).set(x.mean(0)[None], covariance[None])
+
+    def set(self, means: np.ndarray, covariances: np.ndarray) -> "DefensiveComponent":
+        """Set means (K, D) and covariances (K, D, D); returns the component."""
+        self.means.copy_(torch.from_numpy(means))
+        self.scales.copy_(torch.linalg.cholesky(torch.from_numpy(covariances)))
+        return self
 
     def mix(self, log_prob: Tensor, x: Tensor, context: Context | None = None) -> Tensor:
         """Return the mixture's log-density of x (batch, D), given that of the flow, (batch,)."""
@@ -73,42 +88,50 @@ class DefensiveComponent(nn.Module):
         return mixed.to(log_prob.dtype)
 
     def log_prob(self, x: Tensor, context: Context | None = None) -> Tensor:
-        """Compute the component's log-density of x (batch, D), float64 (batch,)."""
-        x, scale = x.double(), self.scale.double()
-        offsets, diagonal = x - self.mean.double(), scale.diagonal()
-        z = torch.linalg.solve_triangular(scale, offsets.T, upper=False).T
-        log_prob = _standard_normal(z) - diagonal.log().sum()
-        if not self.maskable or context is None or context.values is None:
-            return log_prob
-        blank = torch.zeros_like(x, dtype=torch.bool)
-        blank[:, self.maskable] = context.values[:, : len(self.maskable)] > 0.5
-        rows = blank.any(1).nonzero()[:, 0]
-        if not len(rows):
-            return log_prob
-        chunks = rows.split(max(1, MATRIX_ELEMENTS // self.dim**2))
-        marginal = torch.cat([self._marginal(x[chunk], blank[chunk]) for chunk in chunks])
-        return log_prob.index_copy(0, rows, marginal)
-
-    def _marginal(self, x: Tensor, blank: Tensor) -> Tensor:
-        """Log-density of rows whose blanks are independent N(0, 1), (rows,)."""
-        covariance = self.scale.double() @ self.scale.double().T
-        observed = ~blank[:, :, None] & ~blank[:, None, :]
-        identity = torch.eye(self.dim, dtype=x.dtype, device=x.device)
-        scale = torch.linalg.cholesky(torch.where(observed, covariance, identity))
-        offsets = x - self.mean.double().where(~blank, 0.0)
-        z = torch.linalg.solve_triangular(scale, offsets[:, :, None], upper=False)[:, :, 0]
-        return _standard_normal(z) - scale.diagonal(dim1=1, dim2=2).log().sum(1)
+        """Compute the log-density of the normal components at x (batch, D), float64 (batch,)."""
+        x, blank = x.double(), None
+        if self.maskable and context is not None and context.values is not None:
+            blank = torch.zeros_like(x, dtype=torch.bool)
+            blank[:, self.maskable] = context.values[:, : len(self.maskable)] > 0.5
+        normals = zip(self.means.double(), self.scales.double(), strict=True)
+        log_probs = torch.stack([_log_prob(x, blank, *normal) for normal in normals])
+        log_shares = x.new_tensor(self.shares).log()
+        return (log_shares[:, None] + log_probs).logsumexp(0)
 
     @torch.no_grad()
     def replace(
         self, events: Tensor, temperature: float, generator: torch.Generator | None
     ) -> Tensor:
-        """Replace samples of the flow (n, D) by the component's, each with probability epsilon."""
-        options: Any = {"generator": generator, "dtype": self.mean.dtype}
+        """Replace samples of the flow (n, D) by the components', each with probability epsilon."""
+        options: Any = {"generator": generator, "dtype": self.means.dtype}
         noise = torch.randn(len(events), self.dim, **options).to(events)
         chosen = torch.rand(len(events), **options).to(events.device) < self.weight
-        drawn = self.mean + temperature * noise @ self.scale.T
+        shares = torch.tensor(self.shares)
+        kinds = torch.multinomial(shares, len(events), True, generator=generator).to(events.device)
+        deviations = (self.scales[kinds] @ noise[:, :, None])[:, :, 0]
+        drawn = self.means[kinds] + temperature * deviations
         return torch.where(chosen[:, None], drawn, events)
+
+
+def _log_prob(x: Tensor, blank: Tensor | None, mean: Tensor, scale: Tensor) -> Tensor:
+    """Log-density of rows (batch, D) whose blanks are independent N(0, 1), (batch,)."""
+    z = torch.linalg.solve_triangular(scale, (x - mean).T, upper=False).T
+    log_prob = _standard_normal(z) - scale.diagonal().log().sum()
+    if blank is None or not (rows := blank.any(1).nonzero()[:, 0]).numel():
+        return log_prob
+    chunks = rows.split(max(1, MATRIX_ELEMENTS // len(mean) ** 2))
+    marginal = torch.cat([_marginal(x[chunk], blank[chunk], mean, scale) for chunk in chunks])
+    return log_prob.index_copy(0, rows, marginal)
+
+
+def _marginal(x: Tensor, blank: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    """Log-density of rows whose blanks are independent N(0, 1), (rows,)."""
+    observed = ~blank[:, :, None] & ~blank[:, None, :]
+    identity = torch.eye(len(mean), dtype=x.dtype, device=x.device)
+    scales = torch.linalg.cholesky(torch.where(observed, scale @ scale.T, identity))
+    offsets = x - mean.where(~blank, 0.0)
+    z = torch.linalg.solve_triangular(scales, offsets[:, :, None], upper=False)[:, :, 0]
+    return _standard_normal(z) - scales.diagonal(dim1=1, dim2=2).log().sum(1)
 
 
 def _standard_normal(z: Tensor) -> Tensor:

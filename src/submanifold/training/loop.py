@@ -18,6 +18,7 @@ from submanifold.data.batches import Batches
 from submanifold.flows import initialize, with_noise_scale
 from submanifold.flows.context import Context
 from submanifold.losses import draws
+from submanifold.models import DefensiveComponent
 from submanifold.models.io import describe
 from submanifold.training import monitor
 from submanifold.training.monitor import LOG_EVERY, Row
@@ -27,6 +28,7 @@ from submanifold.training.trainer import EARLIER, LAST, Trainer, read
 log = logging.getLogger(__name__)
 
 INITIAL_ROWS = 8192  #: Rows that initialize a flow with log-uniform noise scales.
+DEFENSIVE_WEIGHT = 0.05  #: Of the component of densities that validations compare.
 
 Log = Callable[[int, Row], None]
 
@@ -62,7 +64,7 @@ def fit(
     """
     model, settings, folder = phase.model, phase.settings, Path(folder)
     describe(model)
-    trainer = Trainer(phase, phase.identity(train))
+    trainer = Trainer(phase, phase.identity(train), _defensive_component(phase, train))
     if train.batch_size % trainer.shards[0].count:
         raise UserError(
             f"{name}.training.batch_size: expected a multiple of {trainer.shards[0].count} (ranks "
@@ -126,6 +128,14 @@ def fit(
     model.eval()
     steps_trained = max(trainer.state.step - before, 0)
     return {"name": name, **trainer.state.history(), "steps_trained": steps_trained}
+
+
+def _defensive_component(phase: Phase, train: Batches) -> DefensiveComponent | None:
+    """Fit the component that bounds the influence of a single event on a validation."""
+    if phase.noise.smallest is None or len(phase.model.event_shape) > 1:
+        return None
+    component = DefensiveComponent.fit(train.events.x, DEFENSIVE_WEIGHT)
+    return component.to(train.device, train.rows.dtype)
 
 
 def _restore_or_initialize(

@@ -19,6 +19,7 @@ from submanifold.common.errors import UserError, unexpected
 from submanifold.data.batches import Batches
 from submanifold.flows.context import Context
 from submanifold.losses.encoding import ScoringScale
+from submanifold.models import DefensiveComponent
 from submanifold.training import checkpoint
 from submanifold.training.checkpoint import Identity
 from submanifold.training.monitor import Row, diagnose
@@ -31,6 +32,8 @@ LAST, EARLIER = "last.safetensors", "earlier.safetensors"
 MAX_ROLLBACKS = 3
 FINITE = "finite events"
 SCORED_LOSS = "scored_loss"  # in the rows of validations of log-uniform noise scales
+LIKELIHOOD = "likelihood"  # the term of a loss
+FAR = 10  # one of so many validation events is far from the others
 
 
 @dataclass
@@ -67,15 +70,22 @@ class Trainer:
         average: Averages of ``weights``.
         best: ``state_dict`` of the model with averaged weights at the best validation.
         identity: What a checkpoint must agree with.
+        defensive: Component of the density that validations of log-uniform noise scales compare.
     """
 
-    def __init__(self, phase: Phase, identity: Identity | None = None):
+    def __init__(
+        self,
+        phase: Phase,
+        identity: Identity | None = None,
+        defensive: DefensiveComponent | None = None,
+    ):
         self.phase, self.model, self.settings = phase, phase.model, phase.settings
         self.identity, self.state, self.best = (
             identity or {},
             TrainState(self.settings.steps),
             dict[str, Tensor](),
         )
+        self.defensive = defensive
         self.shards = distributed.shards(self.settings.grad_accumulation_steps)
         self.weights: list[Tensor] = list(self.model.parameters())
         rates = self.settings.learning_rate, self.settings.muon_lr
@@ -154,12 +164,24 @@ class Trainer:
         return row
 
     def _scored_loss(self, valid: Batches) -> float:
-        """Loss at the one noise scale at which events are scored (:func:`.best_noise_scale`)."""
+        """Loss as events are scored: at one noise scale (:func:`.best_noise_scale`).
+
+        The density of vectors is mixed with a defensive component, and penalties are those of the
+        nine tenths of the events to which it gives the largest density: otherwise a single event
+        far away would decide which weights are kept.
+        """
         from submanifold.evaluation.scores import best_noise_scale  # imports pandas
 
         noise, chosen = self.phase.noise, best_noise_scale(self.model, valid.events)
-        at_scale = replace(self.phase, noise=ScoringScale(noise.scale, noise.smallest, chosen))
-        return validate(at_scale, valid)["loss"]
+        scoring = ScoringScale(noise.scale, noise.smallest, chosen, self.defensive)
+        at_scale = replace(self.phase, noise=scoring)
+        row = validate(at_scale, valid)
+        if self.defensive is None or row["loss"] == row.get(LIKELIHOOD):
+            return row["loss"]
+        order = self.defensive.log_prob(valid.rows.to(valid.device)).argsort().cpu().numpy()
+        near = valid.events[order[len(valid) // FAR :]]
+        of_near = validate(at_scale, Batches(near, valid.batch_size, valid.seed, valid.device))
+        return of_near["loss"] - of_near.get(LIKELIHOOD, 0.0) + row.get(LIKELIHOOD, 0.0)
 
     def stop_early(self) -> None:
         """End the training after the present step if the last validations were no better."""
