@@ -5,10 +5,11 @@
 
 FOLDER and the protocol ``semi`` are those of :mod:`benchmarks.anomalies`. Compared are the
 estimator with missing values, the estimator on medians, and nearest neighbors on medians. Each set,
-rate and seed is a row of ``data/08_reporting/missing.csv``; existing rows are kept.
+rate and seed is a file in ``data/08_reporting/missing/``; an interrupted command resumes.
 """
 
 import argparse
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -19,22 +20,11 @@ from scipy.stats import multivariate_normal
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.anomalies import Split, by_neighbors, split_rows
+from benchmarks.results import kept
 from submanifold.sklearn import ManifoldFlow
 
-RESULTS = Path("data/08_reporting/missing.csv")
+RESULTS = Path("data/08_reporting/missing")
 RATES, ROWS, FEWEST = (0.1, 0.3), 5000, 200  # with fewer rows, columns may have no missing cell
-FIELDS = (
-    "set",
-    "rate",
-    "seed",
-    "rows",
-    "columns",
-    "missing",
-    "medians",
-    "kNN",
-    "alarms",
-    "alarms_missing",
-)
 
 
 def main() -> None:
@@ -48,56 +38,48 @@ def main() -> None:
         print(f"{columns} columns: {gaussian_error(columns):.2f} nats below the exact density")
     if options.folder is None:
         return
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    if not RESULTS.exists():
-        pd.DataFrame(columns=FIELDS).to_csv(RESULTS, index=False)
-    known = pd.read_csv(RESULTS)
-    done = set(zip(known["set"], known["rate"], known["seed"], strict=True))
     files = sorted(options.folder.glob("*.npz"), key=lambda path: path.stat().st_size)
-    for seed, file, rate in product(options.seeds, files, RATES):
-        name = file.stem.partition("_")[2]
-        with np.load(file, allow_pickle=True) as arrays:
-            x, y = arrays["X"].astype(float), arrays["y"].astype(bool)
-        train, test = split_rows(y, "semi", seed, ROWS)
-        if (name, rate, seed) in done or len(train) < FEWEST:
-            continue
-        row = {"set": name, "rate": rate, "seed": seed, "rows": len(train), "columns": x.shape[1]}
-        row |= measure(x, y[test], train, test, rate, seed)
-        pd.DataFrame([row])[[*FIELDS]].to_csv(RESULTS, mode="a", header=False, index=False)
-    results = pd.read_csv(RESULTS)
-    means = results.groupby("rate").mean(numeric_only=True).drop(columns="seed")
-    print(means.assign(count=results.groupby("rate").size()).round(2).to_markdown())
+    rows = pd.DataFrame(
+        row
+        for seed, file, rate in product(options.seeds, files, RATES)
+        for row in kept(
+            RESULTS / f"{file.stem}-{rate}-{seed}.json", partial(measure, file, rate, seed)
+        )
+    )
+    means = rows.groupby("rate").mean(numeric_only=True).drop(columns="seed")
+    print(means.assign(count=rows.groupby("rate").size()).round(2).to_markdown())
 
 
-def measure(
-    x: np.ndarray,
-    is_anomaly: np.ndarray,
-    train: np.ndarray,
-    test: np.ndarray,
-    rate: float,
-    seed: int,
-) -> dict[str, float]:
+def measure(file: Path, rate: float, seed: int) -> list[dict[str, float]]:
     """Return AUROC and false alarms at 5% in percent, also of rows with many missing cells."""
-    is_missing = np.random.default_rng([seed, 5]).random(x.shape) < rate
+    with np.load(file, allow_pickle=True) as arrays:
+        x, y = arrays["X"].astype(float), arrays["y"].astype(bool)
+    train, test = split_rows(y, "semi", seed, ROWS)
+    if len(train) < FEWEST:
+        return []
+    is_missing, is_anomaly = np.random.default_rng([seed, 5]).random(x.shape) < rate, y[test]
     x = np.where(is_missing, np.nan, x)
     filled = np.where(is_missing, np.nanmedian(x[train], axis=0), x)
     flow, of_medians = (ManifoldFlow(random_state=seed).fit(rows[train]) for rows in (x, filled))
     near, _ = by_neighbors(Split(filled[train], filled[test], is_anomaly), seed)
-    p_values = flow.p_values(x[test])
-    alarms = p_values[~is_anomaly] <= 0.05
+    alarms = flow.p_values(x[test])[~is_anomaly] <= 0.05
     counts = is_missing[test].sum(1)[~is_anomaly]
     scores = {
         "missing": -flow.decision_function(x[test]),
         "medians": -of_medians.decision_function(filled[test]),
         "kNN": near,
     }
+    aurocs = {name: 100 * roc_auc_score(is_anomaly, values) for name, values in scores.items()}
     of_many = alarms[counts > np.median(counts)]
-    return {
-        name: round(100 * roc_auc_score(is_anomaly, values), 2) for name, values in scores.items()
-    } | {
-        "alarms": round(100 * alarms.mean(), 2),
-        "alarms_missing": round(100 * of_many.mean(), 2),
+    about = {
+        "set": file.stem,
+        "rate": rate,
+        "seed": seed,
+        "rows": len(train),
+        "columns": x.shape[1],
     }
+    rates = {"alarms": 100 * alarms.mean(), "alarms_missing": 100 * of_many.mean()}
+    return [about | aurocs | rates]
 
 
 def gaussian_error(columns: int) -> float:

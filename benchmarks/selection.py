@@ -1,13 +1,12 @@
 """Selection of anomalies with a false discovery rate, in the tables of ADBench.
 
-    pip install nonconform==2.0.0
-    python -m benchmarks.selection FOLDER     # measures what is missing
+    python -m benchmarks.selection FOLDER     # measures what is missing, prints the table
 
-Prints the tables of docs/evidence/selection.md. Splits are those of :mod:`benchmarks.anomalies`.
+Splits are those of the protocol ``semi`` of :mod:`benchmarks.anomalies`. The oracle knows the
+labels: it selects the most rows of highest scores of which at most the promised fraction is normal.
 """
 
 import argparse
-import math
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -15,110 +14,93 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from nonconform import ConformalDetector, Empirical, Split
-from sklearn.base import BaseEstimator
-from sklearn.ensemble import IsolationForest
-from sklearn.neighbors import NearestNeighbors
+import torch
 
-from benchmarks.anomalies import NEIGHBORS, ROWS, make_split, split_rows
+from benchmarks.anomalies import ROWS, Split, make_split
 from benchmarks.results import kept, markdown, with_interval
-from submanifold.evaluation.calibration import MIN_IMAGES
 from submanifold.evaluation.discoveries import select
 from submanifold.evaluation.intervals import mean_interval
-from submanifold.sklearn import HELD_OUT, ManifoldFlow
+from submanifold.sklearn import MIN_ROWS, ManifoldFlow
 
-FOLDER = Path("data/08_reporting/selection")
-LEVELS, MIXTURES, REPEATS = (0.05, 0.1, 0.2), ("all", 0.05, 0.1), 20
-
-
-class DensityFlow(ManifoldFlow):
-    """Without the phases for the manifold, which take most of the time."""
-
-    def _method(self, *args: Any) -> Any:
-        model, phases = super()._method(*args)
-        return model, {"density": phases["density"]}
-
-
-class NeighborDistance(BaseEstimator):
-    def fit(self, X: np.ndarray, y: Any = None) -> "NeighborDistance":  # noqa: N803
-        self.index_ = NearestNeighbors(n_neighbors=min(NEIGHBORS, len(X))).fit(X)
-        return self
-
-    def decision_function(self, X: np.ndarray) -> np.ndarray:  # noqa: N803
-        return self.index_.kneighbors(X)[0][:, -1]
+RESULTS = Path("data/08_reporting/selection")
+LEVELS, FRACTIONS, REPEATS, ALPHA = (0.05, 0.1, 0.2), (0.05, 0.1), 20, 0.05
+MEANS = ["false discoveries", "power", "oracle", "false alarms"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--steps", type=int, help="of ManifoldFlow, by default those of its method")
     options = parser.parse_args()
+    torch.set_num_threads(1)
     rows = []
-    for seed, file in product(options.seeds, sorted(options.folder.glob("*.npz"))):
-        path = FOLDER / f"{file.stem}-{seed}.json"
-        rows += kept(path, partial(measure, file, seed, options.steps))
-    results = pd.DataFrame(rows)
-    print(table(results), table(results[results["tied"] >= 0.1]), sep="\n")
+    for seed, path in product(options.seeds, sorted(options.folder.glob("*.npz"))):
+        with np.load(path, allow_pickle=True) as arrays:
+            split = make_split(arrays["X"], arrays["y"] == 1, "semi", seed, ROWS)
+        if len(split.train) < MIN_ROWS:
+            continue  # all rows train and calibrate a split model
+        for calibration in ("cross", "split"):
+            file = RESULTS / f"{path.stem}-{seed}-{calibration}.json"
+            detected = kept(file, partial(detect, split, calibration, seed))
+            about = {"calibration": calibration, "table": path.stem, "seed": seed}
+            rows += [about | row for row in evaluate(split.anomaly, detected, seed)]
+    print(summary(pd.DataFrame(rows)))
 
 
-def measure(file: Path, seed: int, steps: int | None) -> list[dict[str, Any]]:
-    with np.load(file, allow_pickle=True) as arrays:
-        x, y, rows = arrays["X"], arrays["y"] == 1, []
-    train, test = split_rows(y, "semi", seed, ROWS)
-    split = make_split(x, y, "semi", seed, ROWS).standardized
-    count = max(round(HELD_OUT * len(train)), MIN_IMAGES)
-    _, copies, counts = np.unique(x[test], axis=0, return_inverse=True, return_counts=True)
-    tied = float((counts[copies] > 1).mean())
-    flow = DensityFlow(steps=steps, random_state=seed, device="cpu").fit(x[train])
-    p_values = {"ManifoldFlow": flow.p_values(x[test])}
-    for build, ties in product((IsolationForest, NeighborDistance), ("classical", "randomized")):
-        detector = ConformalDetector(build(), Split(count), Empirical(tie_break=ties), seed=seed)
-        detector.fit(split.train)
-        p_values[f"{build.__name__}, {ties}"] = detector.compute_p_values(split.test)
-    for mixture, level in product(MIXTURES, LEVELS):
+def detect(split: Split, calibration: str, seed: int) -> dict[str, list[float]]:
+    """Compute anomaly scores and p-values of the test rows."""
+    flow = ManifoldFlow(calibration=calibration, random_state=seed, device="cpu", alpha=0.2)
+    scores = -flow.fit(split.train).decision_function(split.test)
+    return {"scores": scores.tolist(), "p_values": flow.p_values(split.test).tolist()}
+
+
+def evaluate(anomaly: np.ndarray, detected: dict[str, list[float]], seed: int) -> list[Any]:
+    """Measure selections among mixtures of test rows with fractions of anomalies."""
+    scores, p_values = np.array(detected["scores"]), np.array(detected["p_values"])
+    rows: list[dict[str, Any]] = []
+    for fraction in FRACTIONS:
         rng = np.random.default_rng(seed)
-        mixed = [mix(y[test], mixture, rng) for _ in range(1 if mixture == "all" else REPEATS)]
-        size, anomalies = len(mixed[0]), int(y[test[mixed[0]]].sum())
-        facts = {
-            "set": file.stem.partition("_")[2],
-            "seed": seed,
-            "tied": tied,
-            "mixture": mixture,
-            "level": level,
-            "calibrated": count,
-            "anomalies": anomalies,
-            "needed": math.ceil(size / (level * (count + 1))),
-        }
-        for method, p in p_values.items():
-            pairs = [(select(p[part], level), y[test[part]]) for part in mixed]
-            wrong = [(chosen & ~truth).sum() / max(1, chosen.sum()) for chosen, truth in pairs]
-            power = [chosen[truth].mean() for chosen, truth in pairs]
-            rows.append(facts | {"method": method, "fdp": np.mean(wrong), "power": np.mean(power)})
+        mixtures = [mix(anomaly, fraction, rng) for _ in range(REPEATS)]
+        for level, numbers in product(LEVELS, mixtures):
+            truth, chosen = anomaly[numbers], select(p_values[numbers], level)
+            measured = (
+                (chosen & ~truth).sum() / max(1, chosen.sum()),
+                chosen[truth].mean(),
+                oracle_power(truth, scores[numbers], level),
+                (p_values[~anomaly] <= ALPHA).mean(),
+            )
+            about = {"anomalies": f"{fraction:.0%}", "level": level}
+            rows.append(about | dict(zip(MEANS, measured, strict=True)))
     return rows
 
 
-def mix(y: np.ndarray, fraction: Any, rng: np.random.Generator) -> np.ndarray:
+def mix(anomaly: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
     """Choose the numbers of as many rows as possible with a fraction of anomalies."""
-    normal, anomalous = (rng.permutation(np.flatnonzero(y == value)) for value in (False, True))
-    if fraction != "all":
-        ratio = fraction / (1 - fraction)
-        count = max(1, min(len(anomalous), round(ratio * len(normal))))
-        normal, anomalous = normal[: round(count / ratio)], anomalous[:count]
-    return np.concatenate([normal, anomalous])
+    normal, anomalous = (rng.permutation(np.flatnonzero(part)) for part in (~anomaly, anomaly))
+    ratio = fraction / (1 - fraction)
+    count = max(1, min(len(anomalous), round(ratio * len(normal))))
+    return np.concatenate([normal[: round(count / ratio)], anomalous[:count]])
 
 
-def table(results: pd.DataFrame) -> str:
-    """Write means over sets, of the means over seeds, with 95% intervals over sets."""
+def oracle_power(anomaly: np.ndarray, scores: np.ndarray, level: float) -> float:
+    """Return the fraction of the anomalies in the oracle's selection, which keeps ties together."""
+    order = np.argsort(-scores)
+    selected = anomaly[order].cumsum()
+    is_allowed = selected >= (1 - level) * np.arange(1, len(order) + 1)
+    is_allowed[:-1] &= np.diff(scores[order]) != 0
+    return float(selected[is_allowed].max(initial=0) / selected[-1])
+
+
+def summary(rows: pd.DataFrame) -> str:
+    """Write means over tables with 95% intervals, and the spread of the false alarms."""
     lines = []
-    results = results.assign(in_reach=results["needed"] <= results["anomalies"])
-    for (mixture, method), of_method in results.groupby(["mixture", "method"], sort=False):
-        line = {"anomalies": mixture, "method": method, "sets": of_method["set"].nunique()}
-        for level, rows in of_method.groupby("level"):
-            means = rows.groupby("set")[["fdp", "power", "in_reach"]].mean()
-            for name in ("fdp", "power"):
-                line[f"{name} at {level:.0%}"] = with_interval(mean_interval(means[name]))
-            line[f"in reach at {level:.0%}"] = int(means["in_reach"].sum())
+    of_tables = rows.groupby(["anomalies", "calibration", "level", "table", "seed"])[MEANS].mean()
+    for names, of_method in of_tables.groupby(level=[0, 1, 2]):
+        line = dict(zip(("anomalies", "calibration", "level"), names, strict=True))
+        means = of_method.groupby("table").mean()
+        line |= {name: with_interval(mean_interval(means[name])) for name in MEANS}
+        line["of the oracle"] = f"{means['power'].mean() / means['oracle'].mean():.1%}"
+        line["deviation of the false alarms"] = f"{of_method['false alarms'].std():.2%}"
         lines.append(line)
     return markdown(lines)
 

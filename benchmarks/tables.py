@@ -18,19 +18,17 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from kedro.framework.startup import bootstrap_project
 from sklearn.decomposition import PCA, KernelPCA
 from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
 from benchmarks.results import markdown, over_seeds
 from submanifold.common.files import read_json, write_json
-from submanifold.config.schema import Experiment
+from submanifold.config.resolve import default_method
 from submanifold.evaluation.intervals import mean_interval
 from submanifold.evaluation.metrics import format_interval
-from submanifold.runs.experiments import CachedRun
 from submanifold.training.cost import with_steps
-from submanifold.training.phases import train_phases
+from submanifold.training.phases import PhaseSettings, train_phases
 from submanifold.training.rotation import RotationSettings
 
 RESULTS = Path("data/tables")
@@ -128,8 +126,12 @@ def train_flow(rows: Rows, seed: int, steps: int | None, penalty: bool = True) -
 
     Without the penalty the likelihood is trained for the steps of both phases.
     """
-    settings = _settings(rows[0])
-    usual = {name: phase.training.steps for name, phase in settings.trainings.items()}
+    model_settings, phases = default_method("table", max(1, rows[0].shape[1] // 2))
+    usual = {
+        name: phase.training.steps
+        for name, phase in phases.items()
+        if isinstance(phase, PhaseSettings)
+    }
     factor = 1 if steps is None else steps / sum(usual.values())
     counts = {name: max(1, round(factor * count)) for name, count in usual.items()}
     first, *later = counts
@@ -137,22 +139,14 @@ def train_flow(rows: Rows, seed: int, steps: int | None, penalty: bool = True) -
         counts[first] += sum(counts.pop(name) for name in later)
     phases = {
         name: with_steps(phase, counts.get(name, getattr(phase, "probes", None)))
-        for name, phase in settings.phases.items()
+        for name, phase in phases.items()
         if name in counts or isinstance(phase, RotationSettings)
     }
     started = time.process_time()
     with TemporaryDirectory() as folder:
         arguments = seed, torch.device("cpu"), Path(folder)
-        model = train_phases(phases, settings.model, *rows[:2], *arguments)
+        model = train_phases(phases, model_settings, *rows[:2], *arguments)
     return model.eval(), time.process_time() - started
-
-
-def _settings(train: np.ndarray) -> Experiment:
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "rows.npy"
-        np.save(path, train[:200])
-        params = {"dataset": "table", "data": {"path": str(path)}}
-        return CachedRun("tables", params, Path.cwd(), None, False).settings
 
 
 def log_probs(model: Any, x: np.ndarray) -> list[float]:
@@ -354,7 +348,6 @@ def compare(path: Path, table: str, seed: int, steps: int | None) -> Measures:
 @click.option("--steps", type=int, help="Of the flow; default: the method's.")
 def main(data: Path, seeds: int, steps: int | None) -> None:
     """Measure the density and the manifold of the ten largest tables."""
-    bootstrap_project(Path.cwd())
     paths = largest_tables(data)
     runs_by_table = {
         table: [compare(path, table, seed, steps) for seed in range(seeds)]

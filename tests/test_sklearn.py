@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from commands import succeed
+from commands import run, succeed
 from submanifold import Predictor, sklearn
 from submanifold.common import threads
 from submanifold.common.errors import UserError
@@ -332,6 +333,35 @@ def test_every_row_is_calibrated_by_a_model_that_has_not_seen_it():
     assert flow._predictor.calibrated().count == 50
     low, high = false_alarm_range(0.2, 2000, 50)
     assert low <= (flow.predict(rows[50:]) == -1).mean() <= high
+
+
+@pytest.mark.parametrize("is_trained", [True, False])
+def test_anomalies_of_the_calibration_are_named_and_set_aside(tmp_path, is_trained):
+    columns, planted = ["a", "b", "c"], {"17", "203", "280"}
+    rows = pd.DataFrame(normal(700, 1.0, 2.0, 3.0), columns=columns)
+    normal_rows, others, new = rows[:300], rows[300:600].reset_index(drop=True), rows[600:].copy()
+    others.loc[[17, 203, 280], "a"], new.iloc[:4, 0] = [60.0, 70.0, 80.0], 50.0
+    model, other, scores = (tmp_path / name for name in ("a.safetensors", "b.safetensors", "s.csv"))
+    ManifoldFlow(**FEW).fit(others if is_trained else normal_rows).save(model)
+    others.to_csv(tmp_path / "others.csv", index=False)
+    new.to_csv(tmp_path / "new.csv", index=False)
+    if not is_trained:
+        succeed("calibrate", model, tmp_path / "others.csv", "--out", other)
+        model = other
+    score = (tmp_path / "new.csv", "--fdr=10%", "--out", scores)
+    output = succeed("score", model, *score)
+    assert "0 of 100 rows are flagged" in output
+    named = re.search(r"rows of the calibration: (.*)\. If these are anomalies", output)[1]
+    assert {*named.split(", ")} == planted
+    option = f"--without={named.replace(', ', ',')}"
+    assert f"set them aside: submanifold calibrate {model} {option}\n" in output
+    output = succeed("calibrate", model, option, "--out", tmp_path / "c.safetensors")
+    assert "calibrated on 297 rows; the smallest p-value is 0.336%" in output
+    output = succeed("score", tmp_path / "c.safetensors", *score)
+    assert "rows of the calibration:" not in output
+    assert {0, 1, 2, 3} <= {*np.flatnonzero(pd.read_csv(scores)["ood"])}
+    result = run("calibrate", tmp_path / "c.safetensors", option)
+    assert "--without: expected rows of the table that calibrate MODEL, got 17" in result.stderr
 
 
 def test_commands_read_the_file_of_a_cross_calibrated_estimator(tmp_path):

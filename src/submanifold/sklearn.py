@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 from numbers import Integral, Real
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -177,7 +178,8 @@ class ManifoldFlow(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMix
             preprocessor = Preprocessor.fit(rows, scale=self.scale, training=is_training)
             if not preprocessor.varying:
                 raise UserError("X: expected a column with several values, got constant columns.")
-            events = preprocessor.transform(rows, salt=np.arange(len(rows)))
+            numbers = np.arange(len(rows))
+            events = replace(preprocessor.transform(rows, salt=numbers), rows=numbers)
         valid, shape = events[held_out], events.x.shape[1:]
         model_settings, phases = self._method(shape, len(train), device, preprocessor is not None)
         with hidden_progress(not self.verbose), TemporaryDirectory() as folder:

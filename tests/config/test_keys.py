@@ -68,6 +68,7 @@ FIELDS = {
     "seed": PHASES,
     "ood": {"ood_data", "ood_run", "ood_report"},
     "minutes": TRAINED,
+    "calibration": {"model", "run", "ood_run"} | REPORTS,
     "model.charts": TRAINED,
     "data": {"data", "baselines"} | TRAINED,
     "evaluation": {"run", "report"},

@@ -45,6 +45,23 @@ def test_the_input_noise_is_that_of_the_last_training_that_starts_at_the_data(ta
     assert resolve(tables).input_noise == 0.2
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"dataset": "digits"}, "dataset: expected a table with .*, got digits"),
+        ({"method": "H-MM"}, "method: expected one whose phase density trains all with .* H-MM"),
+        ({"training": {"minutes": 3}}, "training.minutes: expected null with .*, got 3.0"),
+        ({"ood": __file__}, "ood: expected null with .*, got .*test_resolve.py"),
+        ({"data": {"condition": ["age"]}}, "data.condition: expected null with .*, got columns"),
+    ],
+)
+def test_folds_calibrate_models_of_tables_only(changed, message):
+    table = {**BASE, "dataset": "diabetes", "calibration": "cross"}
+    assert resolve(table).calibration == "cross"
+    with pytest.raises(UserError, match=f"^{message}. Change either, or set calibration=split"):
+        resolve({**table, **changed})
+
+
 def test_a_flow_of_another_kind_takes_its_own_defaults(tables):
     tables["methods"]["two"]["stage_2"]["flow"] = {"type": "realnvp", "couplings": 8}
     tables["stage_2"] = {"flow": {"type": "affine"}}

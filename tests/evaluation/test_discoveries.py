@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from submanifold.evaluation.discoveries import false_discovery_bound, select
+from submanifold.evaluation.discoveries import blocking, false_discovery_bound, select
 
 
 @pytest.mark.parametrize(
@@ -16,6 +16,17 @@ from submanifold.evaluation.discoveries import false_discovery_bound, select
 )
 def test_a_selection_steps_up(p_values, selected):
     assert np.flatnonzero(select(np.array(p_values), 0.1)).tolist() == selected
+
+
+@pytest.mark.parametrize(("planted", "expected"), [(0, 0), (5, 5), (20, 20), (21, 0)])
+def test_few_calibration_events_block_a_selection(planted, expected):
+    """Ten of 1,000 events are beyond all 999 normal ones: 1/1000 is 10% of 10/1000."""
+    normal = np.r_[np.zeros(999), np.full(planted, 9.0)]
+    new = np.r_[np.zeros(990), np.full(10, 8.0)]
+    larger = (normal >= new[:, None]).sum(1)
+    p_values = (1 + larger) / (len(normal) + 1)
+    assert blocking(p_values, 0.1, len(normal)) == expected
+    assert select(p_values, 0.1).any() == (planted == 0)
 
 
 @pytest.mark.parametrize(("calibrated", "normal", "anomalies"), [(99, 60, 20), (999, 400, 60)])

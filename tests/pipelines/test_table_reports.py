@@ -66,6 +66,19 @@ def test_a_csv_file_is_trained_on_and_evaluated(run):
     assert run.load("manifest")["counts"] == {"train": 320, "valid": 40, "test": 40}
 
 
+def test_all_rows_but_those_of_the_test_calibrate_by_models_of_folds(project, params, run):
+    crossed = project.run(calibration="cross", **params)
+    assert crossed.path("rotation_2.model") == run.path("rotation_2.model")
+    model = Model.load(crossed.path("hierarchy"))
+    calibration = Predictor(model).calibrated()
+    used = [crossed.load(name).rows for name in ("x_train", "x_valid", "x_test")]
+    assert [int(row) for row in calibration.rows] == [*used[0], *used[1]]
+    assert sorted(np.concatenate(used)) == [*range(400)]
+    assert calibration.smallest_p_value == pytest.approx(1 / 361)
+    assert crossed.load("metrics")["curve"] == run.load("metrics")["curve"]
+    assert "360 rows" in " ".join(crossed.text().split())
+
+
 def test_the_report_is_in_the_units_of_the_table(run):
     text, metrics = run.text(), run.load("metrics")
     model = Model.load(run.path("hierarchy"))

@@ -44,7 +44,8 @@ def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
         keys[name] = f"{dataset}-{name}-{digest}"
         if source is not None:
             keys[f"{name}.u"] = f"{keys[source.phase]}-u{source.through}"
-    digest = _digest(EVALUATION, digest)
+    folds = [] if experiment.calibration == "split" else [experiment.calibration]
+    digest = _digest(EVALUATION, digest, *folds)
     keys["model"] = f"{dataset}-{experiment.method}-{digest}"
     if experiment.ood_data is not None:
         keys |= _ood_keys(experiment, project, keys["data"], digest)

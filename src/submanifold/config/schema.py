@@ -56,6 +56,8 @@ class Choices(Settings):
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:<n>``.
         threads: Number of threads of torch; ``auto`` chooses it by measurement, and results differ
             by rounding.
+        calibration: What calibrates the p-values: validation data (``split``), or all rows of a
+            table but those of the test, by models of folds (``cross``).
         charts: Number of charts; None is the method's number, or 1.
         register_as: Name of the model in MLflow's registry; None does not register it.
         ood: Dataset, folder or zip with out-of-distribution images, or a table of such rows.
@@ -67,6 +69,7 @@ class Choices(Settings):
     name: Name | None = None
     device: str
     threads: Literal["auto"] | Annotated[int, Field(gt=0, le=1024)] = "auto"
+    calibration: Literal["split", "cross"] = "split"
     charts: int | None = Field(None, ge=1)
     register_as: Name | None = None
     ood: str | None = Field(None, min_length=1)

@@ -13,6 +13,7 @@ from submanifold.data.settings import ImageSettings, TableSettings
 from submanifold.flows import is_noise_conditional
 from submanifold.losses.volume import ManifoldLikelihood
 from submanifold.models import ModelSettings, Stage
+from submanifold.training.cross_fitting import DENSITY
 from submanifold.training.phases import PhaseSettings
 from submanifold.training.rotation import RotationSettings
 
@@ -47,6 +48,8 @@ def validate(experiment: Experiment, record: Path | None = None) -> None:
             raise unexpected("ood", "null with data.condition", experiment.ood, "Change either")
     if model.charts > 1:
         _check_charts(experiment)
+    if experiment.calibration == "cross":
+        _check_folds(experiment)
     trained, rotated = 0, set[int]()
     for name, phase in experiment.phases.items():
         if isinstance(phase, PhaseSettings):
@@ -92,6 +95,23 @@ def _check_charts(experiment: Experiment) -> None:
             )
             fix = "Choose a method with one, such as multi-chart, PR-D or EE-M, or leave charts out"
             raise unexpected("charts", f"1 with method={experiment.method}", got, fix)
+
+
+def _check_folds(experiment: Experiment) -> None:
+    """Refuse folds of what no phase for the density of a table trains."""
+    phase = experiment.trainings.get(DENSITY)
+    is_density = phase is not None and phase.stages == (1,) and len(experiment.model.stages) == 1
+    fix = "Change either, or set calibration=split"
+    for setting, is_violated, expected, got in (
+        ("dataset", experiment.data.kind != "table", "a table", experiment.dataset),
+        ("method", not is_density, "one whose phase density trains all", experiment.method),
+        ("charts", experiment.model.charts > 1, "1", experiment.model.charts),
+        ("training.minutes", experiment.minutes is not None, "null", experiment.minutes),
+        ("ood", experiment.ood is not None, "null", experiment.ood),
+        ("data.condition", experiment.is_conditional, "null", "columns"),
+    ):
+        if is_violated:
+            raise unexpected(setting, f"{expected} with calibration=cross", got, fix)
 
 
 def _check_training(

@@ -1,8 +1,8 @@
 """Conformal calibration of anomaly scores on normal events: p-values and a combined score."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -91,8 +91,9 @@ def _fitted(
     if count := int((~is_finite).sum()):
         text = "%d of %d validation %s have no finite scores; they count as the most anomalous"
         log.warning(text, count, len(events), kind)
+    names = events.rows if events.groups is None else None
     try:
-        fitted = Calibration.fit(scores, combined, events.groups, kind)
+        fitted = Calibration.fit(scores, combined, events.groups, kind, names)
     except UserError as error:
         return {**scored_with, "why": str(error)}
     quantiles = column_quantiles(events.x[is_finite]).tolist() if events.x.ndim == 2 else []
@@ -184,6 +185,9 @@ class Calibration:
 
     Normal images without a finite score count as more anomalous than all others, so that p-values
     of finite scores include them, and their own p-value is the smallest.
+
+    The scores of rows of a table that belong to no groups are kept with the names of the rows, so
+    that anomalies among them can be set aside (:meth:`without`).
     """
 
     count: int  # of images
@@ -200,6 +204,8 @@ class Calibration:
     training: Sequence[int] = ()  # hashes of training events
     column_quantiles: Sequence[Sequence[float]] = ()  # of rows, (levels, D), to explain others
     infinite_share: float = 0.0  # of images without finite scores; `quantiles` are of the others
+    rows: Sequence[str] = ()  # names in the table
+    scores: Scores = field(default_factory=dict)  # of these rows
 
     @classmethod
     def fit(
@@ -208,11 +214,12 @@ class Calibration:
         combined: Sequence[str],
         groups: np.ndarray | None = None,
         events: str = "images",
+        rows: Sequence[Any] | np.ndarray | None = None,
     ) -> "Calibration":
         """Fit to scores (N,) by name of normal images that the model was not trained on.
 
-        Those of the `combined` names are combined. Fewer than 20 events with finite scores, or
-        nearly all of one group, raise a :class:`UserError`.
+        Those of the `combined` names are combined. ``rows`` are names in a table, (N,). Fewer than
+        20 events with finite scores, or nearly all of one group, raise a :class:`UserError`.
         """
         combined = tuple(name for name in combined if name in scores)
         numbers = np.arange(len(scores[combined[0]])) if groups is None else groups
@@ -229,6 +236,8 @@ class Calibration:
             raise unexpected(f"Validation {events} for a calibration", expected, got, fix)
         weights = 1 / sizes[group]
         infinite_share = float(weights[~is_finite].sum() / weights.sum())
+        if rows is not None:
+            empty = replace(empty, rows=[str(row) for row in rows], scores=scores)
         scores = {name: values[is_finite] for name, values in scores.items()}
         fold, weights = fold[is_finite], weights[is_finite]
         held_out: dict[str, np.ndarray] = {}
@@ -261,6 +270,28 @@ class Calibration:
     def smallest_p_value(self) -> float:
         """The smallest possible p-value, that of events without a finite score."""
         return (1 + self.groups * self.infinite_share) / (self.groups + 1)
+
+    def most_anomalous(self, count: int) -> list[str]:
+        """Return the names of the normal rows with the highest scores, if they are known."""
+        if not self.scores:
+            return []
+        order = np.argsort(-_finite(self.complete(self.scores)[COMBINATION]), kind="stable")
+        return [self.rows[number] for number in order[:count]]
+
+    def without(self, rows: Collection[str]) -> "Calibration":
+        """Return the calibration on the other rows; a UserError if these are too few."""
+        kept = ~np.isin(self.rows, [*rows])
+        scores = {name: values[kept] for name, values in self.scores.items()}
+        names = np.array(self.rows)[kept]
+        fitted = Calibration.fit(scores, self.combined, None, self.events, names)
+        return replace(
+            fitted,
+            noise_scale=self.noise_scale,
+            missing_offsets=self.missing_offsets,
+            mask=self.mask,
+            training=self.training,
+            column_quantiles=self.column_quantiles,
+        )
 
     def complete(self, scores: Scores) -> dict[str, np.ndarray]:
         """Add the ``combination`` and, if there is a ``density``, the ``typicality``."""
@@ -310,8 +341,10 @@ class Calibration:
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able dict, without rounding: rounded quantiles would break ties."""
         quantiles = {name: values.tolist() for name, values in self.quantiles.items()}
+        scores = {name: values.tolist() for name, values in self.scores.items()}
         arrays = {"mean": self.mean.tolist(), "precision": self.precision.tolist()}
-        return {**vars(self), "combined": list(self.combined), "quantiles": quantiles, **arrays}
+        lists = {"combined": list(self.combined), "quantiles": quantiles, "scores": scores}
+        return {**vars(self), **lists, **arrays}
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> "Calibration":
@@ -320,8 +353,9 @@ class Calibration:
         read_settings(_Stored, stored, "calibration", fix)
         arrays = {name: np.array(stored[name]) for name in ("mean", "precision")}
         quantiles = {name: np.array(values) for name, values in stored["quantiles"].items()}
-        combined = tuple(stored["combined"])
-        return cls(**{**stored, "combined": combined, "quantiles": quantiles, **arrays})
+        scores = {name: np.array(values) for name, values in stored.get("scores", {}).items()}
+        read = {"combined": tuple(stored["combined"]), "quantiles": quantiles, "scores": scores}
+        return cls(**{**stored, **read, **arrays})
 
 
 class _Stored(Settings):
@@ -341,6 +375,8 @@ class _Stored(Settings):
     training: tuple[int, ...] = ()
     column_quantiles: tuple[tuple[float, ...], ...] = ()
     infinite_share: float = Field(default=0.0, ge=0, lt=1)
+    rows: tuple[str, ...] = ()
+    scores: dict[str, list[float]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _check_shapes(self) -> "_Stored":
@@ -354,6 +390,8 @@ class _Stored(Settings):
             "quantiles": is_sorted and {*self.combined, COMBINATION} <= self.quantiles.keys(),
             "mean": len(self.mean) == size,
             "precision": [len(row) for row in self.precision] == [size] * size,
+            "scores": not self.rows or {*self.combined} <= self.scores.keys(),
+            "rows": all(len(values) == len(self.rows) for values in self.scores.values()),
             "column_quantiles": len({len(row) for row in self.column_quantiles}) <= 1,
         }
         if wrong := [name for name, is_right in fits.items() if not is_right]:

@@ -5,6 +5,7 @@ import scipy
 
 SIMULATIONS = 2000
 CONFIDENCE = 0.95
+MAX_BLOCKING = 20  # anomalous calibration events that a person can look at
 MAX_LEVELS = 2000  # p-values, evenly spaced, at which numbers of normal events are bounded
 
 
@@ -15,6 +16,23 @@ def select(p_values: np.ndarray, fdr: float) -> np.ndarray:
     calibration (Bates et al. 2023).
     """
     return scipy.stats.false_discovery_control(p_values) <= fdr
+
+
+def blocking(p_values: np.ndarray, fdr: float, calibrated: int) -> int:
+    """Count the most anomalous calibration events without which :func:`select` selects events.
+
+    It is the smallest such number up to 20, and 0 if there is none.
+
+    Example:
+        >>> p_values = np.array([4 / 1000] * 10 + [0.5] * 490)  # three of 999 are as anomalous
+        >>> blocking(p_values, fdr=0.1, calibrated=999)
+        3
+    """
+    ranks = p_values * (calibrated + 1)
+    for count in range(1, min(MAX_BLOCKING + 1, calibrated)):
+        if select((ranks - count).clip(1) / (calibrated + 1 - count), fdr).any():
+            return count
+    return 0
 
 
 def false_discovery_bound(p_values: np.ndarray, fdr: float, calibrated: int) -> int:

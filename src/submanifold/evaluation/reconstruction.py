@@ -16,7 +16,7 @@ from submanifold.evaluation.baselines import pca_error, projected_events
 from submanifold.evaluation.intervals import mean_interval
 from submanifold.evaluation.likelihood import per_event
 from submanifold.flows.context import Context
-from submanifold.models import Hierarchy, Model
+from submanifold.models import CrossFitted, Hierarchy, Model
 
 NEAREST_BATCH_SIZE = 64  # each nearest projection costs about twenty encodings
 CURVE_DIMS = 12
@@ -83,6 +83,7 @@ def error_curve(
     if not of_images:
         variance = float(np.var(test.x, axis=0, dtype=np.float64).mean())
         goals = {f"explained variance {goal}": (1 - goal) * variance for goal in CURVE_SHARES}
+    model = model.manifold if isinstance(model, CrossFitted) else model
     batches = Batches(test[projected_events(len(test))], NEAREST_BATCH_SIZE, device=device)
 
     def mse(dim: int, nearest: bool) -> float | None:  # None if all projections overflow

@@ -60,6 +60,10 @@ class CrossFitted(Model):
     def eigenvalues(self) -> Tensor | None:
         return self.manifold.eigenvalues
 
+    def at_dim(self, dim: int) -> Model:
+        """Return the view of the manifold of another dimension, see :meth:`.Hierarchy.at_dim`."""
+        return self if dim == self.dim else self.manifold.at_dim(dim)
+
     def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor, Tensor]:
         u, v, _ = self.manifold(x, context)
         return u, v, self.log_prob(x, context)

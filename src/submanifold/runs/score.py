@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from submanifold.common.errors import UserError, unexpected
+from submanifold.common.errors import UserError, printable, unexpected
 from submanifold.config.project import configure, set_kedro_defaults
 from submanifold.inference.commands.options import (
     MAX_TRAINING,
@@ -161,7 +161,7 @@ def score(
     if alpha is not None:
         click.echo(_alpha_summary(ranked, alpha, calibration, unit))
     if fdr is not None:
-        click.echo(_fdr_summary(ranked, fdr, calibration, unit))
+        click.echo(_fdr_summary(ranked, fdr, calibration, unit, model))
     if explain:
         _explain(ranked, parts, read, by_column, label)
     if sheet is not None:
@@ -206,8 +206,13 @@ def _alpha_summary(
     )
 
 
-def _fdr_summary(scores: "pd.DataFrame", fdr: float, calibration: "Calibration", unit: str) -> str:
+def _fdr_summary(
+    scores: "pd.DataFrame", fdr: float, calibration: "Calibration", unit: str, model: str
+) -> str:
     """Say how many are flagged and, if none is, which calibration it takes."""
+    from submanifold.evaluation.discoveries import blocking, false_discovery_bound
+
+    p_values = scores["p_value"].to_numpy()
     count, is_any = len(scores), scores["ood"].any()
     least = math.ceil(count * calibration.smallest_p_value / fdr)
     lines = [
@@ -216,14 +221,19 @@ def _fdr_summary(scores: "pd.DataFrame", fdr: float, calibration: "Calibration",
         f"{count} cannot be flagged with a calibration on {calibration.basis}."
     ]
     if is_any:
-        from submanifold.evaluation.discoveries import false_discovery_bound
-
-        bound = false_discovery_bound(scores["p_value"].to_numpy(), fdr, calibration.groups)
+        bound = false_discovery_bound(p_values, fdr, calibration.groups)
         lines.append(
             f"At most {bound} of the flagged are like the training {unit}, with 95% confidence."
         )
     few = math.ceil(RARE * count)
-    if not is_any and least > few:
+    rows = [] if is_any else calibration.most_anomalous(blocking(p_values, fdr, calibration.groups))
+    if rows:
+        lines.append(
+            "Some would be flagged without the most anomalous rows of the calibration: "
+            f"{', '.join(map(printable, rows))}. If these are anomalies, set them aside: "
+            f"submanifold calibrate {model} --without={','.join(map(printable, rows))}"
+        )
+    elif not is_any and least > few:
         needed = math.ceil(count / (fdr * few)) - 1
         kind = unit if calibration.groups == calibration.count else "groups"
         lines.append(

@@ -22,6 +22,13 @@ VALIDATION = 0.1  #: Fraction of the training events that validates it.
 DENSITY = "density"  #: Name of the phase that the folds train.
 
 
+def assign_folds(events: Events, seed: int) -> np.ndarray:
+    """Assign events (N, ...) to folds, 0 to 4, at random; groups of events are in one fold."""
+    groups = np.arange(len(events)) if events.groups is None else events.groups
+    _, group = np.unique(groups, return_inverse=True)
+    return np.random.default_rng(seed).permutation(np.arange(group.max() + 1) % FOLDS)[group]
+
+
 def cross_fit(
     manifold: Model,
     phase: PhaseSettings,
@@ -38,7 +45,7 @@ def cross_fit(
     ``phase`` is that of the density; the other arguments are those of :func:`.train_phases`.
     """
     of_fold = {DENSITY: with_steps(phase, max(1, round(STEPS * phase.training.steps)))}
-    fold = np.random.default_rng(seed).permutation(np.arange(len(events)) % FOLDS)
+    fold = assign_folds(events, seed)
     members: list[Any] = []
     for number in range(FOLDS):
         others = np.random.default_rng(seed + number).permutation(np.flatnonzero(fold != number))

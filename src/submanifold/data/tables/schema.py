@@ -228,8 +228,8 @@ def _name(setting: str, name: str, frame: pd.DataFrame) -> str:
 def prepare_table(settings: TableFields, folder: Path, raw_folder: Path) -> Prepared:
     """Split, dequantize and standardize the rows of a table, as float32 arrays (N, D).
 
-    As :func:`.prepare`; the folder also gets rows.json with the numbers of the test rows in the
-    table, and the raw folder a record of the columns.
+    As :func:`.prepare`; the folder also gets rows.json with the numbers of the rows in the table,
+    and the raw folder a record of the columns.
     """
     schema = read_schema(settings, record_path(raw_folder, folder.name))
 
@@ -256,7 +256,7 @@ def prepare_table(settings: TableFields, folder: Path, raw_folder: Path) -> Prep
             "seed": settings.seed,
             "split_note": "; ".join(_notes(schema, dropped, unseen, duplicates, order)) or None,
         }
-        sidecars: Sidecars = {"rows": {"test": order["test"].tolist()}}
+        sidecars: Sidecars = {"rows": {s: r.tolist() for s, r in order.items()}}
         if (label := settings.label_column) is not None:
             sidecars["labels"] = {s: _to_json(frame[label].iloc[r]) for s, r in order.items()}
         if groups is not None:

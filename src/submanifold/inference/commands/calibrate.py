@@ -1,10 +1,12 @@
 """Command ``calibrate``."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from submanifold.common.errors import unexpected
+from submanifold.common.errors import list_names, unexpected
 from submanifold.inference.commands.options import (
     MAX_TRAINING,
     ExpandedPath,
@@ -20,38 +22,84 @@ from submanifold.inference.commands.options import (
 )
 from submanifold.inference.outputs import default_output
 
+if TYPE_CHECKING:
+    from submanifold.evaluation.calibration import Calibration
+    from submanifold.inference.predictor import Predictor
+
 
 @click.command()
 @model_argument
-@click.argument("inputs", nargs=-1, required=True, type=ExpandedPath())
+@click.argument("inputs", nargs=-1, type=ExpandedPath())
+@click.option(
+    "--without",
+    metavar="ROWS",
+    help="Instead of INPUTS: rows of MODEL's own calibration that are anomalies, with commas, "
+    "which are set aside. `score --fdr` names them.",
+)
 @label_option
 @out_option("Model file with the new calibration.  [default: calibrated.safetensors]")
 @device_option
 def calibrate(
-    model: str, inputs: tuple[str, ...], label: int | None, out: Path | None, device: str
+    model: str,
+    inputs: tuple[str, ...],
+    without: str | None,
+    label: int | None,
+    out: Path | None,
+    device: str,
 ) -> None:
     """Calibrate the p-values of MODEL on normal INPUTS that it was not trained on.
+
+    With --without, leave anomalies out of the calibration of MODEL, that of a table.
 
     Writes a copy of the model, for the other commands. MODEL keeps its calibration.
     """
     predictor = load_predictor(model, device)
     out = out or default_output("calibrated", ".safetensors")
     check_path("--out", out, (".safetensors",), predictor, model, inputs)
-    from submanifold.evaluation.calibration import MIN_IMAGES
-    from submanifold.evaluation.calibration import calibrate as fit
+    if bool(inputs) == (without is not None):
+        expected, got = "either these or --without", "both" if inputs else "neither"
+        raise unexpected("INPUTS", expected, got, "Omit one" if inputs else "Add one")
+    unit = "rows" if predictor.is_table else "images"
     from submanifold.inference.predictor import Predictor
 
+    fitted, training = predictor.model, predictor.model.calibration.get("training", [])
+    if without is None:
+        fitted.calibration = _fit(predictor, inputs, label, unit)
+    else:
+        fitted.calibration = _without(predictor, without.split(",")).to_dict()
+    fitted.calibration["training"] = training
+    calibration = Predictor(fitted).calibrated()
+    fitted.save(out)
+    click.echo(
+        f"calibrated on {calibration.count:,} {unit}; the smallest p-value is "
+        f"{calibration.smallest_p_value:.3%}"
+    )
+    echo_path(out)
+
+
+def _fit(
+    predictor: "Predictor", inputs: tuple[str, ...], label: int | None, unit: str
+) -> dict[str, Any]:
+    import numpy as np
+
+    from submanifold.evaluation.calibration import MIN_IMAGES, calibrate
+
     read = read_inputs(predictor, inputs)
-    unit = "rows" if predictor.is_table else "images"
     if len(read.names) < MIN_IMAGES:
         raise unexpected("INPUTS", f"at least {MIN_IMAGES} {unit}", len(read.names), "Add more")
     if (share := training_share_of(predictor, read, label)) > MAX_TRAINING:
         expected = f"{unit} that the model was not trained on"
         raise unexpected("INPUTS", expected, f"about {share:.0%} of these", "Use others")
-    fitted, before = predictor.model, predictor.model.calibration
-    fitted.calibration = fit(fitted, predictor.events(read.events, label), predictor.device)
-    fitted.calibration["training"] = before.get("training", [])
-    least = Predictor(fitted).calibrated().smallest_p_value
-    fitted.save(out)
-    click.echo(f"calibrated on {len(read.names):,} {unit}; the smallest p-value is {least:.3%}")
-    echo_path(out)
+    events = predictor.events(read.events, label)
+    if predictor.is_table:
+        events = replace(events, rows=np.array(read.names))
+    return calibrate(predictor.model, events, predictor.device)
+
+
+def _without(predictor: "Predictor", rows: list[str]) -> "Calibration":
+    calibration = predictor.calibrated()
+    if unknown := sorted({*rows} - {*calibration.rows}):
+        fix = "Copy them from `submanifold score --fdr`"
+        expected = "rows of the table that calibrate MODEL" if calibration.rows else "none here"
+        raise unexpected("--without", expected, list_names(unknown), fix)
+    return calibration.without(rows)

@@ -209,6 +209,7 @@ def _report(
     minutes = [history["minutes"] for history in histories.values() if "minutes" in history]
     figures = {"curves": training_curves(trainings), **figures}
     labels = _labels(metrics)
+    first = getattr(hierarchy, "charts", [getattr(hierarchy, "manifold", hierarchy)])[0]
     notes = {name: training_images_reach(metrics, name) for name in COMPARED_WITH_TEST}
     page = render(
         f"report_{kind}.html",
@@ -225,7 +226,7 @@ def _report(
             for n in labels
         },
         manifest=manifest,
-        stages=getattr(hierarchy, "charts", [hierarchy])[0].describe()["stages"],
+        stages=first.describe()["stages"],
         has_density=hierarchy.has_density,
         run=run,
         seed=seed,

@@ -3,6 +3,7 @@
 import copy
 import logging
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 from submanifold.common.device import choose_device
@@ -14,6 +15,7 @@ from submanifold.inference.training_events import training_hashes
 from submanifold.models import Hierarchy, Model, ModelSettings
 from submanifold.runs.tracking import log_callback
 from submanifold.training.cost import fit_budget, longest_seconds, phase_costs, with_steps
+from submanifold.training.cross_fitting import DENSITY, cross_fit
 from submanifold.training.phases import PhaseSettings, encode_rows, rotate_phase, train_phase
 from submanifold.training.rotation import RotationSettings
 
@@ -130,3 +132,32 @@ def calibrate_model(model: Model, data: Any, train: Events, valid: Events, devic
     calibrated.calibration = calibrate(calibrated, normal, on, train)
     calibrated.calibration["training"] = training_hashes(calibrated, train, normal)
     return calibrated
+
+
+def cross_calibrate_model(
+    model: Model,
+    phases: dict[str, Any],
+    settings: ModelSettings,
+    data: Any,
+    train: Events,
+    valid: Events,
+    model_file: str,
+    seed: int,
+    device: str,
+) -> Model:
+    """Add densities of folds of all rows, which calibrate the scores; see :func:`.cross_fit`."""
+    described, events = copy.copy(model), Events.concatenate([train, valid])
+    described.data = data.facts
+    folder = Path(model_file).parent
+    crossed = cross_fit(
+        described,
+        phases[DENSITY],
+        settings,
+        events,
+        seed,
+        choose_device(device),
+        folder,
+        data.read().inputs,
+    )
+    crossed.calibration["training"] = training_hashes(crossed, train, valid)
+    return crossed

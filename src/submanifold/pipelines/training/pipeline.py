@@ -67,6 +67,19 @@ def encode(name: str) -> Node:
     )
 
 
+def calibrate(model: str, is_cross: bool) -> Node:
+    """Calibrate the finished model by validation data, or by models of folds of all rows."""
+    folds = ["params:phases", "params:model"], ["params:model_file", "params:seed"]
+    before, after = folds if is_cross else ([], [])
+    return Node(
+        nodes.cross_calibrate_model if is_cross else nodes.calibrate_model,
+        inputs=[model, *before, "params:data", "x_train", "x_valid", *after, "params:device"],
+        outputs="hierarchy",
+        name="calibrate",
+        tags="distributed",
+    )
+
+
 def create_pipeline(experiment: Experiment) -> Pipeline:
     """Build the phases of an experiment, each in its namespace, and the finished model."""
     pipeline = Pipeline(
@@ -89,19 +102,7 @@ def create_pipeline(experiment: Experiment) -> Pipeline:
                 outputs="histories",
                 name="collect_histories",
             ),
-            Node(
-                nodes.calibrate_model,
-                inputs=[
-                    f"{[*experiment.phases][-1]}.model",
-                    "params:data",
-                    "x_train",
-                    "x_valid",
-                    "params:device",
-                ],
-                outputs="hierarchy",
-                name="calibrate",
-                tags="distributed",
-            ),
+            calibrate(f"{[*experiment.phases][-1]}.model", experiment.calibration == "cross"),
         ]
     )
     arrays: dict[Source | None, str] = {None: "x"}
