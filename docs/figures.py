@@ -203,7 +203,7 @@ def stages() -> Figure:
         ("rotation", "order latents\nno training", ON),
         ("reconstruction", "error at random d\n500 steps", FLOW),
         ("rotation_2", "order latents\nno training", ON),
-        ("code_flow", "likelihood of u\n200 steps", FLOW),
+        ("code_flow", "error at random d\n1,500 steps", FLOW),
     )
     for number, (name, text, color) in enumerate(phases):
         x = 0.2 + 3.2 * number
