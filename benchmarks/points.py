@@ -2,8 +2,8 @@
 
     python -m benchmarks.points --steps=600
 
-Prints a table of docs/evidence/known-answers.md. Measurements are kept in data/points/, so that an
-interrupted command resumes.
+Prints a value for each seed. Measurements are kept in data/points/, so that an interrupted command
+resumes.
 """
 
 from functools import partial

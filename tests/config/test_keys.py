@@ -218,7 +218,7 @@ def test_every_setting_of_a_stage_and_of_a_phase_is_in_its_key(tables):
                 case float():
                     new = value / 2 or 0.4
                 case int():
-                    new = 1 if name == "training.warmup" else value - 1
+                    new = 1 if name in ("training.warmup", "flow.bins") else value - 1
                 case _:
                     is_count = name in ("training.seconds", "training.patience")
                     new = 9 if is_count else [0.0, 0.5]
