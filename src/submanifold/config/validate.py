@@ -13,8 +13,7 @@ from submanifold.data.settings import ImageSettings, TableSettings
 from submanifold.flows import is_noise_conditional
 from submanifold.losses.volume import ManifoldLikelihood
 from submanifold.models import ModelSettings, Stage
-from submanifold.training.cross_fitting import DENSITY
-from submanifold.training.phases import PhaseSettings
+from submanifold.training.phases import DENSITY, PhaseSettings
 from submanifold.training.rotation import RotationSettings
 
 SMALLEST_IMAGE = 7  # pixels: the side of the patches of the structural similarity

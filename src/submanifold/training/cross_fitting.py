@@ -11,7 +11,7 @@ from submanifold.evaluation.calibration import cross_calibrate
 from submanifold.evaluation.defensive import with_defensive_component
 from submanifold.models import CrossFitted, Model, ModelSettings
 from submanifold.training.cost import with_steps
-from submanifold.training.phases import PhaseSettings, train_phases
+from submanifold.training.phases import DENSITY, PhaseSettings, train_phases
 
 if TYPE_CHECKING:
     from submanifold.data.tables import Preprocessor
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 FOLDS = 5
 STEPS = 0.6  #: Of the steps of the density, which each fold trains for.
 VALIDATION = 0.1  #: Fraction of the training events that validates it.
-DENSITY = "density"  #: Name of the phase that the folds train.
 
 
 def assign_folds(events: Events, seed: int) -> np.ndarray:

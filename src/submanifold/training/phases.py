@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # imports pandas
 log = logging.getLogger(__name__)
 
 ROTATION_BATCH_SIZE = 64
+DENSITY = "density"  #: Name of the phase that cross-calibration trains on each fold.
 
 Log = Callable[[str, int, Row], None]
 
