@@ -35,7 +35,8 @@ from submanifold.evaluation.scores import NOISE_SCALE, SMOOTHED_DENSITY
 from submanifold.inference.predictor import Predictor
 from submanifold.training import PhaseSettings, train_phases
 from submanifold.training.cost import fit_budget, phase_costs, with_steps
-from submanifold.training.cross_fitting import DENSITY, cross_fit
+from submanifold.training.cross_fitting import cross_fit
+from submanifold.training.phases import DENSITY
 
 STORED = int | float | str | None  #: Types of parameters in model files.
 SIDE = 8  #: Factor of the sides of images, which the levels of the flow halve.

@@ -36,8 +36,8 @@ class Hierarchy(Model):
     log p(x), which is looser in higher dimensions (0.63 nats at D = 3,072, d = 500).
 
     The manifold may have another dimension than that of the last stage (:meth:`at_dim`). Its
-    coordinates are then the first ``view_dim`` latents of the last stage that has so many and
-    orders them, by a rotation or by its training; otherwise of the :attr:`manifold_stage`.
+    coordinates are then the first ``view_dim`` latents of the last stage that was trained to
+    order more of them; if there is none, of the :attr:`manifold_stage`, in the rotation's order.
 
     Args:
         stages: The stages, outermost first; stage_n of the settings is ``stages[n - 1]``.

@@ -33,7 +33,7 @@ MAX_ROLLBACKS = 3
 FINITE = "finite events"
 SCORED_LOSS = "scored_loss"  # in the rows of validations of log-uniform noise scales
 LIKELIHOOD = "likelihood"  # the term of a loss
-FAR = 10  # one of so many validation events is far from the others
+FAR = 10  # one validation event in ten is far from the others
 
 
 @dataclass

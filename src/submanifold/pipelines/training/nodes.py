@@ -15,8 +15,14 @@ from submanifold.inference.training_events import training_hashes
 from submanifold.models import Hierarchy, Model, ModelSettings
 from submanifold.runs.tracking import log_callback
 from submanifold.training.cost import fit_budget, longest_seconds, phase_costs, with_steps
-from submanifold.training.cross_fitting import DENSITY, cross_fit
-from submanifold.training.phases import PhaseSettings, encode_rows, rotate_phase, train_phase
+from submanifold.training.cross_fitting import cross_fit
+from submanifold.training.phases import (
+    DENSITY,
+    PhaseSettings,
+    encode_rows,
+    rotate_phase,
+    train_phase,
+)
 from submanifold.training.rotation import RotationSettings
 
 log = logging.getLogger(__name__)
