@@ -75,7 +75,8 @@ def measure(
         if "classes" in context_of(model):
             metrics |= classification(model, test, device, groups)
     metrics |= reconstructions(rows, of_images=not batches.is_continuous)
-    metrics["curve"] = error_curve(model, test, baselines, device)
+    nearest = rows["nearest_distance"].dropna().to_numpy() if "nearest_distance" in rows else None
+    metrics["curve"] = error_curve(model, test, baselines, device, nearest)
     return metrics | {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "dims": model.dims,

@@ -69,11 +69,13 @@ def error_curve(
     test: Events,
     baselines: Mapping[str, Any],
     device: torch.device,
+    nearest_errors: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Compute squared errors of projections of the same test events as a function of d.
 
     They are ``mse`` and ``pca_mse`` at ``dims``, and ``nearest_mse`` at ``nearest_dims``
     (:func:`nearest_dims`). From d = D - 1 on projections are nearly exact; these are left out.
+    ``nearest_errors`` (n,) are those of nearest projections at the model's d, if they are known.
     ``goals`` are errors by name, such as ``30 dB`` or ``explained variance 0.9``, and ``smallest``
     is the smallest d at which nearest projections reach them, interpolated, or None.
     """
@@ -89,7 +91,11 @@ def error_curve(
     def mse(dim: int, nearest: bool) -> float | None:  # None if all projections overflow
         view = model.at_dim(dim) if isinstance(model, Hierarchy) else model
         project = partial(view.project, nearest=True) if nearest else view.encoder_projection
-        return reconstruction(squared_errors(project, batches), of_images)["mse"]["value"]
+        if nearest and dim == model.dim and nearest_errors is not None:
+            errors = nearest_errors
+        else:
+            errors = squared_errors(project, batches)
+        return reconstruction(errors, of_images)["mse"]["value"]
 
     dims = of_nearest = [model.dim]
     if isinstance(model, Hierarchy):

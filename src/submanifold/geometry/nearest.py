@@ -155,12 +155,10 @@ def gauss_newton(
     u: Tensor,
     steps: int,
     context: Context | None = None,
-    least_decrease: float = 0.0,
 ) -> Nearest:
     """Reduce the distance by Gauss-Newton steps with all columns of J, for few coordinates.
 
-    Arguments and results are those of :func:`nearest_point`; steps are :func:`.damped_steps`,
-    which end for events whose squared distance decreases by at most a share ``least_decrease``.
+    Arguments and results are those of :func:`nearest_point`; steps are :func:`.damped_steps`.
     """
     every = torch.arange(len(x), device=x.device)
 
@@ -174,7 +172,7 @@ def gauss_newton(
 
     decode_all = select(decode, context)
     lost = _is_lost(decode_all, x, u, error(u, every))
-    u = damped_steps(error, step, torch.where(lost[:, None], 0.0, u), steps, least_decrease)
+    u = damped_steps(error, step, torch.where(lost[:, None], 0.0, u), steps)
     return Nearest(u, decode_all(u))
 
 

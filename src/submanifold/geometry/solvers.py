@@ -39,13 +39,12 @@ def damped_steps(
     step: Callable[[Tensor, Tensor], Tensor],
     z: Tensor,
     steps: int,
-    least_decrease: float = 0.0,
 ) -> Tensor:
     """Reduce energies (batch,) over z (batch, n) by steps, such as those of Gauss and Newton.
 
     ``energy(z, rows)`` and ``step(z, rows)`` are those of points z of the events ``rows``. Each
     event's step is halved, at most :data:`HALVINGS` times, until its energy decreases. Its search
-    ends where the relative decrease is at most ``least_decrease``.
+    ends where no step decreases it.
     """
     z, rows = z.clone(), torch.arange(len(z), device=z.device)
     lowest = energy(z, rows)
@@ -62,7 +61,7 @@ def damped_steps(
             trying = trying[~better]
             if not len(trying):
                 break
-        rows = rows[lowest[rows] < (1 - least_decrease) * previous]
+        rows = rows[lowest[rows] < previous]
         if not len(rows):
             break
     return z

@@ -22,8 +22,8 @@ FORMAT = 4  #: Version of model files; raise it with every change of what :func:
 FACTS = ("notes", "data", "calibration")  #: Attributes of models in the header.
 
 GRADIENTS, NEAREST_GRADIENTS = 4, 16  #: Gradients of the default and of the nearest projection.
-FEW, GAUSS_NEWTON_STEPS = 8, 12  #: Largest dimension of nearest projections by steps, and number.
-LEAST_DECREASE = 1e-3  #: Share of an image's squared error by which another step must reduce it.
+GAUSS_NEWTON_DIM = 8  #: Up to this d, nearest projections of vectors are by Gauss-Newton steps.
+GAUSS_NEWTON_STEPS = 12
 
 ProjectionKind = Literal["encoder", "default", "nearest"]
 Values = TypeVar("Values")
@@ -192,9 +192,9 @@ class Model(nn.Module, ABC):
 
         The default projection improves the :meth:`encoder_projection` by four gradients, in three
         to five times its time (:func:`submanifold.geometry.nearest.nearest_point`). With
-        ``nearest``, sixteen gradients search the nearest projection, in about 16 times the time; up
-        to d = 8 Gauss-Newton steps find it. The squared error is never larger than that of the
-        encoder projection, but may be that of a local minimum. The result has no derivative.
+        ``nearest``, sixteen gradients search the nearest projection, in about 16 times the time; of
+        vectors up to d = 8 Gauss-Newton steps find it. The squared error is never larger than that
+        of the encoder projection, but may be that of a local minimum. The result has no derivative.
         """
         return self._project(x, nearest, self._checked_context(context)).image
 
@@ -287,9 +287,8 @@ class Model(nn.Module, ABC):
     def _project(self, x: Tensor, nearest: bool, context: Context | None) -> Nearest:
         u = self._coordinates_of(x, context)
         is_image = len(self.event_shape) == 3
-        if nearest and self.dim <= FEW:
-            least = LEAST_DECREASE if is_image else 0.0
-            return gauss_newton(self._decode, x, u, GAUSS_NEWTON_STEPS, context, least)
+        if nearest and self.dim <= GAUSS_NEWTON_DIM and not is_image:
+            return gauss_newton(self._decode, x, u, GAUSS_NEWTON_STEPS, context)
         gradients, precision = NEAREST_GRADIENTS if nearest else GRADIENTS, None
         if not nearest and is_image:
             precision = choose_precision("auto", u)
