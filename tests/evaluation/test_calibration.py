@@ -178,8 +178,7 @@ def test_a_noise_conditional_model_is_scored_at_the_scale_that_fits_held_out_dat
     assert found["combined"] == ["smoothed_density"]
     few = calibrate(model, events[:19], torch.device("cpu"))  # too few for p-values
     assert few["noise_scale"] == best_noise_scale(model, events[:19])
-    model.calibration = found
-    scores = score(model, events[:5], ["density", "smoothed_density"])
+    scores = score(model.with_facts(calibration=found), events[:5], ["density", "smoothed_density"])
     squares = (events[:5].astype(float) ** 2).sum(1)
     expected = squares / 2 + math.log(2 * math.pi)
     np.testing.assert_allclose(scores["smoothed_density"], expected, rtol=1e-5)

@@ -103,7 +103,7 @@ def test_every_interval_over_events_is_over_their_groups():
     of_test = replace(rows[:30], groups=groups)
     of_rows = fit_baselines(rows[30:], rows[30:], of_test)[0]
     tabular = Hierarchy([Stage(RealNVP(8, 2), 3)])
-    tabular.data = {"table": preprocessor.to_dict()}
+    tabular = tabular.with_facts(data={"table": preprocessor.to_dict()})
     for model, events, baselines, noise in (
         (Hierarchy([Stage(glow, 6)]), test, of_images, 0.01),
         (Hierarchy([Stage(make_conditional(flow, classes=3), 6)]), labelled, of_images, 0.0),
@@ -216,7 +216,8 @@ def test_the_density_of_the_gaussian_is_in_the_units_of_the_table():
     model = Hierarchy([Stage(RealNVP(8, 2), 3)]).eval()
     table = np.random.default_rng(0).standard_normal((50, 8)) * np.e**2
     preprocessor = Preprocessor.fit(table)
-    model.data, rows = {"table": preprocessor.to_dict()}, preprocessor.transform(table)
+    model = model.with_facts(data={"table": preprocessor.to_dict()})
+    rows = preprocessor.transform(table)
     fitted = fit_baselines(rows, rows, rows)[0]
     found = measured(model, rows, fitted)["baselines"]["gaussian"]
     bits, log_scales = found["bits_per_dim"], np.log(table.std(0)).sum()
@@ -231,7 +232,8 @@ def test_the_density_of_the_gaussian_is_that_of_observed_values():
     table[rng.random(table.shape) < [0.4, 0.2, 0]] = np.nan
     preprocessor = Preprocessor.fit(table)
     model = Hierarchy([Stage(make_conditional(RealNVP(3, 2), columns=2), 3)]).eval()
-    model.data, rows = {"table": preprocessor.to_dict()}, preprocessor.transform(table)
+    model = model.with_facts(data={"table": preprocessor.to_dict()})
+    rows = preprocessor.transform(table)
     nats = 0.5 * np.square(rows.x) + 0.5 * math.log(2 * math.pi)
     bits = dict.fromkeys(ENDS, nats.sum(1).mean() / (3 * math.log(2)))
     fitted = fit_baselines(rows, rows, rows)[0]

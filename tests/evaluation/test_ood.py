@@ -103,8 +103,7 @@ def ramps(count, seed):
 @pytest.fixture(scope="module")
 def model():
     model = initialized_glow(ramps(300, 0), 6, steps=2, whiten=True)
-    model.calibration = calibrate(model, ramps(200, 1), torch.device("cpu"))
-    return model
+    return model.with_facts(calibration=calibrate(model, ramps(200, 1), torch.device("cpu")))
 
 
 NOISE = np.random.default_rng(9).integers(0, 256, (30, 1, 8, 8), dtype=np.uint8)

@@ -114,8 +114,8 @@ def test_views_at_another_dimension_keep_the_noise_scale_but_no_p_values(code_fl
     torch.manual_seed(0)
     model = perturb(Hierarchy([Stage(SoftRealNVP(5), 3), *code_flow]), 0.5)
     rows = np.random.default_rng(0).normal(size=(200, 5)).astype(np.float32)
-    model.calibration = calibrate(model, rows, torch.device("cpu"))
-    model.calibration["noise_scale"] = 0.7
+    calibration = calibrate(model, rows, torch.device("cpu"))
+    model = model.with_facts(calibration={**calibration, "noise_scale": 0.7})
     view, names = model.at_dim(2), ["density", "smoothed_density"]
     found, expected = score(view, rows[:9], names), score(model, rows[:9], names)
     np.testing.assert_allclose(found["smoothed_density"], expected["smoothed_density"], rtol=1e-5)
@@ -138,7 +138,7 @@ def test_training_rows_without_a_finite_density_do_not_determine_the_effect_of_m
     torch.manual_seed(0)
     flow = make_conditional(SoftRealNVP(events.x.shape[1]), columns=3)
     model = perturb(Hierarchy([Stage(flow, 2)]), 0.5)
-    model.data = {"table": table.to_dict()}
+    model = model.with_facts(data={"table": table.to_dict()})
     expected = scores.missing_offsets(model, events)
     chosen = events[~np.isnan(rows).any(1)][:1]
     extreme = np.array(chosen.x)

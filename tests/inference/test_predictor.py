@@ -53,8 +53,7 @@ def points(count, seed):
 
 
 def with_calibration(model, events):
-    model.calibration = calibrate(model, events, torch.device("cpu"))
-    return model
+    return model.with_facts(calibration=calibrate(model, events, torch.device("cpu")))
 
 
 def labelled():
@@ -62,7 +61,7 @@ def labelled():
     model = Hierarchy([Stage(flow, dim=9)])
     with torch.no_grad():
         model(dequantize(torch.from_numpy(smooth_images(64, 0, 1))), torch.arange(64) % 3)
-    model.data = {"size": 8, "channels": 1, "crop": "square"}
+    model = model.with_facts(data={"size": 8, "channels": 1, "crop": "square"})
     events = Events(smooth_images(40, 1, 1), np.arange(40) % 3)
     labels = {"label": np.arange(20) % 3}
     return Case(

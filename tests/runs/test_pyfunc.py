@@ -143,7 +143,8 @@ def test_the_model_of_a_run_is_found_by_the_id_of_the_run(model, loaded, tmp_pat
 
 def test_points_are_served_over_http(loaded, tmp_path):
     model = Hierarchy([Stage(RealNVP(2), 1)])
-    model.calibration = Calibration.fit(score(model, POINTS), QUICK).to_dict()
+    calibration = Calibration.fit(score(model, POINTS), QUICK).to_dict()
+    model = model.with_facts(calibration=calibration)
     loaded = served(model, "points", tmp_path)
     assert loaded.metadata.signature.inputs.inputs[0].type == np.float32
     for points in (POINTS[:3], POINTS[:3].round()):

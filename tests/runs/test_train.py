@@ -131,8 +131,7 @@ def assert_scored_by_the_other_half(folder, name, pictures, scores, work, by_fol
         train, valid = images[half.train], images[half.valid]
         cpu = torch.device("cpu")
         model = train_phases(phases, settings.model, train, valid, 0, cpu, work / str(number))
-        model.data = data
-        of_bytes = Predictor(model).log_prob(images[half.scored])
+        of_bytes = Predictor(model.with_facts(data=data)).log_prob(images[half.scored])
         expected = of_bytes + images[0].size * np.log(256)  # of pixels in [0, 1]
         found = log_probs.loc[[names[index] for index in half.scored]]
         np.testing.assert_allclose(found, expected, rtol=1e-4)

@@ -266,7 +266,7 @@ def test_probes_depend_on_the_seed_and_on_the_phase(trained, tmp_path):
 
     first, again = rotate(trained, 7, "first"), rotate(trained, 7, "again")
     other_seed, other_phase = rotate(trained, 8, "seed"), copy.deepcopy(trained)
-    other_phase.notes = {"phases": 2 * trained.notes["phases"]}
+    other_phase = other_phase.with_facts(notes={"phases": 2 * trained.notes["phases"]})
     other_phase = rotate(other_phase, 7, "phase")
     eigenvalues = first.stages[0].rotation.eigenvalues
     assert torch.equal(again.stages[0].rotation.eigenvalues, eigenvalues)

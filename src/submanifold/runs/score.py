@@ -369,10 +369,10 @@ def fit_halves(
             folder / f"half_{number}",
             predictor.preprocessor,
         )
-        model.data = predictor.model.data
+        model = model.with_facts(data=predictor.model.data)
         scored = replace(events[half.scored], groups=group[half.scored])
-        _calibrate_on_usual(model, scored, predictor, train)
-        parts.append((half.scored, Predictor(model)))
+        calibrated = _calibrate_on_usual(model, scored, predictor, train)
+        parts.append((half.scored, Predictor(calibrated)))
     return parts
 
 
@@ -381,14 +381,14 @@ def _calibrate_on_usual(
     events: "Events",
     predictor: "Predictor",
     train: "Events",
-) -> None:
+) -> "Model":
     """Calibrate a model on events without the highest scores: anomalies hide one another."""
     import numpy as np
 
     from submanifold.evaluation.calibration import calibrate
     from submanifold.evaluation.scores import score as score_events
 
-    model.calibration = calibrate(model, events, predictor.device, train)
-    scores = score_events(model, events, model.calibration["combined"])
+    on_all = model.with_facts(calibration=calibrate(model, events, predictor.device, train))
+    scores = score_events(on_all, events, on_all.calibration["combined"])
     is_usual = np.all([x <= np.quantile(x, USUAL) for x in scores.values()], axis=0)
-    model.calibration = calibrate(model, events[is_usual], predictor.device)
+    return model.with_facts(calibration=calibrate(on_all, events[is_usual], predictor.device))

@@ -124,7 +124,6 @@ def fit(
     if distributed.rank() == 0:
         (folder / EARLIER).unlink(missing_ok=True)
     model.load_state_dict(trainer.best)
-    model.notes = trainer.state.best_row or {}
     model.eval()
     steps_trained = max(trainer.state.step - before, 0)
     return {"name": name, **trainer.state.history(), "steps_trained": steps_trained}

@@ -112,7 +112,9 @@ def train_phase(
         history = fit(training, batches, validation, folder, name, on_row, random)
     history |= {"stages": list(phase.stages), "terms": list(phase.terms)}
     history["warnings"] |= warned
-    full.notes = {"phases": [*done, {"stages": history["stages"], **training.model.notes}]}
+    best = [row for row in history["valid"] if row["step"] == history["best_step"]][:1]
+    note = {"stages": history["stages"], **(best[0] if best else {})}
+    full = full.with_facts(notes={"phases": [*done, note]})
     return full.requires_grad_(True).eval().cpu(), history
 
 
@@ -158,7 +160,7 @@ def rotate_phase(
     with _locked(folder, name):
         fitted = fit_rotation(rotated, batches, phase.probes, outer, folder, f"{name}, rotation")
     note = {**(done[-1] if done else {}), "stages": [phase.rotate], "rotated": True}
-    full.notes = {"phases": [*done, note]}
+    full = full.with_facts(notes={"phases": [*done, note]})
     history = TrainState(0, seconds=fitted["seconds"]).history()
     return full.cpu(), {
         "name": name,
