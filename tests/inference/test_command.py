@@ -423,13 +423,6 @@ def test_a_full_disk_is_reported_and_leaves_no_partial_file(
     assert [path.name for path in small_disk.rglob("*") if path.is_file()] == ["rest"]
 
 
-@pytest.mark.parametrize("command", ["encode", "project"])
-def test_images_that_do_not_fit_in_memory_are_rejected(model_file, images, monkeypatch, command):
-    monkeypatch.setattr("submanifold.common.processes.free_memory", lambda: 500)
-    result = run(command, model_file, images[0], "--out", images[0] / "a.npz")
-    assert_rejected(result, "images: expected at most")
-
-
 def test_samples_of_points_are_written_as_arrays_only(tmp_path):
     file = tmp_path / "points.safetensors"
     Hierarchy([Stage(RealNVP(3, 2, 8), 2)]).save(file)
