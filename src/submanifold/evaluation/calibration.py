@@ -345,6 +345,11 @@ class Calibration:
         return {**vars(self), **lists, **arrays}
 
     @classmethod
+    def of(cls, model: Model) -> "Calibration | None":
+        """Return the calibration of a model; None without one, or with the reason ``why``."""
+        return cls.from_dict(model.calibration) if "groups" in model.calibration else None
+
+    @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> "Calibration":
         """Invert :meth:`to_dict`; a UserError if another description is given."""
         fix = "Write it again with `submanifold calibrate`, or train the model again."

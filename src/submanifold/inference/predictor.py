@@ -96,8 +96,7 @@ class Predictor:
     def _check(self) -> None:
         """Raise an error if the model's data or calibration are not those of such a model."""
         data, model = self.model.data, self.model
-        if "groups" in model.calibration:
-            Calibration.from_dict(model.calibration)
+        Calibration.of(model)
         if self.is_table and self.preprocessor is not None:
             size, sizes = model.event_dim, context_of(model)
             columns, mask = sizes.get("columns", 0), sizes.get("mask", 0)
@@ -148,8 +147,7 @@ class Predictor:
     @cached_property
     def calibration(self) -> Calibration | None:
         """The calibration of the p-values, if there is one."""
-        has_groups = "groups" in self.model.calibration
-        return Calibration.from_dict(self.model.calibration) if has_groups else None
+        return Calibration.of(self.model)
 
     @property
     def is_table(self) -> bool:

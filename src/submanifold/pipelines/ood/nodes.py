@@ -95,7 +95,7 @@ def write_page(
         table.index = pd.Index(np.asarray(test.rows)[chosen] if part == NORMAL else chosen)
         return {"table": sections.show_rows(table, p_values)}
 
-    fitted = Calibration.from_dict(model.calibration) if "groups" in model.calibration else None
+    fitted = Calibration.of(model)
     page = render(
         "ood.html",
         dataset=dataset,

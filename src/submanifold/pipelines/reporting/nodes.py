@@ -10,6 +10,7 @@ from submanifold.common.device import choose_device
 from submanifold.data.events import Events
 from submanifold.data.settings import Kind, SyntheticSettings
 from submanifold.data.tables import Preprocessor
+from submanifold.evaluation.calibration import Calibration
 from submanifold.evaluation.metrics import (
     COMPARED_WITH_TEST,
     METRICS,
@@ -234,7 +235,7 @@ def _report(
         usage=usage_commands(hierarchy, run["name"] or str(Path(run["model"]).parent)),
         context=context_of(hierarchy),
         has_condition="condition" in hierarchy.data,
-        is_calibrated="groups" in hierarchy.calibration,
+        is_calibrated=Calibration.of(hierarchy) is not None,
         kind=kind,
         minutes=next(iter(minutes), None),
         phases=[*histories.values()],
