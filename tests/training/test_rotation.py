@@ -14,7 +14,7 @@ from submanifold.flows.orthogonal import tail_sums
 from submanifold.geometry.linearization import jvp
 from submanifold.models import Hierarchy, Stage
 from submanifold.training import rotation
-from submanifold.training.phases import rotate_phase, train_phase
+from submanifold.training.phases import PhaseRun, rotate_phase, train_phase
 from submanifold.training.rotation import RotationSettings, fit_rotation
 
 IMAGES = smooth_images(120)
@@ -238,19 +238,21 @@ def test_a_checkpoint_of_another_rotation_is_refused(
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("phase_1")
     how = phase(1, weight=0)
-    return train_phase(how, MODEL, None, IMAGES[20:], IMAGES[:20], 7, CPU, folder, "phase_1")[0]
+    run = PhaseRun("phase_1", 7, CPU, folder)
+    return train_phase(how, MODEL, None, IMAGES[20:], IMAGES[:20], run)[0]
 
 
 def test_a_second_stage_trains_in_the_metric_of_the_first(trained, tmp_path):
     settings = RotationSettings(rotate=1, probes=1000)
-    model, _ = rotate_phase(settings, trained, IMAGES[20:], 7, CPU, str(tmp_path), "phase_2")
+    model, _ = rotate_phase(settings, trained, IMAGES[20:], PhaseRun("phase_2", 7, CPU, tmp_path))
     with torch.no_grad():
         u = model.encode(torch.from_numpy(IMAGES))[0].numpy()
     second = phase(2, weight=10.0, space="metric")
-    full, history = train_phase(second, MODEL, model, u[20:], u[:20], 7, CPU, tmp_path / "2", "2")
+    run = PhaseRun("2", 7, CPU, tmp_path / "2")
+    full, history = train_phase(second, MODEL, model, u[20:], u[:20], run)
     assert history["terms"] == ["likelihood", "reconstruction"]
     settings = RotationSettings(rotate=2, probes=1000)
-    final, history = rotate_phase(settings, full, u[20:], 7, CPU, tmp_path / "3", "3")
+    final, history = rotate_phase(settings, full, u[20:], PhaseRun("3", 7, CPU, tmp_path / "3"))
     x = torch.from_numpy(IMAGES)
     assert final.stages[1].rotation is not None
     assert final.eigenvalues.shape == (6,)
@@ -261,8 +263,8 @@ def test_a_second_stage_trains_in_the_metric_of_the_first(trained, tmp_path):
 def test_probes_depend_on_the_seed_and_on_the_phase(trained, tmp_path):
     def rotate(model, seed, folder):
         settings = RotationSettings(rotate=1, probes=256)
-        path = tmp_path / folder
-        return rotate_phase(settings, model, IMAGES[20:], seed, CPU, path, folder)[0]
+        run = PhaseRun(folder, seed, CPU, tmp_path / folder)
+        return rotate_phase(settings, model, IMAGES[20:], run)[0]
 
     first, again = rotate(trained, 7, "first"), rotate(trained, 7, "again")
     other_seed, other_phase = rotate(trained, 8, "seed"), copy.deepcopy(trained)

@@ -17,6 +17,7 @@ from submanifold.training.cost import fit_budget, longest_seconds, phase_costs, 
 from submanifold.training.cross_fitting import cross_fit
 from submanifold.training.phases import (
     DENSITY,
+    PhaseRun,
     PhaseSettings,
     encode_rows,
     rotate_phase,
@@ -89,19 +90,10 @@ def train(
 ) -> tuple[Model, dict[str, Any]]:
     """Train the stages of a phase; see :func:`.train_phase`."""
     phase = with_steps(phase, schedule["steps"][name], schedule["seconds"][name])
-    trained, history = train_phase(
-        phase,
-        model,
-        before,
-        train,
-        valid,
-        seed,
-        choose_device(device),
-        folder,
-        name,
-        log_callback(schedule["first"][name], phase.stages[0]),
-        data.read().inputs if isinstance(data, TableSettings) else None,
-    )
+    on_log = log_callback(schedule["first"][name], phase.stages[0])
+    run = PhaseRun(name, seed, choose_device(device), folder, on_log)
+    table = data.read().inputs if isinstance(data, TableSettings) else None
+    trained, history = train_phase(phase, model, before, train, valid, run, table)
     return trained, {**history, "minutes": schedule["minutes"]}
 
 
@@ -117,8 +109,8 @@ def rotate(
 ) -> tuple[Model, dict[str, Any]]:
     """Rotate the latents of a stage; see :func:`.rotate_phase`."""
     phase = with_steps(phase, schedule["steps"][name])
-    on = choose_device(device)
-    rotated, history = rotate_phase(phase, before, train, seed, on, folder, name)
+    run = PhaseRun(name, seed, choose_device(device), folder)
+    rotated, history = rotate_phase(phase, before, train, run)
     return rotated, {**history, "minutes": schedule["minutes"]}
 
 
