@@ -95,7 +95,7 @@ class _Search:
         precision: torch.dtype,
     ) -> None:
         self.decode, self.x, self.start, self.precision = decode, x, start, precision
-        self.rounded_size = None if precision == x.dtype else x[0].numel()
+        self.rounded_size = None if precision == x.dtype else x.flatten(1).shape[1]
         self.scale, self.first_length = start.new_ones(start.shape[1]), None
         if eigenvalues is not None:
             self.scale = 1 / eigenvalues.clamp_min(eigenvalues.max() * 1e-6)
