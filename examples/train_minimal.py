@@ -86,8 +86,7 @@ def main(pictures: str, folder: Path, size: int = 32, dim: int = 500) -> dict[st
             valid = valid[: phase.training.validation_rows]
             train(training, Batches(rows, size, seed, device), Batches(valid, size, SEED, device))
         model.requires_grad_(True).eval()
-    model.data = data.facts
-    model.save(folder / "model.safetensors")
+    model.with_facts(data=data.facts).save(folder / "model.safetensors")
 
     model.to(device)
     log_prob = per_event(model.log_prob, fixed_batches(test, 256, device))

@@ -35,10 +35,9 @@ def calibrated_model(channels=3):
     """A Glow initialized from smooth images and calibrated on 200 others."""
     model = initialized_glow(smooth_images(256, 0, channels), 16, steps=2, whiten=channels == 3)
     model.stages[0].add_rotation()
-    model.data = {"size": 8, "channels": channels, "crop": "square", "margin": 0}
+    data = {"size": 8, "channels": channels, "crop": "square", "margin": 0}
     held_out = score(model, smooth_images(200, 1, channels))
-    model.calibration = Calibration.fit(held_out, QUICK).to_dict()
-    return model
+    return model.with_facts(data=data, calibration=Calibration.fit(held_out, QUICK).to_dict())
 
 
 def table_rows(count, seed):
@@ -61,10 +60,15 @@ def table_model(flow, dim, train, held_out):
         size = len(preprocessor.maskable)
         make_conditional(flow, columns=size, mask=size)
     model = perturb(Hierarchy([Stage(flow, dim)]), 0.1).eval()
-    model.data = {"table": preprocessor.to_dict(), "label": None}
     events, of_training = (preprocessor.transform(rows) for rows in (held_out, train))
-    model.calibration = calibrate(model, events, torch.device("cpu"), train=of_training)
-    return model
+    return described(model, {"table": preprocessor.to_dict()}, events, of_training)
+
+
+def described(model, data, held_out, train=None):
+    """A model of a table with a description of its data, calibrated on held-out events."""
+    model = model.with_facts(data={**data, "label": None})
+    calibration = calibrate(model, held_out, torch.device("cpu"), train=train)
+    return model.with_facts(calibration=calibration)
 
 
 def png(image):
@@ -102,13 +106,12 @@ def conditional_table_model():
     scale_tril = np.linalg.cholesky(COVARIANCE) / s[:, None]
     flow = linear_gaussian(*map(torch.from_numpy, (a, b, scale_tril))).float()
     model = Hierarchy([Stage(flow, dim=1)]).eval()
-    model.data = {"table": inputs.to_dict(), "label": None, "condition": given.to_dict()}
+    data = {"table": inputs.to_dict(), "condition": given.to_dict()}
     table = conditional_rows(200, 1)
     held_out = Events(
         inputs.transform(table[["weight", "height"]]).x, given.indicators(table[["age", "dose"]])
     )
-    model.calibration = calibrate(model, held_out, torch.device("cpu"))
-    return model
+    return described(model, data, held_out)
 
 
 def mixed_rows(count, seed):
@@ -135,7 +138,6 @@ def mixed_conditional_model():
     size = len(inputs.maskable) + given.indicator_count
     flow = make_conditional(RealNVP(len(inputs.varying)), columns=size, mask=len(inputs.maskable))
     model = perturb(Hierarchy([Stage(flow, dim=2)]), 0.1).eval()
-    model.data = {"table": inputs.to_dict(), "label": None, "condition": given.to_dict()}
+    data = {"table": inputs.to_dict(), "condition": given.to_dict()}
     train, held_out = (events_of(inputs, given, mixed_rows(100, seed)) for seed in (3, 1))
-    model.calibration = calibrate(model, held_out, torch.device("cpu"), train=train)
-    return model
+    return described(model, data, held_out, train)

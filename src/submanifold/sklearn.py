@@ -189,9 +189,9 @@ class ManifoldFlow(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMix
             )
             if preprocessor is None:
                 form = {"channels": rows.shape[1], "size": rows.shape[2]}
-                model.data = ImageSettings.model_validate(form).facts
+                model = model.with_facts(data=ImageSettings.model_validate(form).facts)
             else:
-                model.data = {"table": preprocessor.to_dict()}
+                model = model.with_facts(data={"table": preprocessor.to_dict()})
             if is_cross:
                 density: Any = phases[DENSITY]
                 model = cross_fit(
@@ -200,16 +200,17 @@ class ManifoldFlow(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMix
             else:
                 if preprocessor is not None:
                     model = with_defensive_component(model, events[train], valid, device)
-                model.calibration = calibrate(model, valid, device, train=events[train])
-        self.preprocessor_, self.model_ = preprocessor, model.cpu()
-        self.noise_scale_ = model.calibration[NOISE_SCALE]
+                calibration = calibrate(model, valid, device, train=events[train])
+                model = model.with_facts(calibration=calibration)
         parameters = {
             name: value
             for name, value in self.get_params().items()
             if name != "device" and isinstance(value, STORED)
         }
         named = hasattr(self, "feature_names_in_")
-        self.model_.notes["estimator"] = {"parameters": parameters, "named": named}
+        notes = {**model.notes, "estimator": {"parameters": parameters, "named": named}}
+        self.preprocessor_, self.model_ = preprocessor, model.with_facts(notes=notes).cpu()
+        self.noise_scale_ = model.calibration[NOISE_SCALE]
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:  # noqa: N803

@@ -22,9 +22,3 @@ def test_one_process_computes_every_shard_and_communicates_nothing():
         assert torch.equal(function(rows), rows)
     distributed.average([rows])
     assert torch.equal(rows, torch.arange(6.0))
-
-
-def test_processes_compute_consecutive_shards(monkeypatch):
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    monkeypatch.setattr(distributed, "rank", lambda: 1)
-    assert distributed.shards(2) == [Shard(2, 4), Shard(3, 4)]

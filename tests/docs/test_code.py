@@ -42,7 +42,7 @@ PAGES = sorted(
 def model():
     torch.manual_seed(0)
     model = Hierarchy([Stage(Glow((3, 32, 32), levels=2, steps=1, width=4), dim=4)])
-    model.data = {
+    data = {
         "size": 32,
         "channels": 3,
         "crop": "square",
@@ -50,7 +50,7 @@ def model():
         "value_range": [-0.5, 0.5],
         "bits": 8,
     }
-    return model.eval()
+    return model.with_facts(data=data).eval()
 
 
 def model_of_a_table():

@@ -53,7 +53,7 @@ def test_values_are_replaced_by_quantiles_of_training_rows():
     table = pd.DataFrame(RNG.normal(size=(300, 2)), columns=["a", "b"])
     preprocessor = Preprocessor.fit(table)
     model = Hierarchy([Stage(affine(torch.eye(2)), 1)])
-    model.data = {"table": preprocessor.to_dict()}
+    model = model.with_facts(data={"table": preprocessor.to_dict()})
     train, test = preprocessor.transform(table), preprocessor.transform(table[:40] + 7)
     test = replace(test, rows=np.arange(100, 140))
     scored = measure_events(model, {"train": train, "test": test})
@@ -71,8 +71,7 @@ def test_missing_values_do_not_contribute():
     table.loc[RNG.random(400) < 0.1, "b"] = np.nan
     preprocessor = Preprocessor.fit(table)
     flow = make_conditional(RealNVP(2), columns=1)  # starts as the identity
-    model = Hierarchy([Stage(flow, 2)])
-    model.data = {"table": preprocessor.to_dict()}
+    model = Hierarchy([Stage(flow, 2)]).with_facts(data={"table": preprocessor.to_dict()})
     quantiles = column_quantiles(preprocessor.transform(table).x)
     rows = preprocessor.transform(pd.DataFrame({"a": [3.0, 0.1], "b": [np.nan, 9]}))
     rows.x[0, 1] = 5  # an extreme draw of the noise

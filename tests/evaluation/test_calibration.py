@@ -10,7 +10,6 @@ import torch
 
 from strategies import initialized_glow
 from submanifold.common.errors import UserError
-from submanifold.evaluation import calibration as module
 from submanifold.evaluation.calibration import COMBINATION, MIN_IMAGES, Calibration, calibrate
 from submanifold.evaluation.discoveries import select
 from submanifold.evaluation.scores import best_noise_scale, score
@@ -55,13 +54,12 @@ def test_fraction_alpha_of_normal_images_has_a_p_value_of_at_most_alpha(count, r
 
 
 @pytest.mark.parametrize("members", [1, 3])
-def test_a_selection_has_at_most_the_promised_fraction_of_normal_events(members, monkeypatch):
+def test_a_selection_has_at_most_the_promised_fraction_of_normal_events(members):
     """The procedure bounds the mean by fdr times the fraction of normal events, here 0.8."""
-    monkeypatch.setattr(module, "FOLDS", 2)  # fast: a single score is its own combination
-    rng, levels = np.random.default_rng(members), (0.1, 0.2)
+    rng, levels, repeats = np.random.default_rng(members), (0.1, 0.2), 200
     group = np.repeat(np.arange(60), members)
     wrong = {"continuous": [], "ties": []}
-    for _ in range(1000):
+    for _ in range(repeats):
         normal = rng.normal(size=60)[group] + 0.5 * rng.normal(size=len(group))
         new = math.sqrt(1.25) * rng.normal(size=20)
         new[:4] += 4  # anomalies; all are of other groups
@@ -72,7 +70,7 @@ def test_a_selection_has_at_most_the_promised_fraction_of_normal_events(members,
             selected = [select(p_values, level) for level in levels]
             wrong[name].append([chosen[4:].sum() / max(1, chosen.sum()) for chosen in selected])
     for name, least in (("continuous", 0.5), ("ties", 0.2)):
-        mean, error = np.mean(wrong[name], axis=0), np.std(wrong[name], axis=0) / math.sqrt(1000)
+        mean, error = np.mean(wrong[name], axis=0), np.std(wrong[name], axis=0) / math.sqrt(repeats)
         bound = 0.8 * np.array(levels)
         assert (mean <= bound + 3 * error).all(), name
         assert (mean >= least * bound).all(), "not too conservative either"
@@ -178,8 +176,7 @@ def test_a_noise_conditional_model_is_scored_at_the_scale_that_fits_held_out_dat
     assert found["combined"] == ["smoothed_density"]
     few = calibrate(model, events[:19], torch.device("cpu"))  # too few for p-values
     assert few["noise_scale"] == best_noise_scale(model, events[:19])
-    model.calibration = found
-    scores = score(model, events[:5], ["density", "smoothed_density"])
+    scores = score(model.with_facts(calibration=found), events[:5], ["density", "smoothed_density"])
     squares = (events[:5].astype(float) ** 2).sum(1)
     expected = squares / 2 + math.log(2 * math.pi)
     np.testing.assert_allclose(scores["smoothed_density"], expected, rtol=1e-5)
@@ -198,6 +195,15 @@ class _Scaling(Affine):
 
     def inverse(self, z, context=None):
         return z / self(torch.ones_like(z), context)[0]
+
+
+@pytest.mark.parametrize(("anomalies", "expected"), [(0, 0.5), (50, 0.5), (60, 0.0)])
+def test_the_best_noise_scale_ignores_the_tenth_of_the_lowest_density(anomalies, expected):
+    """Of normal rows of scale 1, and anomalies far away."""
+    rows = np.random.default_rng(0).normal(size=(500, 2)).astype(np.float32)
+    rows[:anomalies] = 100.0
+    found = best_noise_scale(Hierarchy([Stage(_Scaling(2), 2)]), rows)
+    assert found == pytest.approx(expected, abs=0.13)
 
 
 @pytest.mark.parametrize("names", ["a", "ab"])

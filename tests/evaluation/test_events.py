@@ -118,7 +118,7 @@ def test_densities_of_rows_are_in_the_units_of_the_table():
     }
     preprocessor = Preprocessor.fit(tables["train"])
     model = Hierarchy([Stage(RealNVP(2, 2), 1)]).eval()
-    model.data = {"table": preprocessor.to_dict()}
+    model = model.with_facts(data={"table": preprocessor.to_dict()})
     arrays = {split: preprocessor.transform(table) for split, table in tables.items()}
     table = measure_events(model, arrays)
     for split, scores in table.groupby("split"):

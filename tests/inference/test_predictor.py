@@ -23,7 +23,6 @@ from calibrated import (
 from calibrated import table_rows as rows
 from strategies import perturb
 from submanifold import Predictor
-from submanifold.common import progress
 from submanifold.common.errors import UserError
 from submanifold.data import Events, dequantize
 from submanifold.data.batches import as_input, to_context
@@ -53,8 +52,7 @@ def points(count, seed):
 
 
 def with_calibration(model, events):
-    model.calibration = calibrate(model, events, torch.device("cpu"))
-    return model
+    return model.with_facts(calibration=calibrate(model, events, torch.device("cpu")))
 
 
 def labelled():
@@ -62,7 +60,7 @@ def labelled():
     model = Hierarchy([Stage(flow, dim=9)])
     with torch.no_grad():
         model(dequantize(torch.from_numpy(smooth_images(64, 0, 1))), torch.arange(64) % 3)
-    model.data = {"size": 8, "channels": 1, "crop": "square"}
+    model = model.with_facts(data={"size": 8, "channels": 1, "crop": "square"})
     events = Events(smooth_images(40, 1, 1), np.arange(40) % 3)
     labels = {"label": np.arange(20) % 3}
     return Case(
@@ -270,22 +268,6 @@ def test_projections_have_the_index_of_their_rows():
     frame, _ = case.predictor.project(case.x)
     assert frame.index.tolist() == case.x.index.tolist() == [*range(5, 25)]
     pd.testing.assert_frame_equal(case.predictor.project(case.x[3:5])[0], frame[3:5], rtol=1e-3)
-
-
-def test_the_progress_of_each_method_is_shown(monkeypatch, caplog):
-    monkeypatch.setattr(progress, "SECONDS", 0.0)
-    case = build("vectors")
-    methods = {
-        "score": "scoring",
-        "log_prob": "scoring",
-        "encode": "encoding",
-        "project": "projecting",
-    }
-    for method, description in methods.items():
-        caplog.clear()
-        with caplog.at_level("INFO"):
-            getattr(case.predictor, method)(case.x)
-        assert f"{description}: 20/20 events" in caplog.text
 
 
 def test_far_vectors_have_the_smallest_p_value():

@@ -4,14 +4,11 @@ import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict
-from threading import Barrier, BrokenBarrierError
 
 import pytest
 
 from submanifold.common.errors import UserError
-from submanifold.inference import records
 from submanifold.inference.records import FOLDER, RunRecord, find_record, read_records, write_record
 
 
@@ -19,23 +16,13 @@ def run(key, started="2026-01-01T00:00:00", name=""):
     return RunRecord(name, key, "photos", "Glow", started, "m.safetensors", "m.json", "r.html")
 
 
-def test_runs_that_start_at_once_have_different_names(tmp_path, monkeypatch):
-    choose, together = records.choose_name, Barrier(2)
-
-    def choose_slowly(*arguments):
-        name = choose(*arguments)
-        with suppress(BrokenBarrierError):  # wait for another run that chooses, too, if it can
-            together.wait(0.3)
-        return name
-
-    monkeypatch.setattr(records, "choose_name", choose_slowly)
-    with ThreadPoolExecutor(2) as threads:
-        written = [*threads.map(lambda key: write_record(tmp_path, run(key), None), "ab")]
-    first, second = sorted(record.name for record in written)
-    assert second == f"{first}-2"
-    assert {record.key: record for record in read_records(tmp_path)} == dict(
-        zip("ab", written, strict=True)
-    )
+def test_runs_that_start_at_once_have_different_names(tmp_path):
+    keys = "abcdefgh"
+    with ThreadPoolExecutor(len(keys)) as threads:
+        written = [*threads.map(lambda key: write_record(tmp_path, run(key), None), keys)]
+    assert len({record.name for record in written}) == len(keys)
+    records = {record.key: record for record in read_records(tmp_path)}
+    assert records == dict(zip(keys, written, strict=True))
 
 
 def test_a_record_keeps_the_name_and_the_start_of_an_equal_run(tmp_path):
@@ -55,16 +42,6 @@ def test_a_record_that_cannot_be_read_is_named_and_keeps_its_name(tmp_path, capl
         write_record(tmp_path, run("a"), first.name)
     assert path.read_text() == "{"
     assert caplog.text.count(f"{path}: expected the record of a run, got a damaged file.") == 1
-
-
-def test_a_name_that_another_run_takes_without_file_locks_is_not_overwritten(tmp_path, monkeypatch):
-    first = write_record(tmp_path, run("a"), "mine")
-    monkeypatch.setattr(records, "choose_name", lambda *arguments: "mine")
-    monkeypatch.setattr(records, "read_records", lambda project: [])
-    with pytest.raises(FileExistsError):
-        write_record(tmp_path, run("b"), None)
-    monkeypatch.undo()
-    assert read_records(tmp_path) == [first]
 
 
 RUN = """

@@ -1,6 +1,5 @@
 """Commands of a model of a table: results by row and in the units of the table."""
 
-import copy
 import re
 from pathlib import Path
 
@@ -123,8 +122,7 @@ def test_a_column_of_identifiers_is_the_first_of_the_scores(model, model_file, t
     assert next(iter(scores)) == "user"
     assert scores["user"].tolist() == ids
     model = Model.load(model_file)
-    model.data = {**model.data, "id": "user"}
-    model.save(tmp_path / "m")
+    model.with_facts(data={**model.data, "id": "user"}).save(tmp_path / "m")
     for command in ("score", "encode"):
         succeed(command, tmp_path / "m", tmp_path / "t.csv", "--out", tmp_path / "again.csv")
         assert pd.read_csv(tmp_path / "again.csv")["user"].tolist() == ids
@@ -271,9 +269,9 @@ def test_columns_are_found_by_name_in_any_order_type_and_format(
 def test_scored_training_rows_are_a_warning(model, tmp_path, caplog, share):
     preprocessor, train = Predictor(model).preprocessor, rows(2000, 5)
     x = preprocessor.transform(train, salt=np.arange(2000))
-    trained = copy.deepcopy(model)
-    trained.calibration["training"] = training_hashes(model, x, preprocessor.transform(rows(99, 6)))
-    assert len(trained.calibration["training"]) == 1024
+    hashes = training_hashes(model, x, preprocessor.transform(rows(99, 6)))
+    assert len(hashes) == 1024
+    trained = model.with_facts(calibration={**model.calibration, "training": hashes})
     trained.save(tmp_path / "model")
     count = round(400 * share)
     scored = pd.concat([rows(400 - count, 7), train[-count:] if count else train[:0]])
@@ -286,7 +284,7 @@ def test_scored_training_rows_are_a_warning(model, tmp_path, caplog, share):
 def test_rows_that_equal_training_rows_by_chance_are_no_warning():
     preprocessor = Preprocessor.fit(table := pd.DataFrame({"a": range(100), "b": [0, 1] * 50}))
     discrete = Hierarchy([Stage(RealNVP(2), dim=1)])
-    discrete.data = {"table": preprocessor.to_dict()}
+    discrete = discrete.with_facts(data={"table": preprocessor.to_dict()})
     rng = np.random.default_rng(0)
     train, valid = (
         preprocessor.transform(table.iloc[rng.integers(100, size=n)], np.arange(n))
@@ -423,10 +421,10 @@ def test_mistakes_are_reported_in_one_line(
     (tmp_path / "empty.csv").touch()
     (tmp_path / "image.png").write_bytes(png(smooth_images(1, 0)[0]))
     places = {"model": model_file, "table": table, "folder": tmp_path}
-    points = Model.load(model_file)
+    points = Model.load(model_file).with_facts(data={})
     images = Hierarchy([Stage(Glow((3, 8, 8), levels=1, steps=1, width=4), dim=10)])
-    points.data, images.data = {}, {"size": 8, "channels": 3, "crop": "square"}
-    images.calibration = points.calibration
+    data = {"size": 8, "channels": 3, "crop": "square"}
+    images = images.with_facts(data=data, calibration=points.calibration)
     for name, model in (("points", points), ("images", images)):
         places[name] = tmp_path / f"{name}.safetensors"
         model.save(places[name])

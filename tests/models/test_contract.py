@@ -10,6 +10,7 @@ from submanifold.flows import RealNVP
 from submanifold.flows.registry import SELECTABLE
 from submanifold.models import (
     CrossFitted,
+    DefensiveComponent,
     Hierarchy,
     Mixture,
     Model,
@@ -166,16 +167,28 @@ def test_results_do_not_depend_on_the_rest_of_the_batch(model):
 
 def test_a_saved_model_loads_as_the_same_model(model, tmp_path):
     of_images = len(model.event_shape) == 3
-    model.data = {"size": 8, "channels": 3} if of_images else {"dim": 6}
-    model.notes, model.calibration = {"a": [1, None]}, {"why": "ä"}
-    model.save(tmp_path / "model")
+    data = {"size": 8, "channels": 3} if of_images else {"dim": 6}
+    described = model.with_facts(data=data, notes={"a": [1, None]}, calibration={"why": "ä"})
+    described.save(tmp_path / "model")
     x, loaded = events(model), Model.load(tmp_path / "model")
     assert type(loaded) is type(model)
     assert not loaded.training
-    assert loaded.describe() == model.describe()
-    assert loaded.calibration == model.calibration
+    assert loaded.describe() == described.describe()
+    assert loaded.calibration == {"why": "ä"}
     for found, expected in zip(loaded(x), model(x), strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_facts_are_those_of_one_model():
+    model = Hierarchy([Stage(RealNVP(4), 2)])
+    described = model.with_facts(notes={"a": 1}).with_facts(calibration={"why": "few"})
+    assert (described.notes, described.calibration, model.notes) == ({"a": 1}, {"why": "few"}, {})
+    with pytest.raises(AttributeError, match="notes"):
+        model.notes = {"a": 1}
+    with pytest.raises(TypeError, match="item assignment"):
+        described.notes["a"] = 2
+    described.defensive = DefensiveComponent(4, 0.1)
+    assert model.defensive is None
 
 
 # the compiled kernels are for the couplings of images in single precision

@@ -144,7 +144,7 @@ def test_the_code_of_the_report_runs(tmp_path, monkeypatch, kind, make):
     conditional_rows(20, 0).to_csv("table.csv", index=False)
     np.save("points.npy", np.zeros((3, 2), np.float32))
     about = {"run": {"model": "model.safetensors"}, "kind": kind, "context": context_of(model)}
-    about |= {"has_density": True, "is_calibrated": "groups" in model.calibration}
+    about |= {"has_density": True, "is_calibrated": Calibration.of(model) is not None}
     about["has_condition"] = "condition" in model.data
     exec(render("python.html", **about), scope)
     assert len(scope["u"]) == len(scope["projections"]) == len(scope["x"])

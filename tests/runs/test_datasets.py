@@ -156,9 +156,8 @@ def test_events_are_saved_with_their_context_and_groups(tmp_path):
 def test_model_is_saved_with_its_key_and_loaded(tmp_path):
     models = ModelDataset(filepath=str(tmp_path / "photos-phase_1-abc" / "flow.safetensors"))
     model = Hierarchy([Stage(RealNVP(6, 2), 6), Stage(RealNVP(6, 2), 2)])
-    model.notes = {"step": 7}
     assert not models.exists()
-    models.save(model)
+    models.save(model.with_facts(notes={"step": 7}))
     assert models.exists()
     loaded = models.load()
     assert not loaded.training

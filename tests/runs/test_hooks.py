@@ -9,15 +9,11 @@ import mlflow
 import pytest
 import requests
 from click.testing import CliRunner
-from kedro.io import DataCatalog, MemoryDataset
-from kedro.pipeline import Node, Pipeline
 from mlflow.exceptions import MlflowException
 
 from submanifold.cli import cli
-from submanifold.common import distributed
 from submanifold.common.errors import UserError
 from submanifold.runs.hooks import RunHooks
-from submanifold.runs.runner import RankRunner
 from submanifold.runs.tracking import required
 
 
@@ -125,30 +121,3 @@ def test_an_error_that_may_be_a_defect_keeps_its_traceback(error):
         assert CliRunner().invoke(cli, ["broken"]).exception is error
     finally:
         del cli.commands["broken"]
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_only_the_first_rank_writes(tmp_path, monkeypatch, rank):
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    monkeypatch.setattr(distributed, "rank", lambda: rank)
-    monkeypatch.setattr(distributed, "barrier", lambda: None)
-    computed, nodes = [], []
-    for name, needs, tags in (
-        ("train", "params:threads", "distributed"),
-        ("report", "train", None),
-    ):
-
-        def compute(needed, name=name):
-            computed.append(name)
-            return [name]
-
-        nodes.append(Node(compute, needs, name, name=name, tags=tags))
-    config = {
-        name: {"type": "json.JSONDataset", "filepath": str(tmp_path / name)}
-        for name in ("train", "report")
-    }
-    catalog = DataCatalog.from_config(config)
-    catalog["params:threads"] = MemoryDataset(None)
-    RankRunner().run(Pipeline(nodes), catalog)
-    assert computed == ([["train", "report"], ["train"]][rank])
-    assert {path.name for path in tmp_path.iterdir()} == {*([computed, []][rank])}

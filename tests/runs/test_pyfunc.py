@@ -1,4 +1,5 @@
 import base64
+import copy
 import json
 import math
 from pathlib import Path
@@ -10,7 +11,6 @@ import pytest
 from mlflow.pyfunc import scoring_server
 from PIL import Image
 
-import submanifold
 from calibrated import calibrated_model, conditional_rows, conditional_table_model, table_model
 from submanifold import Predictor
 from submanifold.data.images import load_pictures
@@ -18,7 +18,7 @@ from submanifold.evaluation.calibration import Calibration
 from submanifold.evaluation.scores import QUICK, score
 from submanifold.flows import RealNVP
 from submanifold.models import Hierarchy, Stage
-from submanifold.runs.pyfunc import log_model
+from submanifold.runs.pyfunc import RequestError, ServedModel, log_model
 
 POINTS = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32)
 
@@ -64,22 +64,11 @@ def request(loaded, inputs=None, kind="inputs", **params):
     return found.status, json.loads(found.response)
 
 
-def test_a_logged_model_contains_no_configuration(loaded, model, tmp_path, monkeypatch):
+def test_a_logged_model_contains_no_configuration(loaded):
     """src/submanifold/conf is a link to conf/ of the checkout, where the user has credentials."""
-    package = tmp_path / "src" / "submanifold"
-    package.mkdir(parents=True)
-    (package / "code.py").touch()
-    (tmp_path / "conf" / "local").mkdir(parents=True)
-    (tmp_path / "conf" / "local" / "credentials.yml").write_text("password: secret")
-    (package / "conf").symlink_to(tmp_path / "conf")
-    monkeypatch.setattr(submanifold, "__file__", str(package / "__init__.py"))
-    model.save(tmp_path / "hierarchy.safetensors")
-    with mlflow.start_run():
-        log_model(tmp_path / "hierarchy.safetensors")
-    uri = mlflow.last_logged_model().model_uri
-    logged = Path(mlflow.artifacts.download_artifacts(uri))
-    assert (logged / "code" / "submanifold" / "code.py").is_file()
-    assert not list(logged.rglob("*credentials*"))
+    code = Path(mlflow.artifacts.download_artifacts("models:/digits/1"), "code", "submanifold")
+    assert (code / "runs" / "pyfunc.py").is_file()
+    assert not (code / "conf").exists()
 
 
 def test_a_loaded_model_runs_each_task(model, loaded):
@@ -143,7 +132,8 @@ def test_the_model_of_a_run_is_found_by_the_id_of_the_run(model, loaded, tmp_pat
 
 def test_points_are_served_over_http(loaded, tmp_path):
     model = Hierarchy([Stage(RealNVP(2), 1)])
-    model.calibration = Calibration.fit(score(model, POINTS), QUICK).to_dict()
+    calibration = Calibration.fit(score(model, POINTS), QUICK).to_dict()
+    model = model.with_facts(calibration=calibration)
     loaded = served(model, "points", tmp_path)
     assert loaded.metadata.signature.inputs.inputs[0].type == np.float32
     for points in (POINTS[:3], POINTS[:3].round()):
@@ -202,13 +192,15 @@ def test_inputs_that_mlflow_rejects_have_status_400(loaded, inputs, params):
     assert "stack_trace" not in found
 
 
-def test_a_defect_is_logged_and_not_sent(loaded, monkeypatch, caplog):
-    def fail(*_, **__):
+def test_a_defect_is_logged_and_not_sent(model, caplog):
+    def fail(*_):
         raise RuntimeError("in /a/path")
 
-    monkeypatch.setattr("submanifold.inference.predictor.Predictor.sample", fail)
-    status, found = request(loaded, task="sample")
-    assert (status, found["message"]) == (500, "The model failed. See the server's log.")
+    broken = copy.deepcopy(model)
+    broken.stages[0].flows[0].register_forward_pre_hook(fail)
+    with pytest.raises(RequestError, match=r"^The model failed\. See") as caught:
+        ServedModel(broken).predict(images(2))
+    assert caught.value.get_http_status_code() == 500
     assert "RuntimeError: in /a/path" in caplog.text
 
 

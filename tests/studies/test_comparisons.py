@@ -13,6 +13,7 @@ from submanifold.data.synthetic import Circle
 from submanifold.evaluation.baselines import PCA, pca_batches
 from submanifold.evaluation.intervals import mean_interval, plus_minus
 from submanifold.evaluation.likelihood import dequantized_log_probs, to_bits_per_dim
+from submanifold.evaluation.ood import measure_ood, score_parts
 from submanifold.evaluation.reconstruction import squared_errors
 from submanifold.evaluation.scores import QUICK
 from submanifold.flows import RealNVP
@@ -20,8 +21,7 @@ from submanifold.models import Hierarchy, Stage
 from submanifold.runs.experiments import CachedRun
 from submanifold.studies import results
 from submanifold.studies.comparisons import measures, related
-from submanifold.studies.reproduce import TARGETS
-from submanifold.studies.results import summarize
+from submanifold.studies.results import as_rows, summarize
 
 
 def run(model, arrays, truth=None, groups=None):
@@ -104,17 +104,12 @@ RELATED = {
 }
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_trained(monkeypatch):
-    monkeypatch.setattr(related, "measure_one", lambda run, images: RELATED[run.name])
-
-
-def content():
-    return TARGETS["related"].make({name: [SimpleNamespace(name=name)] for name in RELATED})
-
-
 def test_related_marks_manifolds_and_densities_below_the_thresholds():
-    table = content().tables["What each system finds, and its cost"]
+    measured = []
+    for name, found in RELATED.items():
+        manifold, _, system = name.partition(": ")
+        measured += as_rows(found, data=manifold, row=system, seed=0)
+    table = related.compare_systems(measured).tables["What each system finds, and its cost"]
     shown = ["manifolds", "densities", "circle", "paraboloid"]
     rows = table.set_index("system")[shown].T.to_dict("list")
     assert rows["nested (ours)"] == ["1 of 2", "2 of 2", "D", "MD"]
@@ -124,10 +119,8 @@ def test_related_marks_manifolds_and_densities_below_the_thresholds():
     assert rows["SoftFlow"] == ["not available", "1 of 1", "D", "–"]
 
 
-def test_test_images_and_their_groups_are_measured(monkeypatch):
+def test_test_images_and_their_groups_are_measured():
     """Of splits of different brightness."""
-    monkeypatch.setattr(measures, "PROJECTED", 30)
-    monkeypatch.setattr(measures, "IMAGE_SAMPLES", measures.SAMPLED_AT_ONCE)
     rng, parts = np.random.default_rng(0), ("x_train", "x_valid", "x_test", "x_ood")
     images = {
         name: rng.integers(50 * n, 50 * n + 60, (90, 1, 8, 8), dtype=np.uint8)
@@ -145,8 +138,8 @@ def test_test_images_and_their_groups_are_measured(monkeypatch):
     }
     means = []
     for name, project in projections.items():
-        errors = squared_errors(project, Batches(test[:30], 64))
-        expected = mean_interval(errors, groups["x_test"][:30])
+        errors = squared_errors(project, Batches(test, 64))
+        expected = mean_interval(errors, groups["x_test"])
         assert measured[name] == pytest.approx(expected)
         means.append(expected["value"])
     assert means[0] > 1.001 * means[1]
@@ -154,12 +147,9 @@ def test_test_images_and_their_groups_are_measured(monkeypatch):
     (log_prob,) = dequantized_log_probs(model, test[:40], 1, "cpu")
     bits = mean_interval(to_bits_per_dim(log_prob, test), groups["x_test"][:40])
     assert measures.bits_per_dim(about, model, 40) == pytest.approx(bits)
-    scored = []
-    monkeypatch.setattr(measures, "score_parts", lambda *arguments: scored.extend(arguments))
-    monkeypatch.setattr(measures, "measure_ood", lambda _: {"scores": {}})
-    measures.measure_aurocs(about, model, "noise")
-    expected = [model, *map(about.load, parts), QUICK]
-    assert all(a is b for a, b in zip(scored, expected, strict=True))
+    scores = measure_ood(score_parts(model, *map(about.load, parts), QUICK))["scores"]
+    expected = {f"auroc.{name}": score["auroc"] for name, score in scores.items()}
+    assert measures.measure_aurocs(about, model, "noise") == expected
 
 
 def test_seconds_are_the_smallest_and_other_measures_means_over_seeds():

@@ -13,6 +13,7 @@ from submanifold.losses import Loss
 from submanifold.models import Hierarchy, ModelSettings, Stage
 from submanifold.training import (
     Phase,
+    PhaseRun,
     PhaseSettings,
     TrainingSettings,
     encode_rows,
@@ -93,9 +94,9 @@ def train_phases(folder, on_log=None):
     train, valid = images[20:], images[:20]
 
     def one(number, phase, before, train, valid):
-        arguments = phase, MODEL, before, train, valid, 7, device
         name = f"phase_{number}"
-        return train_phase(*arguments, folder / name, name, on_log=on_log)
+        run = PhaseRun(name, 7, device, folder / name, on_log)
+        return train_phase(phase, MODEL, before, train, valid, run)
 
     model, first = one(1, phase(1), None, train, valid)
     u = [encode_rows(model, rows, 7, device) for rows in (train, valid)]

@@ -6,7 +6,6 @@ import torch
 from submanifold.data.settings import SyntheticSettings
 from submanifold.models import ModelSettings
 from submanifold.pipelines.training import nodes
-from submanifold.training import cost
 from submanifold.training.cost import (
     PhaseCost,
     fit_budget,
@@ -27,60 +26,41 @@ PHASES = {
 }
 
 
-@pytest.fixture
-def costs(monkeypatch):
-    """Steps of 0.1 s; rotations of 3 s and 0.001 s per probe, by default of 2,000 probes."""
-
-    def phase_cost(model, phase, shape, device):
-        if isinstance(phase, RotationSettings):
-            return PhaseCost(3.0, 0.001, phase.probes or 2000)
-        return PhaseCost(0.0, 0.1, phase.training.steps)
-
-    monkeypatch.setattr(cost, "phase_cost", phase_cost)
-
-
-def test_one_factor_scales_all_phases(costs):
+def test_one_factor_scales_all_phases():
     """53 s vary with the steps and 6 s do not: 85% of 112 - 6 s are 1.7 times the 53 s."""
-    found = phase_costs(MODEL, PHASES, (4,), "cpu")
-    steps = fit_budget(112, found)
+    costs = {"density": PhaseCost(0.0, 0.1, 400), "rotation": PhaseCost(3.0, 0.001, 2000)}
+    costs |= {"reconstruction": PhaseCost(0.0, 0.1, 100), "rotation_2": PhaseCost(3.0, 0.001, 1000)}
+    steps = fit_budget(112, costs)
     assert steps == {"density": 680, "rotation": 3400, "reconstruction": 170, "rotation_2": 1700}
 
 
-def test_a_measurement_that_fails_leaves_the_number_of_threads(monkeypatch):
-    def fail(*_):
-        torch.set_num_threads(threads + 1)
-        raise RuntimeError("out of memory")
-
-    threads = torch.get_num_threads()
-    monkeypatch.setattr(cost, "phase_cost", fail)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        phase_costs(MODEL, PHASES, (4,), "cpu")
-    assert torch.get_num_threads() == threads
-
-
-def test_measured_costs_leave_the_random_state():
-    state = torch.get_rng_state()
+def test_measured_costs_leave_the_random_state_and_the_threads():
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
     costs = phase_costs(MODEL, PHASES, (4,), torch.device("cpu"))
     assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
     assert [cost.steps for cost in costs.values()] == [400, 32, 100, 1000]
     assert all(cost.per_step > 0 for cost in costs.values())
     assert [cost.fixed > 0 for cost in costs.values()] == [False, True, False, True]
 
 
-@pytest.mark.parametrize(
-    ("minutes", "density"),
-    [
-        (None, 400),
-        (10, 400 * 0.85 * (600 - 45 - 6) / 53),  # 45 s for start, evaluation and report
-        (1, 400 * 0.85 * (30 - 6) / 53),  # at least half of the budget
-    ],
-)
-def test_steps_are_scaled_to_a_time(costs, caplog, minutes, density):
+@pytest.mark.parametrize("minutes", [None, 10])
+def test_steps_are_scaled_to_a_time(caplog, minutes):
     caplog.set_level("INFO")
     data = SyntheticSettings(source="circle")
     schedule = nodes.plan_steps(minutes, PHASES, MODEL, data, "cpu")
-    assert schedule["steps"]["density"] == pytest.approx(density, abs=1)
+    density, reconstruction = (schedule["steps"][name] for name in ("density", "reconstruction"))
+    assert density == pytest.approx(4 * reconstruction, abs=4)
+    assert (density == 400) == (minutes is None)
     assert ("Timing" in caplog.text) == (minutes is not None)
+
+
+@pytest.mark.parametrize(("minutes", "seconds"), [(10, 600 - 45), (1, 30)])
+def test_trainings_may_take_what_the_report_leaves_and_at_least_half(minutes, seconds):
+    trainings = {name: PHASES[name] for name in ("density", "reconstruction")}
+    data = SyntheticSettings(source="circle")
+    schedule = nodes.plan_steps(minutes, trainings, MODEL, data, "cpu")
+    assert sum(schedule["seconds"].values()) == pytest.approx(seconds, rel=0.01)
 
 
 def test_schedules_follow_the_steps():

@@ -15,7 +15,13 @@ from submanifold.losses import encode
 from submanifold.losses.terms import Likelihood
 from submanifold.models import ModelSettings
 from submanifold.training import RotationSettings
-from submanifold.training.phases import encode_rows, rotate_phase, train_phase, train_phases
+from submanifold.training.phases import (
+    PhaseRun,
+    encode_rows,
+    rotate_phase,
+    train_phase,
+    train_phases,
+)
 
 IMAGES = smooth_images(100)
 FROZEN = {"learning_rate": 1e-12, "muon_lr": None, "steps": 4, "validate_every": 4}
@@ -24,9 +30,8 @@ FROZEN = {"learning_rate": 1e-12, "muon_lr": None, "steps": 4, "validate_every":
 
 def run(phase, before, folder, data=IMAGES, seed=7):
     before = copy.deepcopy(before)
-    return train_phase(
-        phase, MODEL, before, data[20:], data[:20], seed, torch.device("cpu"), folder, "phase"
-    )
+    where = PhaseRun("phase", seed, torch.device("cpu"), folder)
+    return train_phase(phase, MODEL, before, data[20:], data[:20], where)
 
 
 def weights(module):
@@ -188,7 +193,7 @@ def test_a_folder_is_locked_while_a_rotation_is_fitted(tmp_path, first):
         lambda *_: locks.add((tmp_path / ".lock").exists())
     )
     phase = RotationSettings(rotate=1, probes=64)
-    rotate_phase(phase, model, IMAGES, 7, torch.device("cpu"), tmp_path, "rotation")
+    rotate_phase(phase, model, IMAGES, PhaseRun("rotation", 7, torch.device("cpu"), tmp_path))
     assert locks == {True}
 
 
@@ -196,10 +201,9 @@ def test_threads_train_at_the_same_time_with_their_seeds(tmp_path):
     started, finished = Event(), Event()
 
     def train(kind, seed, on_log=None):
-        device, folder = torch.device("cpu"), tmp_path / kind / str(seed)
-        how, name = phase(1, 2, steps=6), "phase"
-        arguments = IMAGES[20:], IMAGES[:20], seed, device, folder, name, on_log
-        return train_phase(how, MODEL, None, *arguments)[0]
+        folder = tmp_path / kind / str(seed)
+        where = PhaseRun("phase", seed, torch.device("cpu"), folder, on_log)
+        return train_phase(phase(1, 2, steps=6), MODEL, None, IMAGES[20:], IMAGES[:20], where)[0]
 
     def wait_for_the_other(name, step, row):
         started.set()
@@ -232,8 +236,8 @@ def test_rows_of_a_table_have_other_noise_in_each_step(tmp_path, is_redrawn):
     events = table.transform(rows, salt=np.arange(60))
     model = ModelSettings(stages=[{"flow": {"type": "realnvp", "couplings": 2}, "dim": 2}])
     how = phase(1, weight=0, **{**FROZEN, "steps": 20, "validate_every": 20, "batch_size": 60})
-    place = 7, torch.device("cpu"), tmp_path, "phase"
+    where = PhaseRun("phase", 7, torch.device("cpu"), tmp_path)
     table = table if is_redrawn else None
-    _, history = train_phase(how, model, None, events, events, *place, table=table)
+    _, history = train_phase(how, model, None, events, events, where, table)
     first, second = (row["loss"] for row in history["train"])
     assert (abs(first - second) > 1e-4) == is_redrawn

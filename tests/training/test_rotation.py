@@ -1,4 +1,5 @@
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -9,12 +10,11 @@ from strategies import affine, perturb
 from submanifold.common.errors import UserError
 from submanifold.data.batches import Batches
 from submanifold.evaluation.baselines import PCA
-from submanifold.flows import Affine, Glow, RealNVP
+from submanifold.flows import Affine, Glow, RealNVP, Rotation
 from submanifold.flows.orthogonal import tail_sums
 from submanifold.geometry.linearization import jvp
 from submanifold.models import Hierarchy, Stage
-from submanifold.training import rotation
-from submanifold.training.phases import rotate_phase, train_phase
+from submanifold.training.phases import PhaseRun, rotate_phase, train_phase
 from submanifold.training.rotation import RotationSettings, fit_rotation
 
 IMAGES = smooth_images(120)
@@ -36,6 +36,13 @@ def glow(dim=40, seed=0):
     return perturb(Hierarchy([Stage(Glow((3, 8, 8), levels=2, steps=2, width=8), dim)]))
 
 
+def with_rotation(model, is_dense):
+    """Add the identity as a rotation to the last stage, of all axes or of the leading 2 d."""
+    stage = model.stages[-1]
+    stage.flows.append(Rotation(stage.latent_dim, None if is_dense else 2 * stage.dim))
+    return model
+
+
 @torch.no_grad()
 def error(model, dim, x):
     return (x - model.at_dim(dim).encoder_projection(x)).square().mean().item()
@@ -53,10 +60,10 @@ def test_rotating_a_flow_of_linear_gaussian_data_is_pca():
     assert torch.allclose(model.stages[0].rotation.eigenvalues, pca.variances.float(), rtol=0.05)
 
 
-@pytest.mark.parametrize("largest_matrix", [12288, 2], ids=["all axes", "leading axes"])
-def test_a_second_rotation_composes_with_the_first(largest_matrix, monkeypatch):
-    monkeypatch.setattr("submanifold.models.stage.LARGEST_MATRIX", largest_matrix)
+@pytest.mark.parametrize("is_dense", [True, False], ids=["all axes", "leading axes"])
+def test_a_second_rotation_composes_with_the_first(is_dense):
     x, model = linear_gaussian(6, 5000, leading=1)
+    model = with_rotation(model, is_dense)
     expected, _ = PCA.fit(x.numpy()).error_curve([x])
     assert error(model, 1, x) > 1.2 * expected[1].item(), "before, the axes are others"
     for seed in (0, 1):
@@ -96,14 +103,13 @@ def energies(model, x):
 
 
 @pytest.mark.parametrize(
-    ("largest_matrix", "bands"),
-    [(12288, [(0, 10), (10, 50), (50, 130), (130, 192)]), (100, [(0, 10), (10, 192)])],
+    ("is_dense", "bands"),
+    [(True, [(0, 10), (10, 50), (50, 130), (130, 192)]), (False, [(0, 10), (10, 192)])],
     ids=["all axes", "leading axes"],
 )
-def test_eigenvalues_are_unbiased_contributions_of_latents(largest_matrix, bands, monkeypatch):
+def test_eigenvalues_are_unbiased_contributions_of_latents(is_dense, bands):
     """The eigenvalues of the probes that chose the axes are 1.5, 1.3, 0.8 and 0.4 times as much."""
-    monkeypatch.setattr("submanifold.models.stage.LARGEST_MATRIX", largest_matrix)
-    model = glow(10)
+    model = with_rotation(glow(10), is_dense)
     found = fit_rotation(model, Batches(IMAGES, 16), 512)
     eigenvalues, expected = (
         model.stages[0].rotation.eigenvalues,
@@ -119,9 +125,9 @@ def test_eigenvalues_are_unbiased_contributions_of_latents(largest_matrix, bands
     )
 
 
-def test_leading_axes_have_the_largest_eigenvalues_and_others_the_mean(monkeypatch):
-    monkeypatch.setattr("submanifold.models.stage.LARGEST_MATRIX", 29)
+def test_leading_axes_have_the_largest_eigenvalues_and_others_the_mean():
     x, model = linear_gaussian(30, 5000, leading=3)
+    model = with_rotation(model, is_dense=False)
     found = fit_rotation(model, Batches(x.numpy(), 100), probes=6000)
     variances = PCA.fit(x.numpy()).variances.float()
     eigenvalues = model.stages[0].rotation.eigenvalues
@@ -177,13 +183,19 @@ class Dying(Batches):
         return super().at(step, generator)
 
 
-@pytest.mark.parametrize("largest_matrix", [12288, 100], ids=["all axes", "leading axes"])
-def test_a_killed_fit_resumes_bit_for_bit(largest_matrix, tmp_path, monkeypatch):
-    monkeypatch.setattr("submanifold.models.stage.LARGEST_MATRIX", largest_matrix)
-    expected = glow()
+@pytest.fixture
+def slow_clock(monkeypatch):
+    """A clock by which half a minute passes between any two looks at it."""
+    clock = itertools.count(step=31.0)
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+
+
+@pytest.mark.usefixtures("slow_clock")
+@pytest.mark.parametrize("is_dense", [True, False], ids=["all axes", "leading axes"])
+def test_a_killed_fit_resumes_bit_for_bit(is_dense, tmp_path):
+    expected = with_rotation(glow(), is_dense)
     found = fit_rotation(expected, Batches(IMAGES, 16), 2000)
-    monkeypatch.setattr(rotation, "SAVE_EVERY", 0.0)
-    model = glow()
+    model = with_rotation(glow(), is_dense)
     with pytest.raises(KilledError):
         fit_rotation(model, Dying(IMAGES, 16), 2000, folder=tmp_path)
     seen = []
@@ -193,7 +205,7 @@ def test_a_killed_fit_resumes_bit_for_bit(largest_matrix, tmp_path, monkeypatch)
             seen.append(step)
             return super().at(step, generator)
 
-    model = glow()
+    model = with_rotation(glow(), is_dense)
     again = fit_rotation(model, Counting(IMAGES, 16), 2000, folder=tmp_path)
     assert seen[0] == 20
     times = dict.fromkeys(("seconds", "decomposition_seconds"), 0)
@@ -201,11 +213,12 @@ def test_a_killed_fit_resumes_bit_for_bit(largest_matrix, tmp_path, monkeypatch)
     state = expected.state_dict()
     assert all(torch.equal(each, state[name]) for name, each in model.state_dict().items())
     # the result is kept
-    kept = glow()
+    kept = with_rotation(glow(), is_dense)
     assert fit_rotation(kept, Dying(IMAGES, 16), 2000, folder=tmp_path) == again
     assert all(torch.equal(each, state[name]) for name, each in kept.state_dict().items())
 
 
+@pytest.mark.usefixtures("slow_clock")
 @pytest.mark.parametrize("is_finished", [False, True], ids=["killed", "finished"])
 @pytest.mark.parametrize(
     ("arguments", "name"),
@@ -217,14 +230,11 @@ def test_a_killed_fit_resumes_bit_for_bit(largest_matrix, tmp_path, monkeypatch)
     ],
     ids=["model", "data", "seed", "probes"],
 )
-def test_a_checkpoint_of_another_rotation_is_refused(
-    arguments, name, is_finished, tmp_path, monkeypatch
-):
+def test_a_checkpoint_of_another_rotation_is_refused(arguments, name, is_finished, tmp_path):
     def fit(kind, model=None, images=IMAGES, seed=0, probes=2000):
         model = model or glow()
         return fit_rotation(model, kind(images, 16, seed), probes, folder=tmp_path)
 
-    monkeypatch.setattr(rotation, "SAVE_EVERY", 0.0)
     if is_finished:
         fit(Batches)
     else:
@@ -238,19 +248,21 @@ def test_a_checkpoint_of_another_rotation_is_refused(
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("phase_1")
     how = phase(1, weight=0)
-    return train_phase(how, MODEL, None, IMAGES[20:], IMAGES[:20], 7, CPU, folder, "phase_1")[0]
+    run = PhaseRun("phase_1", 7, CPU, folder)
+    return train_phase(how, MODEL, None, IMAGES[20:], IMAGES[:20], run)[0]
 
 
 def test_a_second_stage_trains_in_the_metric_of_the_first(trained, tmp_path):
     settings = RotationSettings(rotate=1, probes=1000)
-    model, _ = rotate_phase(settings, trained, IMAGES[20:], 7, CPU, str(tmp_path), "phase_2")
+    model, _ = rotate_phase(settings, trained, IMAGES[20:], PhaseRun("phase_2", 7, CPU, tmp_path))
     with torch.no_grad():
         u = model.encode(torch.from_numpy(IMAGES))[0].numpy()
     second = phase(2, weight=10.0, space="metric")
-    full, history = train_phase(second, MODEL, model, u[20:], u[:20], 7, CPU, tmp_path / "2", "2")
+    run = PhaseRun("2", 7, CPU, tmp_path / "2")
+    full, history = train_phase(second, MODEL, model, u[20:], u[:20], run)
     assert history["terms"] == ["likelihood", "reconstruction"]
     settings = RotationSettings(rotate=2, probes=1000)
-    final, history = rotate_phase(settings, full, u[20:], 7, CPU, tmp_path / "3", "3")
+    final, history = rotate_phase(settings, full, u[20:], PhaseRun("3", 7, CPU, tmp_path / "3"))
     x = torch.from_numpy(IMAGES)
     assert final.stages[1].rotation is not None
     assert final.eigenvalues.shape == (6,)
@@ -261,12 +273,12 @@ def test_a_second_stage_trains_in_the_metric_of_the_first(trained, tmp_path):
 def test_probes_depend_on_the_seed_and_on_the_phase(trained, tmp_path):
     def rotate(model, seed, folder):
         settings = RotationSettings(rotate=1, probes=256)
-        path = tmp_path / folder
-        return rotate_phase(settings, model, IMAGES[20:], seed, CPU, path, folder)[0]
+        run = PhaseRun(folder, seed, CPU, tmp_path / folder)
+        return rotate_phase(settings, model, IMAGES[20:], run)[0]
 
     first, again = rotate(trained, 7, "first"), rotate(trained, 7, "again")
     other_seed, other_phase = rotate(trained, 8, "seed"), copy.deepcopy(trained)
-    other_phase.notes = {"phases": 2 * trained.notes["phases"]}
+    other_phase = other_phase.with_facts(notes={"phases": 2 * trained.notes["phases"]})
     other_phase = rotate(other_phase, 7, "phase")
     eigenvalues = first.stages[0].rotation.eigenvalues
     assert torch.equal(again.stages[0].rotation.eigenvalues, eigenvalues)

@@ -23,14 +23,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def free_memory() -> int:
+def free_memory(control_group: Path = CONTROL_GROUP) -> int:
     """Return the bytes that this process may still allocate, within its control group's limit."""
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with suppress(OSError):  # Linux only
         free = 1024 * _read_numbers(Path("/proc/meminfo"))["MemAvailable:"]
     with suppress(OSError, ValueError):  # no control group, or its limit is "max"
-        limit = int((CONTROL_GROUP / "memory.max").read_text())
-        stat = _read_numbers(CONTROL_GROUP / "memory.stat")
+        limit = int((control_group / "memory.max").read_text())
+        stat = _read_numbers(control_group / "memory.stat")
         free = min(free, max(0, limit - stat["anon"] - stat["shmem"]))  # page cache is reclaimable
     return free
 

@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -25,6 +24,7 @@ Batch = TypeVar("Batch", bound=tuple[Any, ...])
 Threads = int | Literal["auto"]
 
 _setting: Threads | None = None  # of use_threads
+_most = 1  # threads of "auto": torch's number outside of use_threads
 
 
 @contextmanager
@@ -35,11 +35,13 @@ def use_threads(setting: Threads | None) -> Iterator[None]:
     environment variable OMP_NUM_THREADS. None, as outside of this context, keeps torch's number.
     Contexts are those of the process: threads must not use it at the same time.
     """
-    global _setting
-    before, present, most = _setting, torch.get_num_threads(), _most()
+    global _setting, _most
+    before, present = _setting, torch.get_num_threads()
+    if before is None:
+        _most = present
     _setting = setting
     if setting is not None:
-        torch.set_num_threads(most if setting == "auto" else setting)
+        torch.set_num_threads(_most if setting == "auto" else setting)
     try:
         yield
     finally:
@@ -69,8 +71,8 @@ class ThreadTuner:
     def __init__(self, device: str | torch.device = "cpu") -> None:
         self._count, self._choice = torch.get_num_threads(), None
         on_cpu = torch.device(device).type == "cpu"
-        if on_cpu and _setting == "auto" and (most := _most()) > 1:
-            counts = {1, most // 4, most // 2, 3 * most // 4, most - 1, most} - {0}
+        if on_cpu and _setting == "auto" and _most > 1:
+            counts = {1, _most // 4, _most // 2, 3 * _most // 4, _most - 1, _most} - {0}
             self._choice = choose_threads(sorted(counts), self._count)
             self._count = next(self._choice)
 
@@ -133,8 +135,3 @@ def _measure(count: int, longest: float = math.inf) -> Generator[int, tuple[floa
         if seconds > longest * items:
             break
     return seconds / items
-
-
-@cache
-def _most() -> int:
-    return torch.get_num_threads()

@@ -1,9 +1,8 @@
 """Checks that types cannot express: which settings fit together."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,8 +16,6 @@ from submanifold.training.phases import DENSITY, PhaseSettings
 from submanifold.training.rotation import RotationSettings
 
 SMALLEST_IMAGE = 7  # pixels: the side of the patches of the structural similarity
-Rule = tuple[str, Any, Any, Any, str]
-"""Setting, whether it is violated, what is expected and what was given, and how to change it."""
 
 
 def validate(experiment: Experiment, record: Path | None = None) -> None:
@@ -52,7 +49,9 @@ def validate(experiment: Experiment, record: Path | None = None) -> None:
     trained, rotated = 0, set[int]()
     for name, phase in experiment.phases.items():
         if isinstance(phase, PhaseSettings):
-            _check_training(name, phase, stages, trained, rotated)
+            _check_stages(name, phase, trained, rotated)
+            _check_terms(name, phase, stages)
+            _check_noise(name, phase, stages)
             trained = max(trained, phase.stages[-1])
             continue
         if phase.rotate != trained:
@@ -61,12 +60,6 @@ def validate(experiment: Experiment, record: Path | None = None) -> None:
             fix = f"Change {name}.rotate, or the order of the phases"
             raise unexpected(f"{name}.rotate", expected, got, fix)
         rotated.add(phase.rotate)
-
-
-def _refuse(group: str, rules: Iterable[Rule]) -> None:
-    for setting, is_violated, expected, got, fix in rules:
-        if is_violated:
-            raise unexpected(f"{group}{setting}", expected, got, fix)
 
 
 @lru_cache(maxsize=64)
@@ -113,66 +106,47 @@ def _check_folds(experiment: Experiment) -> None:
             raise unexpected(setting, f"{expected} with calibration=cross", got, fix)
 
 
-def _check_training(
-    name: str, phase: PhaseSettings, stages: Sequence[Stage], trained: int, rotated: set[int]
-) -> None:
-    first, last = phase.stages[0], phase.stages[-1]
-    weight, low, high = phase.likelihood.weight, phase.input_noise_min, phase.input_noise
-    last_stage, space = phase.reconstruction.last_stage, phase.reconstruction.space
+def _check_stages(name: str, phase: PhaseSettings, trained: int, rotated: set[int]) -> None:
+    """Refuse a phase whose stages do not follow those that are trained and rotated before it."""
+    first, count = phase.stages[0], len(phase.stages)
+    if first > trained + 1:
+        expected = f"stage {trained + 1}, which no phase before trains"
+        raise unexpected(f"{name}.stages", expected, first, f"Change {name}.stages")
+    last_stage = phase.reconstruction.last_stage
+    if last_stage is not None and last_stage > count:
+        expected = f"1 to {count}, the stages of the phase"
+        raise unexpected(f"{name}.reconstruction.last_stage", expected, last_stage, "Change it")
+    if phase.reconstruction.space == "metric" and first > 1 and first - 1 not in rotated:
+        got = f"metric: no phase before rotates stage {first - 1}"
+        fix = f"Choose one, or add a phase with rotate: {first - 1}"
+        raise unexpected(f"{name}.reconstruction.space", "image or latent", got, fix)
+
+
+def _check_terms(name: str, phase: PhaseSettings, stages: Sequence[Stage]) -> None:
+    """Refuse a loss without terms, and a density that has no closed form."""
+    weight, setting = phase.likelihood.weight, f"{name}.likelihood.weight"
+    if not phase.terms:
+        fix = "Set this weight or another"
+        raise unexpected(setting, "a term with a weight", f"{weight:g}", fix)
     without_volume = [number for number in phase.stages if not stages[number - 1].has_volume]
+    if weight > 0 and without_volume:
+        got = f"{weight:g}: the volume of the flow of stages {without_volume} has no closed form"
+        fix = f"Set it to 0, and set a reconstruction or {name}.manifold_likelihood.weight"
+        raise unexpected(setting, "0", got, fix)
+
+
+def _check_noise(name: str, phase: PhaseSettings, stages: Sequence[Stage]) -> None:
+    """Refuse noise scales that the flow of the phase does not take, or their absence."""
+    smallest, largest = phase.input_noise_min, phase.input_noise
     noisy = [number for number in phase.stages if is_noise_conditional(stages[number - 1])]
-    _refuse(
-        f"{name}.",
-        (
-            (
-                "stages",
-                first > trained + 1,
-                f"stage {trained + 1}, which no phase before trains",
-                first,
-                f"Change {name}.stages",
-            ),
-            (
-                "likelihood.weight",
-                not phase.terms,
-                "a term with a weight",
-                f"{weight:g}",
-                "Set this weight or another",
-            ),
-            (
-                "reconstruction.last_stage",
-                (last_stage or 0) > last - first + 1,
-                f"1 to {last - first + 1}, the stages of the phase",
-                last_stage,
-                "Change it",
-            ),
-            (
-                "reconstruction.space",
-                space == "metric" and first > 1 and first - 1 not in rotated,
-                "image or latent",
-                f"metric: no phase before rotates stage {first - 1}",
-                f"Choose one, or add a phase with rotate: {first - 1}",
-            ),
-            (
-                "likelihood.weight",
-                weight > 0 and without_volume,
-                "0",
-                f"{weight:g}: the volume of the flow of stages {without_volume} has no closed form",
-                f"Set it to 0, and set a reconstruction or {name}.manifold_likelihood.weight",
-            ),
-            (
-                "input_noise",
-                noisy and (high == 0 or noisy != [first]),
-                "the largest noise scale of a noise-conditional flow, which must be the phase's "
-                "first stage",
-                f"{high:g} with stages {noisy}",
-                "Set it, or choose another flow such as glow or realnvp",
-            ),
-            (
-                "input_noise_min",
-                low is not None and not (noisy and low < high),
-                f"less than input_noise={high:g}" if noisy else "null",
-                f"{low}: it is the smallest noise scale of a noise-conditional flow",
-                "Change it",
-            ),
-        ),
-    )
+    if noisy and (largest == 0 or noisy != [phase.stages[0]]):
+        expected = (
+            "the largest noise scale of a noise-conditional flow, which must be the phase's first "
+            "stage"
+        )
+        fix = "Set it, or choose another flow such as glow or realnvp"
+        raise unexpected(f"{name}.input_noise", expected, f"{largest:g} with stages {noisy}", fix)
+    if smallest is not None and not (noisy and smallest < largest):
+        expected = f"less than input_noise={largest:g}" if noisy else "null"
+        got = f"{smallest}: it is the smallest noise scale of a noise-conditional flow"
+        raise unexpected(f"{name}.input_noise_min", expected, got, "Change it")

@@ -69,13 +69,12 @@ def calibrate(
         mask = mask_weights(model, as_events(train[:MAX_TRAINING]))
     if is_noise_conditional(model) and model.has_density and len(events):
         combined, scale = (SMOOTHED_DENSITY,), best_noise_scale(model, events)
-        model.calibration = {NOISE_SCALE: scale}  # for the scores
         if train is not None:
-            offsets = missing_offsets(model, as_events(train[:MAX_TRAINING]))
+            at_scale = model.with_facts(calibration={NOISE_SCALE: scale})
+            offsets = missing_offsets(at_scale, as_events(train[:MAX_TRAINING]))
     optional = {MISSING_OFFSETS: offsets, MASK: mask}
     scored_with = {NOISE_SCALE: scale} | {name: value for name, value in optional.items() if value}
-    model.calibration = scored_with
-    scores = score(model, events, (*QUICK, MASK))
+    scores = score(model.with_facts(calibration=scored_with), events, (*QUICK, MASK))
     return _fitted(scores, combined, events, scored_with)
 
 
@@ -118,12 +117,11 @@ def cross_calibrate(
     ]
     scale = float(np.mean(scales))
     for member, held_out in zip(model.folds, of_folds, strict=True):
-        member.data = model.data
-        member.calibration = {NOISE_SCALE: scale, MASK: mask_weights(member, events[~held_out])}
-        scores = score(member, events[held_out], (SMOOTHED_DENSITY, MASK))
+        calibration = {NOISE_SCALE: scale, MASK: mask_weights(model, events[~held_out])}
+        of_fold = member.with_facts(data=model.data, calibration=calibration)
+        scores = score(of_fold, events[held_out], (SMOOTHED_DENSITY, MASK))
         smoothed[held_out] = scores[SMOOTHED_DENSITY]
         mask[held_out] = scores.get(MASK, 0.0)
-        member.data, member.calibration = {}, {}
     scored_with: dict[str, Any] = {NOISE_SCALE: scale}
     scores = {SMOOTHED_DENSITY: smoothed}
     if table is not None and has_missing:
@@ -345,6 +343,11 @@ class Calibration:
         arrays = {"mean": self.mean.tolist(), "precision": self.precision.tolist()}
         lists = {"combined": list(self.combined), "quantiles": quantiles, "scores": scores}
         return {**vars(self), **lists, **arrays}
+
+    @classmethod
+    def of(cls, model: Model) -> "Calibration | None":
+        """Return the calibration of a model; None without one, or with the reason ``why``."""
+        return cls.from_dict(model.calibration) if "groups" in model.calibration else None
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> "Calibration":

@@ -50,8 +50,7 @@ def measure_events(
             table[NLL] = -nats - columns.log_dets(chosen.context, len(chosen))
         if is_test:
             table = table.assign(**scores, **_projection_errors(model, chosen))
-            if "groups" in model.calibration:
-                calibration = Calibration.from_dict(model.calibration)
+            if (calibration := Calibration.of(model)) is not None:
                 combined = calibration.complete(scores)[COMBINATION]
                 table["anomaly_score"] = combined
                 table["p_value"] = calibration.p_values(COMBINATION, combined)

@@ -70,7 +70,7 @@ def score_parts(
     has_groups = test.groups is not None or ood.groups is not None
     calibration = Calibration.fit(score(model, valid, names), names, valid.groups)
     linear_calibration = Calibration.fit(linear(valid.x), tuple(LINEAR), valid.groups)
-    stored = Calibration.from_dict(model.calibration) if "groups" in model.calibration else None
+    stored = Calibration.of(model)
     tables = []
     for part, events in ((NORMAL, test), (OOD, ood)):
         scores = calibration.complete(score(model, events, names))
@@ -127,13 +127,14 @@ def measure_ood(scored: pd.DataFrame, model: Model | None = None) -> dict[str, A
         for name in scored
         if f"p_{name}" in scored
     }
-    if ANOMALY in measured["scores"] and model is not None and "groups" in model.calibration:
-        by_part, calibration = [], Calibration.from_dict(model.calibration)
+    stored = None if model is None else Calibration.of(model)
+    if stored is not None and ANOMALY in measured["scores"]:
+        by_part = []
         for of_part in rows.values():
             p_values = scored[f"p_{ANOMALY}"].to_numpy()[of_part]
             of_groups = numbers[of_part] if "group" in scored else None
-            smallest = calibration.smallest_p_value
-            by_part.append(false_alarms(p_values, calibration.groups, of_groups, smallest))
+            alarms = false_alarms(p_values, stored.groups, of_groups, stored.smallest_p_value)
+            by_part.append(alarms)
         measured["alarms"] = [
             {
                 "rate": normal["rate"],

@@ -181,8 +181,9 @@ def missing_offsets(model: Model, events: Events) -> list[float]:
     is_missing = table.missing(events.context, len(events))
     if not is_missing.any():
         return []
-    model.calibration.pop(MISSING_OFFSETS, None)
-    values = score(model, events, (SMOOTHED_DENSITY,))[SMOOTHED_DENSITY]
+    calibration = {NOISE_SCALE: model.calibration.get(NOISE_SCALE)}
+    without_offsets = model.with_facts(calibration=calibration)
+    values = score(without_offsets, events, (SMOOTHED_DENSITY,))[SMOOTHED_DENSITY]
     return fit_missing_offsets(is_missing, values)
 
 

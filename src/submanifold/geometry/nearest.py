@@ -58,80 +58,131 @@ def nearest_point(
         precision: Precision of gradients; that of x by default. Errors are compared in that of x.
         context: Context of each event, which the decoder receives as ``context``.
     """
-    target, start, decode_all = x.flatten(1), u, select(decode, context)
-    precision = precision or x.dtype
-    scale = u.new_ones(u.shape[1])
-    if eigenvalues is not None:
-        scale = 1 / eigenvalues.clamp_min(eigenvalues.max() * 1e-6)
-
-    def linearize(u: Tensor) -> tuple[Linearization, Tensor, Tensor]:
-        with autocast(x.device, precision):
-            at = Linearization(decode_all, u)
-        return at, at.image.to(x).flatten(1), _squared_error(x, at.image)
-
-    def is_smaller(error: Tensor, other: Tensor) -> Tensor:
-        rounded = precision != x.dtype
-        return _is_smaller(error, other, target.shape[1] if rounded else None)
-
-    at, image, start_error = linearize(u)
-    error = start_error
-    lost = _is_lost(decode_all, x, u, error)
-    if lost.any():
-        u = torch.where(lost[:, None], 0.0, u)
-        at, image, error = linearize(u)
-    best, best_error, tried = u, error, u.clone()
-    point = direction = torch.zeros_like(u)
-    squared_norm = length = u.new_zeros(u.shape[0], 1)
-    failed = torch.zeros_like(lost)[:, None]
-    # as many moves as coordinates would explain residuals off a curved manifold
-    memory = max(1, min(MEMORY, u.shape[1] - 1))
-    moves: list[Tensor] = []
-    changes: list[Tensor] = []
+    search = _Search(select(decode, context), x, u, eigenvalues, precision or x.dtype)
     for iteration in range(gradients):
-        new_point, residual, growth = u, target - image, u.new_ones(u.shape[0], 1)
+        search.turn(iteration)
+        if iteration < gradients - 1:
+            search.move()
+    found = Nearest(search.tried, search.decode(search.tried))
+    error = _squared_error(x, found.image)
+    is_nearer = _is_smaller(error, search.start_error, search.rounded_size)
+    rows = (~is_nearer | (error > search.best_error)).nonzero()[:, 0]
+    if len(rows):
+        others = search.best_or_start()[rows]
+        images = select(decode, context, rows)(others)
+        replaced = _squared_error(x[rows], images) <= error[rows]
+        found.u[rows[replaced]], found.image[rows[replaced]] = others[replaced], images[replaced]
+    return found
+
+
+class _Search:
+    """Conjugate gradients of each event, (batch, ...), which step from point to point.
+
+    Attributes:
+        u: The last points whose step did not fail, of which ``image`` is.
+        best: The points with the smallest error so far, ``best_error``.
+        point: The points from which a step along ``direction`` is tried.
+        tried: The points where it ends.
+        failed: Whether the last step failed, after which a shorter one is tried, (batch, 1).
+    """
+
+    def __init__(
+        self,
+        decode: Callable[[Tensor], Tensor],
+        x: Tensor,
+        start: Tensor,
+        eigenvalues: Tensor | None,
+        precision: torch.dtype,
+    ) -> None:
+        self.decode, self.x, self.start, self.precision = decode, x, start, precision
+        self.rounded_size = None if precision == x.dtype else x.flatten(1).shape[1]
+        self.scale, self.first_length = start.new_ones(start.shape[1]), None
+        if eigenvalues is not None:
+            self.scale = 1 / eigenvalues.clamp_min(eigenvalues.max() * 1e-6)
+            self.first_length = FIRST_LENGTH
+        self.u = start
+        self.image, self.start_error = self._linearize(start)
+        self.best_error = self.start_error
+        lost = _is_lost(decode, x, start, self.start_error)
+        if lost.any():
+            self.u = torch.where(lost[:, None], 0.0, start)
+            self.image, self.best_error = self._linearize(self.u)
+        self.best, self.tried = self.u, self.u.clone()
+        self.point = self.direction = torch.zeros_like(start)
+        self.squared_norm = self.length = start.new_zeros(len(start), 1)
+        self.failed = torch.zeros_like(lost)[:, None]
+        # as many moves as coordinates would explain residuals off a curved manifold
+        self.moves = _Moves(max(1, min(MEMORY, start.shape[1] - 1)))
+
+    def _linearize(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Decode points for the next gradient; returns images (batch, D) and squared errors."""
+        with autocast(self.x.device, self.precision):
+            self.at = Linearization(self.decode, u)
+        image = self.at.image
+        return image.to(self.x).flatten(1), _squared_error(self.x, image)
+
+    def turn(self, iteration: int) -> None:
+        """Choose the next direction and length by one gradient."""
+        point, residual = self.u, self.x.flatten(1) - self.image
         if iteration:
-            weights = _least_squares(torch.stack(changes, 1), residual)
-            new_point = u + _combine(moves, weights)
-            residual = residual - _combine(changes, weights)
-            growth = (1 + weights[:, -1:]).clamp(0.1, 10.0) * GROWTH[iteration > 1]
-        with autocast(x.device, precision):
-            gradient = at.vjp(residual.view_as(x).to(at.image))
-        new_norm = (gradient * scale * gradient).sum(1, keepdim=True)
-        ratio = (new_norm / squared_norm).nan_to_num(0.0, 0.0).clamp_max(1.0)
-        new_direction = scale * gradient + ratio * direction
+            point, residual, growth = self.moves.combine(point, residual)
+        with autocast(self.x.device, self.precision):
+            gradient = self.at.vjp(residual.view_as(self.x).to(self.at.image))
+        squared_norm = (gradient * self.scale * gradient).sum(1, keepdim=True)
+        ratio = (squared_norm / self.squared_norm).nan_to_num(0.0, 0.0).clamp_max(1.0)
+        direction = self.scale * gradient + ratio * self.direction
         if iteration:
-            new_length = length * growth
-        elif eigenvalues is None:
-            new_length = _optimal_length(at, new_direction, new_norm)
+            length = self.length * (growth * GROWTH[iteration > 1])
+        elif self.first_length is None:
+            length = _optimal_length(self.at, direction, squared_norm)
         else:
-            new_length = torch.full_like(length, FIRST_LENGTH)
-        del at  # its memory is reused by the next one, which saves page faults
-        point = torch.where(failed, point, new_point)
-        direction = torch.where(failed, direction, new_direction)
-        squared_norm = torch.where(failed, squared_norm, new_norm)
-        length = torch.where(failed, SHORTER * length, new_length)
-        tried = point + length * direction
-        if iteration == gradients - 1:
-            break
-        at, tried_image, tried_error = linearize(tried)  # noqa: RUF059  for the next gradient
-        failed = ~(tried_error < FAILED * best_error)[:, None]
-        moves = [*moves, torch.where(failed, 0.0, tried - u)][-memory:]
-        changes = [*changes, torch.where(failed, 0.0, tried_image - image)][-memory:]
-        u, image = torch.where(failed, u, tried), torch.where(failed, image, tried_image)
-        better = tried_error < best_error
-        best = torch.where(better[:, None], tried, best)
-        best_error = torch.where(better, tried_error, best_error)
-    images = decode_all(tried)
-    error = _squared_error(x, images)
-    doubtful = ~is_smaller(error, start_error) | (error > best_error)
-    if doubtful.any():
-        rows = doubtful.nonzero()[:, 0]
-        others = torch.where(is_smaller(best_error, start_error)[:, None], best, start)[rows]
-        other_images = select(decode, context, rows)(others)
-        nearer = _squared_error(x[rows], other_images) <= error[rows]
-        replaced = rows[nearer]
-        tried[replaced], images[replaced] = others[nearer], other_images[nearer]
-    return Nearest(tried, images)
+            length = torch.full_like(self.length, self.first_length)
+        del self.at  # its memory is reused by the next one, which saves page faults
+        self.point = torch.where(self.failed, self.point, point)
+        self.direction = torch.where(self.failed, self.direction, direction)
+        self.squared_norm = torch.where(self.failed, self.squared_norm, squared_norm)
+        self.length = torch.where(self.failed, SHORTER * self.length, length)
+        self.tried = self.point + self.length * self.direction
+
+    def move(self) -> None:
+        """Move to the points that are tried, but of events whose error becomes much larger."""
+        image, error = self._linearize(self.tried)
+        self.failed = ~(error < FAILED * self.best_error)[:, None]
+        move = torch.where(self.failed, 0.0, self.tried - self.u)
+        self.moves.append(move, torch.where(self.failed, 0.0, image - self.image))
+        self.u = torch.where(self.failed, self.u, self.tried)
+        self.image = torch.where(self.failed, self.image, image)
+        is_best = error < self.best_error
+        self.best = torch.where(is_best[:, None], self.tried, self.best)
+        self.best_error = torch.where(is_best, error, self.best_error)
+
+    def best_or_start(self) -> Tensor:
+        """Return the best points, or the start where they are not nearer but by rounding."""
+        is_nearer = _is_smaller(self.best_error, self.start_error, self.rounded_size)
+        return torch.where(is_nearer[:, None], self.best, self.start)
+
+
+class _Moves:
+    """The last moves of points u (batch, d), and how they changed images (batch, D)."""
+
+    def __init__(self, memory: int) -> None:
+        self.memory = memory
+        self.moves: list[Tensor] = []
+        self.changes: list[Tensor] = []
+
+    def append(self, move: Tensor, change: Tensor) -> None:
+        """Add a move; the oldest one is forgotten."""
+        self.moves = [*self.moves, move][-self.memory :]
+        self.changes = [*self.changes, change][-self.memory :]
+
+    def combine(self, u: Tensor, residual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Move u by the combination that leaves the smallest residual, if images were linear.
+
+        Returns u, the residual, and the growth of the last step (batch, 1) that is optimal.
+        """
+        weights = _least_squares(torch.stack(self.changes, 1), residual)
+        growth = (1 + weights[:, -1:]).clamp(0.1, 10.0)
+        return u + _combine(self.moves, weights), residual - _combine(self.changes, weights), growth
 
 
 def _is_smaller(error: Tensor, other: Tensor, rounded_size: int | None) -> Tensor:

@@ -66,7 +66,7 @@ class Predictor:
         >>> from submanifold.models import Hierarchy, Stage
         >>> table = pd.DataFrame({"age": [31, 45, 45, 27], "weight": [70.5, 81.2, 64.9, 59.0]})
         >>> model = Hierarchy([Stage(RealNVP(2), dim=1)])
-        >>> model.data = {"table": Preprocessor.fit(table).to_dict()}
+        >>> model = model.with_facts(data={"table": Preprocessor.fit(table).to_dict()})
         >>> predictor = Predictor(model)  # of a file: Predictor.load("hierarchy.safetensors")
         >>> predictor.log_prob(table).shape, predictor.encode(table)[0].shape
         ((4,), (4, 1))
@@ -96,8 +96,7 @@ class Predictor:
     def _check(self) -> None:
         """Raise an error if the model's data or calibration are not those of such a model."""
         data, model = self.model.data, self.model
-        if "groups" in model.calibration:
-            Calibration.from_dict(model.calibration)
+        Calibration.of(model)
         if self.is_table and self.preprocessor is not None:
             size, sizes = model.event_dim, context_of(model)
             columns, mask = sizes.get("columns", 0), sizes.get("mask", 0)
@@ -148,8 +147,7 @@ class Predictor:
     @cached_property
     def calibration(self) -> Calibration | None:
         """The calibration of the p-values, if there is one."""
-        has_groups = "groups" in self.model.calibration
-        return Calibration.from_dict(self.model.calibration) if has_groups else None
+        return Calibration.of(self.model)
 
     @property
     def is_table(self) -> bool:
@@ -170,8 +168,8 @@ class Predictor:
         """Return the calibration; raise a UserError without one that supports a rate."""
         if self.calibration is None:
             reason = self.model.calibration.get("why") or (
-                "Set model.calibration to that of submanifold.evaluation.calibration.calibrate, or "
-                "use the model at the end of a run."
+                "Use model.with_facts(calibration=calibrate(model, events, device)), or the model "
+                "at the end of a run."
             )
             raise UserError(f"model: expected a calibration of p-values, got none. {reason}")
         least = self.calibration.smallest_p_value

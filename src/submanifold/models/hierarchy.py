@@ -228,16 +228,12 @@ class Hierarchy(Model):
         """
         if dim == self.dim:
             return self
-        view = Hierarchy(self.stages, dim, self.defensive)
-        view.notes, view.data = self.notes, self.data
+        view = Hierarchy(self.stages, dim, self.defensive).train(self.training)
         scale = self.calibration.get("noise_scale")  # the density at it is the same
-        view.calibration = {
-            "noise_scale": scale,
-            "why": (
-                f"The calibration is for dimension {self.dim}, not {dim}. Score with the model as "
-                f"it was trained, train one with stage_{self.manifold_stage}.dim={dim}, or set "
-                "model.calibration to submanifold.evaluation.calibration.calibrate(model, events, "
-                "device) on validation images."
-            ),
-        }
-        return view.train(self.training)
+        why = (
+            f"The calibration is for dimension {self.dim}, not {dim}. Score with the model as it "
+            f"was trained, train one with stage_{self.manifold_stage}.dim={dim}, or use "
+            "model.with_facts(calibration=calibrate(model, events, device)) with validation images."
+        )
+        calibration = {"noise_scale": scale, "why": why}
+        return view.with_facts(data=self.data, calibration=calibration, notes=self.notes)

@@ -1,9 +1,11 @@
 """The interface of a model: a manifold and a density."""
 
+import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import torch
@@ -19,7 +21,7 @@ from submanifold.models.defensive import DefensiveComponent
 from submanifold.models.io import build, describe, limited_parameters, load_tensors, save_tensors
 
 FORMAT = 4  #: Version of model files; raise it with every change of what :func:`.describe` returns.
-FACTS = ("notes", "data", "calibration")  #: Attributes of models in the header.
+FACTS = ("notes", "data", "calibration")  #: What the header of a file says about its model.
 
 GRADIENTS, NEAREST_GRADIENTS = 4, 16  #: Gradients of the default and of the nearest projection.
 GAUSS_NEWTON_DIM = 8  #: Up to this d, nearest projections of vectors are by Gauss-Newton steps.
@@ -47,7 +49,9 @@ class Model(nn.Module, ABC):
     are floats (batch, channels, height, width) in [-0.5, 0.5), as
     :func:`submanifold.data.dequantize` returns them; vectors are (batch, D). All methods raise
     :class:`UserError` for tensors of a wrong shape or dtype, and for a missing or superfluous
-    context. A model has no other state than its weights, so that threads can share it.
+    context. A model has no other state than its weights, so that threads can share it. Facts about
+    it, its :attr:`data`, :attr:`calibration` and :attr:`notes`, are JSON-serializable and stored in
+    its file. They do not change; :meth:`with_facts` returns a model with other ones.
 
     Attributes have the names of the constructor's arguments, from which files are rebuilt.
 
@@ -59,12 +63,6 @@ class Model(nn.Module, ABC):
         has_density: Whether the density is on R^D; otherwise it is on the manifold.
         defensive: The normal component of a density that is finite far from the data, if any; of
             tables and vectors.
-        notes: JSON-serializable notes, such as on the training.
-        data: JSON-serializable description of the training data, for preprocessing other images:
-            ``size``, ``channels``, ``crop``, ``value_range`` and ``bits``. Empty if unknown.
-        calibration: JSON-serializable quantiles of anomaly scores on held-out data
-            (:class:`submanifold.evaluation.calibration.Calibration`). Without a calibration it is
-            empty or contains the reason as ``why``.
     """
 
     kind: ClassVar[str]
@@ -81,9 +79,7 @@ class Model(nn.Module, ABC):
         self.defensive = defensive
         self.event_shape, self.event_dim = event_shape, math.prod(event_shape)
         self.dim, self.has_density = dim, has_density
-        self.notes: dict[str, Any] = {}
-        self.data: dict[str, Any] = {}
-        self.calibration: dict[str, Any] = {}
+        self._facts: dict[str, dict[str, Any]] = {name: {} for name in FACTS}
 
     def __call__(self, x: Tensor, context: ContextLike = None) -> tuple[Tensor, Tensor, Tensor]:
         """Call :meth:`forward` after a check of the context; the density is the mixture's."""
@@ -92,6 +88,51 @@ class Model(nn.Module, ABC):
         if self.defensive is not None:
             log_prob = self.defensive.mix(log_prob, x, context)
         return u, v, log_prob
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """The training data, for preprocessing others; empty if unknown.
+
+        Of images ``size``, ``channels``, ``crop``, ``value_range`` and ``bits``; of a table the
+        preprocessors of its columns and of the ``condition``.
+        """
+        return MappingProxyType(self._facts["data"])
+
+    @property
+    def calibration(self) -> Mapping[str, Any]:
+        """Quantiles of anomaly scores on held-out data, from which p-values are computed.
+
+        See :class:`submanifold.evaluation.calibration.Calibration`. Without a calibration it is
+        empty or contains the reason as ``why``.
+        """
+        return MappingProxyType(self._facts["calibration"])
+
+    @property
+    def notes(self) -> Mapping[str, Any]:
+        """Notes, such as on the training."""
+        return MappingProxyType(self._facts["notes"])
+
+    def with_facts(
+        self,
+        *,
+        data: Mapping[str, Any] | None = None,
+        calibration: Mapping[str, Any] | None = None,
+        notes: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Return a model with the same weights and other facts; None leaves those of this one.
+
+        Example:
+            >>> model = Hierarchy([Stage(RealNVP(64), dim=4)])
+            >>> described = model.with_facts(notes={"author": "A. Noether"})
+            >>> described.notes["author"], dict(model.notes)
+            ('A. Noether', {})
+        """
+        model, given = copy.copy(self), {"data": data, "calibration": calibration, "notes": notes}
+        model._modules = dict(self._modules)  # so that a new module of one is none of the other
+        model._facts = self._facts | {
+            name: dict(fact) for name, fact in given.items() if fact is not None
+        }
+        return model
 
     @abstractmethod
     def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -231,14 +272,14 @@ class Model(nn.Module, ABC):
             "model": self.kind,
             **describe(self),
             "parameters": parameters,
-            "notes": self.notes,
-            "data": self.data,
+            "notes": self._facts["notes"],
+            "data": self._facts["data"],
         }
 
     def save(self, path: str | Path) -> None:
         """Write the model to a safetensors file, atomically."""
         header = {"format": FORMAT, "model": self.kind, "config": describe(self)}
-        header |= {name: getattr(self, name) for name in FACTS}
+        header |= self._facts
         save_tensors(self.state_dict(), Path(path), header)
 
     @classmethod
@@ -279,9 +320,7 @@ class Model(nn.Module, ABC):
             raise UserError(f"{path}: expected a {cls.kind}, got a {model.kind}. Use Model.load.")
         model.to(next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32))
         model.load_state_dict(tensors)
-        for name, value in facts.items():
-            setattr(model, name, value)
-        return model.to(target).eval()
+        return model.with_facts(**facts).to(target).eval()
 
     @torch.no_grad()
     def _project(self, x: Tensor, nearest: bool, context: Context | None) -> Nearest:

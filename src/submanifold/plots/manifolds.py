@@ -37,51 +37,30 @@ def manifold_figure(
     are omitted; non-finite densities are gray. A grid of evenly spaced x (w,) and y (h,), and the
     true and learned log-density (h, w) on the plane, replaces the densities on the manifolds.
     """
-    is_comparable = learned_density is not None
-    learned_density = np.zeros(len(learned_points)) if learned_density is None else learned_density
     true_points, true_density = _finite(4000, true_points, true_density)
-    learned_points, learned_density = _finite(4000, learned_points, learned_density)
+    if learned_density is None:
+        (learned_points,) = _finite(4000, learned_points)
+    else:
+        learned_points, learned_density = _finite(4000, learned_points, learned_density)
+    figure, (true, learned, sampled, projected) = _panels(true_points)
+    if grid is None:
+        norm = _density_norm(_density(true_density))
+        _draw_density(true, true_points, true_density, norm)
+        _draw_density(learned, learned_points, learned_density, norm)
+        _add_colorbar(figure, norm, "density on the manifold")
+    else:
+        x, y, *log_densities = grid
+        norm = Normalize(0, _density(log_densities[0]).max())
+        _draw_plane(true, x, y, log_densities[0], norm, true_points)
+        points_with_density = None if learned_density is None else learned_points
+        _draw_plane(learned, x, y, log_densities[1], norm, points_with_density)
+        _add_colorbar(figure, norm, "density")
+    _surface(sampled, true_points, SURFACE_COLOR, label="true manifold")
     (samples,) = _finite(1000, samples)
-    points, projections = _finite(250, points, projections)
-    densities = (true_density, learned_density) if grid is None else grid[2:]
-    true, learned = (np.ma.masked_invalid(np.exp(np.minimum(nats, 700))) for nats in densities)
-    known = true.compressed()
-    largest = known.max() if grid else max(np.percentile(known, 99), 2 * np.median(known))
-    norm = Normalize(0, largest)  # a constant density on a manifold has the middle color
-
-    figure, panels = _panels(true_points)
-    manifolds = (true_points, true, True), (learned_points, learned, is_comparable)
-    for axes, (manifold, density, has_density) in zip(panels, manifolds, strict=False):
-        if grid is not None:
-            axes.pcolormesh(
-                *grid[:2], density, cmap=COLORMAP, norm=norm, shading="nearest", rasterized=True
-            )
-            axes.set(xlim=grid[0][[0, -1]], ylim=grid[1][[0, -1]])
-            if has_density:
-                axes.scatter(*manifold.T, s=0.5, c="white", linewidths=0)
-        elif has_density:
-            _surface(axes, manifold, COLORMAP(norm(density)))
-        else:
-            _surface(axes, manifold, SURFACE_COLOR)
-            axes.set_title(NO_DENSITY, fontsize=8)
-    bar = figure.colorbar(
-        ScalarMappable(norm, COLORMAP),
-        cax=figure.add_axes(COLORBAR),
-        orientation="horizontal",
-        extend="max",
-        ticks=MaxNLocator(4),
-    )
-    bar.set_label("density" if grid else "density on the manifold", fontsize=8)
-    bar.ax.tick_params(labelsize=7)
-
-    _surface(panels[2], true_points, SURFACE_COLOR, label="true manifold")
-    panels[2].scatter(*samples.T, s=5, c=SAMPLE_COLOR, label="sample", linewidths=0)
-    _surface(panels[3], learned_points, SURFACE_COLOR)
-    lines = np.stack([points, projections, np.full_like(points, np.nan)], axis=1)
-    panels[3].plot(*lines.reshape(-1, points.shape[1]).T, color="0.15", linewidth=0.6)
-    panels[3].scatter(*points.T, s=3, c="0.15", label="test point", linewidths=0)
-    panels[3].scatter(*projections.T, s=6, c=PROJECTION_COLOR, label="projection", linewidths=0)
-    for axes in panels[2:]:
+    sampled.scatter(*samples.T, s=5, c=SAMPLE_COLOR, label="sample", linewidths=0)
+    _surface(projected, learned_points, SURFACE_COLOR)
+    _draw_projections(projected, *_finite(250, points, projections))
+    for axes in (sampled, projected):
         axes.legend(
             loc="upper center",
             bbox_to_anchor=(0.5, 0.0),
@@ -91,6 +70,57 @@ def manifold_figure(
             handlelength=0.8,
         )
     return figure
+
+
+def _density(log_density: Array) -> np.ma.MaskedArray:
+    """Return a density, masked where it is not finite."""
+    return np.ma.masked_invalid(np.exp(np.minimum(log_density, 700)))
+
+
+def _density_norm(true: np.ma.MaskedArray) -> Normalize:
+    """Return a scale in which a constant density has the middle color."""
+    known = true.compressed()
+    return Normalize(0, max(np.percentile(known, 99), 2 * np.median(known)))
+
+
+def _draw_density(axes: Any, points: Array, log_density: Array | None, norm: Normalize) -> None:
+    """Draw the density on a manifold, or the manifold alone."""
+    if log_density is None:
+        _surface(axes, points, SURFACE_COLOR)
+        axes.set_title(NO_DENSITY, fontsize=8)
+    else:
+        _surface(axes, points, COLORMAP(norm(_density(log_density))))
+
+
+def _draw_plane(
+    axes: Any, x: Array, y: Array, log_density: Array, norm: Normalize, manifold: Array | None
+) -> None:
+    """Draw the density on a plane, with the points of a manifold."""
+    density = _density(log_density)
+    axes.pcolormesh(x, y, density, cmap=COLORMAP, norm=norm, shading="nearest", rasterized=True)
+    axes.set(xlim=x[[0, -1]], ylim=y[[0, -1]])
+    if manifold is not None:
+        axes.scatter(*manifold.T, s=0.5, c="white", linewidths=0)
+
+
+def _draw_projections(axes: Any, points: Array, projections: Array) -> None:
+    """Draw test points, their projections, and lines between them."""
+    lines = np.stack([points, projections, np.full_like(points, np.nan)], axis=1)
+    axes.plot(*lines.reshape(-1, points.shape[1]).T, color="0.15", linewidth=0.6)
+    axes.scatter(*points.T, s=3, c="0.15", label="test point", linewidths=0)
+    axes.scatter(*projections.T, s=6, c=PROJECTION_COLOR, label="projection", linewidths=0)
+
+
+def _add_colorbar(figure: Figure, norm: Normalize, label: str) -> None:
+    bar = figure.colorbar(
+        ScalarMappable(norm, COLORMAP),
+        cax=figure.add_axes(COLORBAR),
+        orientation="horizontal",
+        extend="max",
+        ticks=MaxNLocator(4),
+    )
+    bar.set_label(label, fontsize=8)
+    bar.ax.tick_params(labelsize=7)
 
 
 def _panels(points: Array) -> tuple[Figure, Any]:

@@ -1,7 +1,8 @@
 """Commands ``train``, ``runs``, ``compare`` and ``info``, of one experiment or of all runs."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,66 +144,109 @@ def compare(names: tuple[str, ...], out: Path | None) -> None:
     project = records_folder()
     out = out or project / "data/08_reporting/comparison.csv"
     check_output("--out", out, (".csv",))
-    records = [find_record(project, name) for name in names]
-    for record in records:
-        if (state := record.state(project)) != "finished":
-            expected = "the names of finished runs"
-            raise unexpected("RUN", expected, f"{record.name}, which is {state}", "Finish it first")
+    records = [_finished_run(project, name) for name in names]
     set_kedro_defaults()
     import mlflow
     import pandas as pd
 
-    from submanifold.evaluation.intervals import ENDS
-    from submanifold.evaluation.metrics import METRICS, NONE, format_value, is_missing
-    from submanifold.runs.tracking import PART, connect, own_metrics, runs_of
+    from submanifold.runs.tracking import PART, connect, runs_of
 
     with session(project, None, {}) as kedro:
         connect(kedro.load_context())
     logged = {record.name: runs_of(record.key) for record in records}
-    measured = {record.name: _measured(record, project) for record in records}
     settings = {record.name: _settings(record, project, logged[record.name]) for record in records}
-    shown = [
-        {"metric": label, "better": "", **{name: texts[label] for name, texts in settings.items()}}
-        for label in next(iter(settings.values()))
-        if any(texts[label] for texts in settings.values())
-    ]
-    rows = list[dict[str, Any]]()
-    for metric in METRICS.values():
-        values = {name: metric.read(metrics) for name, metrics in measured.items()}
-        intervals = {
-            name: value if isinstance(value, dict) else {"value": value}
-            for name, value in values.items()
-        }
-        if all(is_missing(interval.get("value")) for interval in intervals.values()):
-            continue
-        better = metric.better or ""
-        texts = {name: metric.write(value) for name, value in values.items()}
-        shown.append({"metric": metric.label, "better": better, **texts})
-        about = {"metric": metric.name, "unit": metric.unit, "better": better}
-        rows += [
-            about | {"run": name} | {end: interval.get(end) for end in ENDS}
-            for name, interval in intervals.items()
-        ]
-    own = {name: own_metrics(runs) for name, runs in logged.items()}
-    for metric_name in sorted({metric for values in own.values() for metric in values}):
-        about = {"metric": metric_name, "better": ""}
-        numbers = {name: values.get(metric_name) for name, values in own.items()}
-        shown.append(
-            about
-            | {
-                name: NONE if value is None else format_value(value)
-                for name, value in numbers.items()
-            }
-        )
-        rows += [about | {"run": name, "value": value} for name, value in numbers.items()]
-    click.echo(format_table(shown))
+    measured = {record.name: _measured(record, project) for record in records}
+    rows = [*_compare_settings(settings), *_compare_metrics(measured), *_compare_own(logged)]
+    click.echo(format_table([row.shown() for row in rows]))
     with output("--out", out) as partial:
-        pd.DataFrame(rows).to_csv(partial, index=False)
+        values = [value for row in rows for value in row.written()]
+        pd.DataFrame(values).to_csv(partial, index=False)
     click.echo(f"\n{printable(str(out))}")
     newest = max(records, key=lambda record: record.started)
     whole = [run for run in logged[newest.name] if PART not in run.data.tags]
     for run in whole[:1]:
         mlflow.MlflowClient().log_artifact(run.info.run_id, str(out))
+
+
+def _finished_run(project: Path, name: str) -> RunRecord:
+    record = find_record(project, name)
+    if (state := record.state(project)) != "finished":
+        got = f"{record.name}, which is {state}"
+        raise unexpected("RUN", "the names of finished runs", got, "Finish it first")
+    return record
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row of a comparison: a setting or a metric of several runs.
+
+    Attributes:
+        label: What is compared, as it is shown.
+        texts: Values by run, as they are shown.
+        metric: Its name in the CSV file.
+        intervals: Values of a metric by run, and the ends of their intervals.
+        unit: Unit of the values.
+        better: Direction of improvement, if there is one.
+    """
+
+    label: str
+    texts: Mapping[str, str]
+    metric: str = ""
+    intervals: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    unit: str = ""
+    better: str = ""
+
+    def shown(self) -> dict[str, str]:
+        """Return the row of the table that is printed."""
+        return {"metric": self.label, "better": self.better, **self.texts}
+
+    def written(self) -> list[dict[str, Any]]:
+        """Return the rows of the CSV file, one for each run."""
+        about = {"metric": self.metric, "unit": self.unit, "better": self.better}
+        return [about | {"run": name} | {**ends} for name, ends in self.intervals.items()]
+
+
+def _compare_settings(settings: Mapping[str, Mapping[str, str]]) -> Iterator[_Row]:
+    """Yield the settings of runs that any of them has."""
+    for label in next(iter(settings.values())):
+        texts = {name: of_run[label] for name, of_run in settings.items()}
+        if any(texts.values()):
+            yield _Row(label, texts)
+
+
+def _compare_metrics(measured: Mapping[str, Mapping[str, Any]]) -> Iterator[_Row]:
+    """Yield the metrics of runs that any of them has."""
+    from submanifold.evaluation.intervals import ENDS
+    from submanifold.evaluation.metrics import METRICS, is_missing
+
+    for metric in METRICS.values():
+        values = {name: metric.read(metrics) for name, metrics in measured.items()}
+        intervals = {
+            name: {end: value.get(end) for end in ENDS}
+            if isinstance(value, dict)
+            else {**dict.fromkeys(ENDS), "value": value}
+            for name, value in values.items()
+        }
+        if not all(is_missing(ends["value"]) for ends in intervals.values()):
+            texts = {name: metric.write(value) for name, value in values.items()}
+            better = metric.better or ""
+            yield _Row(metric.label, texts, metric.name, intervals, metric.unit, better)
+
+
+def _compare_own(logged: "Mapping[str, Sequence[Run]]") -> Iterator[_Row]:
+    """Yield the metrics that nodes of the user have logged to MLflow."""
+    from submanifold.evaluation.metrics import NONE, format_value
+    from submanifold.runs.tracking import own_metrics
+
+    own = {name: own_metrics(runs) for name, runs in logged.items()}
+    for metric in sorted({metric for values in own.values() for metric in values}):
+        numbers = {name: values.get(metric) for name, values in own.items()}
+        texts = {
+            name: NONE if number is None else format_value(number)
+            for name, number in numbers.items()
+        }
+        intervals = {name: {"value": number} for name, number in numbers.items()}
+        yield _Row(metric, texts, metric, intervals)
 
 
 def _settings(record: RunRecord, project: Path, runs: "Sequence[Run]") -> dict[str, str]:

@@ -196,8 +196,8 @@ class ModelDataset(LocalDataset):
 
     def save(self, data: Model) -> None:
         """Write the model; its notes include the folder's name, which is the cache key."""
-        data.notes = {**data.notes, "key": self._filepath.parent.name}
-        data.save(self._filepath)
+        notes = {**data.notes, "key": self._filepath.parent.name}
+        data.with_facts(notes=notes).save(self._filepath)
 
     def preview(self) -> JSONPreview:
         return JSONPreview(json.dumps(self.load().describe()))

@@ -138,8 +138,8 @@ def usage_commands(model: Model, name: str) -> list[tuple[str, str]]:
         ("encode", inputs, "coordinates on and off the manifold"),
         ("sample", inputs if "condition" in model.data else sampled, "samples"),
     ]
-    if "groups" in model.calibration:
-        least = Calibration.from_dict(model.calibration).smallest_p_value
+    if (calibration := Calibration.of(model)) is not None:
+        least = calibration.smallest_p_value
         alpha, many = max(USUAL_ALPHA, math.ceil(100 * least)), inputs.replace(".jpg", "/")
         text = f"densities, p-values; flags {alpha}% of those that are normal"
         lines.insert(0, ("score", f"{inputs} --alpha={alpha}%", text))

@@ -4,8 +4,8 @@ import logging
 import math
 import re
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from submanifold.inference.inputs import Inputs
     from submanifold.inference.predictor import Predictor
     from submanifold.models import Model
+    from submanifold.runs.experiments import CachedRun
 
 log = logging.getLogger(__name__)
 
@@ -97,20 +98,7 @@ def _rate(ctx: click.Context, param: click.Parameter, text: str | None) -> float
     help="Rank INPUTS that the run MODEL was trained on: two "
     "models of halves, trained as MODEL was, score the other half.",
 )
-def score(
-    model: str,
-    inputs: tuple[str, ...],
-    out: Path | None,
-    sheet: Path | None,
-    alpha: float | None,
-    fdr: float | None,
-    explain: bool,
-    own: bool,
-    nearest: bool,
-    label: int | None,
-    device: str,
-    identifier: str | None,
-) -> None:
+def score(**options: Any) -> None:
     """Write the densities, distances from the manifold, and p-values of INPUTS.
 
     The p-value is the fraction of held-out training-like images or rows that score at least as
@@ -118,70 +106,132 @@ def score(
 
     --alpha bounds how many normal inputs are flagged, --fdr how many of the flagged are normal.
     """
-    _check_options({"--own": own or None, "--alpha": alpha, "--fdr": fdr})
-    predictor = load_predictor(model, device)
-    of_tables = {"--id": identifier, "--explain": explain}
-    _refuse_unusable(predictor, {"--sheet": sheet} if predictor.is_table else of_tables)
-    if out is None:
-        others = ["_columns.csv"] * explain + [".png"] * own
-        out = default_output("scores", ".csv", *others)
-    check_path("--out", out, TABLES, predictor, model, inputs)
-    by_column = out.with_stem(f"{out.stem}_columns")
-    if own and sheet is None and predictor.is_image:
-        sheet = out.with_suffix(".png")
-    if sheet is not None:
-        check_path("--sheet", sheet, (".png",), predictor, model, inputs)
-    if explain:
-        check_path("--explain", by_column, TABLES, predictor, model, inputs)
-    import numpy as np
-    import pandas as pd
+    _score(_Options(**options))
 
-    calibration = predictor.calibrated(alpha) if fdr is None else predictor.calibrated(fdr, "fdr")
-    read = read_inputs(predictor, inputs, identifier)
-    count, events = len(read.names), read.events.loc if predictor.is_table else read.events
-    parts = fit_halves(model, predictor, read) if own else [(np.arange(count), predictor)]
-    of_parts = [
-        fitted.score(events[part], nearest, alpha=alpha, label=label).set_axis(part)
-        for part, fitted in parts
-    ]
-    scores = pd.concat(of_parts).sort_index()
-    if own:
-        ranks = scores["anomaly_score"].rank(ascending=False, method="max", pct=True)
-        scores["p_value"] = ranks
-    if fdr is not None:
-        scores["ood"] = predictor.select(scores["p_value"].to_numpy(), fdr)
+
+@dataclass(frozen=True)
+class _Options:
+    """Arguments and options of the command, by their names."""
+
+    model: str
+    inputs: tuple[str, ...]
+    out: Path | None
+    sheet: Path | None
+    alpha: float | None
+    fdr: float | None
+    explain: bool
+    own: bool
+    nearest: bool
+    label: int | None
+    device: str
+    identifier: str | None
+
+    def check(self) -> None:
+        """Raise a UserError for several ways to flag inputs."""
+        rates = {"--own": self.own or None, "--alpha": self.alpha, "--fdr": self.fdr}
+        if len(several := [option for option, rate in rates.items() if rate is not None]) > 1:
+            raise UserError(f"{' and '.join(several)}: expected one of them. Omit the other.")
+
+    def check_for(self, predictor: "Predictor") -> None:
+        """Raise a UserError for an option that is not for the data of a model."""
+        of_tables = {"--id": self.identifier, "--explain": self.explain}
+        unusable = {"--sheet": self.sheet} if predictor.is_table else of_tables
+        for option, value in unusable.items():
+            if value:
+                expected = f"none for a model of {_unit(predictor)}"
+                raise UserError(f"{option}: expected {expected}. Omit it.")
+
+    def files(self, predictor: "Predictor") -> "_Files":
+        """Return the files to write; a UserError for those that cannot be written."""
+        others = ["_columns.csv"] * self.explain + [".png"] * self.own
+        out = self.out or default_output("scores", ".csv", *others)
+        columns = out.with_stem(f"{out.stem}_columns") if self.explain else None
+        sheet = self.sheet
+        if self.own and sheet is None and predictor.is_image:
+            sheet = out.with_suffix(".png")
+        for option, path, suffixes in (
+            ("--out", out, TABLES),
+            ("--sheet", sheet, (".png",)),
+            ("--explain", columns, TABLES),
+        ):
+            if path is not None:
+                check_path(option, path, suffixes, predictor, self.model, self.inputs)
+        return _Files(out, sheet, columns)
+
+
+class _Files(NamedTuple):
+    """Files that the command writes."""
+
+    scores: Path
+    sheet: Path | None
+    columns: Path | None
+
+
+def _score(options: _Options) -> None:
+    options.check()
+    predictor = load_predictor(options.model, options.device)
+    options.check_for(predictor)
+    files = options.files(predictor)
+    import numpy as np
+
+    if options.fdr is None:
+        calibration = predictor.calibrated(options.alpha)
+    else:
+        calibration = predictor.calibrated(options.fdr, "fdr")
+    read = read_inputs(predictor, options.inputs, options.identifier)
+    if options.own:
+        parts = fit_halves(options.model, predictor, read)
+    else:
+        parts = [(np.arange(len(read.names)), predictor)]
+    scores = _score_parts(options, parts, read)
     ranked = scores.sort_values("anomaly_score", ascending=False, kind="stable")
-    write_rows(out, (ranked if own else scores).copy(), read)
-    if not own:
-        _warn_of_training_events(predictor, read, label)
+    write_rows(files.scores, (ranked if options.own else scores).copy(), read)
+    if not options.own:
+        _warn_of_training_events(predictor, read, options.label)
     click.echo(f" p-value  {read.label}, the most anomalous first")
     for number in ranked.index[:LISTED]:
         click.echo(f"{ranked['p_value'][number]:8.4f}  {read.names[number]}")
-    unit = "rows" if predictor.is_table else "images"
-    if alpha is not None:
-        click.echo(_alpha_summary(ranked, alpha, calibration, unit))
-    if fdr is not None:
-        click.echo(_fdr_summary(ranked, fdr, calibration, unit, model))
-    if explain:
-        _explain(ranked, parts, read, by_column, label)
-    if sheet is not None:
-        _write_sheet(sheet, read.events[ranked.index.to_numpy()])
+    unit = _unit(predictor)
+    if options.alpha is not None:
+        click.echo(_alpha_summary(ranked, options.alpha, calibration, unit))
+    if options.fdr is not None:
+        click.echo(_fdr_summary(ranked, options.fdr, calibration, unit, options.model))
+    if files.columns is not None:
+        _explain(ranked, parts, read, files.columns, options.label)
+    if files.sheet is not None:
+        _write_sheet(files.sheet, read.events[ranked.index.to_numpy()])
 
 
-def _check_options(rates: Mapping[str, Any]) -> None:
-    if len(several := [option for option, rate in rates.items() if rate is not None]) > 1:
-        raise UserError(f"{' and '.join(several)}: expected one of them. Omit the other.")
+def _score_parts(
+    options: _Options, parts: "Sequence[tuple[np.ndarray, Predictor]]", read: "Inputs"
+) -> "pd.DataFrame":
+    """Score each part of the inputs by its predictor; the index is their numbers."""
+    import pandas as pd
+
+    (_, predictor), *_ = parts
+    events = read.events.loc if predictor.is_table else read.events
+    of_parts = [
+        fitted.score(
+            events[part], options.nearest, alpha=options.alpha, label=options.label
+        ).set_axis(part)
+        for part, fitted in parts
+    ]
+    scores = pd.concat(of_parts).sort_index()
+    if options.own:
+        ranks = scores["anomaly_score"].rank(ascending=False, method="max", pct=True)
+        scores["p_value"] = ranks
+    if options.fdr is not None:
+        scores["ood"] = predictor.select(scores["p_value"].to_numpy(), options.fdr)
+    return scores
 
 
-def _refuse_unusable(predictor: "Predictor", options: Mapping[str, Any]) -> None:
-    unit = "rows" if predictor.is_table else "images"
-    if unusable := [option for option, value in options.items() if value]:
-        raise UserError(f"{unusable[0]}: expected none for a model of {unit}. Omit it.")
+def _unit(predictor: "Predictor") -> str:
+    return "rows" if predictor.is_table else "images"
 
 
 def _warn_of_training_events(predictor: "Predictor", read: "Inputs", label: int | None) -> None:
     if (share := training_share_of(predictor, read, label)) > MAX_TRAINING:
-        unit = "rows" if predictor.is_table else "images"
+        unit = _unit(predictor)
         log.warning(
             "INPUTS: expected new %s, got about %.0f%% training %s, whose p-values are "
             "too large. Score others, or add --own.",
@@ -321,31 +371,14 @@ def fit_halves(
     inputs of a half and the predictor that has not seen them, for both halves. It is calibrated on
     these inputs except those with one of the highest scores.
     """
-    set_kedro_defaults()
-    import numpy as np
-
-    from submanifold.data.splits import group_images
     from submanifold.inference.predictor import Predictor
-    from submanifold.runs.experiments import CachedRun
     from submanifold.training.cost import with_steps
     from submanifold.training.phases import train_phases
 
-    project, count = records_folder(), len(read.names)
-    unit = "rows" if predictor.is_table else "images"
-    record = find_record(project, name, "MODEL: expected the name of a run with --own")
-    configure(project)
-    run = CachedRun(record.name, record.params, project)
-    experiment, groups = run.settings, getattr(run.settings.data, "groups", None)
-    if run.configuration.artifact_keys["model"] != record.key:
-        fix = "Train it again with `submanifold train --again`"
-        raise unexpected("MODEL", "a run of this version and these data", name, fix)
-    if predictor.is_conditional or (groups and predictor.is_table):
-        kind = "a condition" if predictor.is_conditional else "groups of rows"
-        raise UserError(f"--own: expected a model without {kind}. Omit it.")
-    members = group_images(groups, read.names).values() if groups else range(count)
-    numbers, group = np.unique([*members], return_inverse=True)
-    if len(numbers) < MIN_OWN:
-        raise unexpected("INPUTS", f"at least {MIN_OWN} with --own", len(numbers), "Add more")
+    run, model_folder = _run_of(name)
+    experiment = run.settings
+    group = _groups_of_inputs(run, predictor, read)
+    unit, count = _unit(predictor), len(read.names)
     click.echo(
         f"Two models, trained as {name} on half of the {count:,} {unit} each, score the other half,"
         f" in about {run.seconds() / 30:.0f} min. P-values are ranks, at least 1/{count} "
@@ -354,7 +387,7 @@ def fit_halves(
     )
     steps, events = run.load("schedule")["steps"], predictor.events(read.events)
     phases = {name: with_steps(phase, steps[name]) for name, phase in experiment.phases.items()}
-    folder = (project / record.model).parent / "own" / f"{zlib.crc32(events.x.tobytes()):08x}"
+    folder = model_folder / "own" / f"{zlib.crc32(events.x.tobytes()):08x}"
     parts = []
     for number, half in enumerate(split_halves(group, experiment.seed), 1):
         log.info("Half %d of 2", number)
@@ -369,11 +402,44 @@ def fit_halves(
             folder / f"half_{number}",
             predictor.preprocessor,
         )
-        model.data = predictor.model.data
+        model = model.with_facts(data=predictor.model.data)
         scored = replace(events[half.scored], groups=group[half.scored])
-        _calibrate_on_usual(model, scored, predictor, train)
-        parts.append((half.scored, Predictor(model)))
+        calibrated = _calibrate_on_usual(model, scored, predictor, train)
+        parts.append((half.scored, Predictor(calibrated)))
     return parts
+
+
+def _run_of(name: str) -> "tuple[CachedRun, Path]":
+    """Return a run of this version and the folder of its model."""
+    set_kedro_defaults()
+    from submanifold.runs.experiments import CachedRun
+
+    project = records_folder()
+    record = find_record(project, name, "MODEL: expected the name of a run with --own")
+    configure(project)
+    run = CachedRun(record.name, record.params, project)
+    run.configuration.validate()
+    if run.configuration.artifact_keys["model"] != record.key:
+        fix = "Train it again with `submanifold train --again`"
+        raise unexpected("MODEL", "a run of this version and these data", name, fix)
+    return run, (project / record.model).parent
+
+
+def _groups_of_inputs(run: "CachedRun", predictor: "Predictor", read: "Inputs") -> "np.ndarray":
+    """Return the numbers of the groups of inputs, 0, 1, ..., (N,), which are in one half each."""
+    import numpy as np
+
+    from submanifold.data.splits import group_images
+
+    groups = getattr(run.settings.data, "groups", None)
+    if predictor.is_conditional or (groups and predictor.is_table):
+        kind = "a condition" if predictor.is_conditional else "groups of rows"
+        raise UserError(f"--own: expected a model without {kind}. Omit it.")
+    members = group_images(groups, read.names).values() if groups else range(len(read.names))
+    numbers, group = np.unique([*members], return_inverse=True)
+    if len(numbers) < MIN_OWN:
+        raise unexpected("INPUTS", f"at least {MIN_OWN} with --own", len(numbers), "Add more")
+    return group
 
 
 def _calibrate_on_usual(
@@ -381,14 +447,14 @@ def _calibrate_on_usual(
     events: "Events",
     predictor: "Predictor",
     train: "Events",
-) -> None:
+) -> "Model":
     """Calibrate a model on events without the highest scores: anomalies hide one another."""
     import numpy as np
 
     from submanifold.evaluation.calibration import calibrate
     from submanifold.evaluation.scores import score as score_events
 
-    model.calibration = calibrate(model, events, predictor.device, train)
-    scores = score_events(model, events, model.calibration["combined"])
+    on_all = model.with_facts(calibration=calibrate(model, events, predictor.device, train))
+    scores = score_events(on_all, events, on_all.calibration["combined"])
     is_usual = np.all([x <= np.quantile(x, USUAL) for x in scores.values()], axis=0)
-    model.calibration = calibrate(model, events[is_usual], predictor.device)
+    return model.with_facts(calibration=calibrate(on_all, events[is_usual], predictor.device))

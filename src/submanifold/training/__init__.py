@@ -3,6 +3,7 @@
 from submanifold.training.loop import fit
 from submanifold.training.phase import Phase, TrainingSettings
 from submanifold.training.phases import (
+    PhaseRun,
     PhaseSettings,
     encode_rows,
     rotate_phase,
@@ -14,6 +15,7 @@ from submanifold.training.trainer import Trainer
 
 __all__ = [
     "Phase",
+    "PhaseRun",
     "PhaseSettings",
     "RotationSettings",
     "Trainer",

@@ -52,12 +52,8 @@ def cross_fit(
         valid, train = events[others[:count]], events[others[count:]]
         place = Path(folder, f"fold-{number}")
         member = train_phases(of_fold, model, train, valid, seed + 1 + number, device, place, table)
-        member.data = manifold.data
-        member = with_defensive_component(member, train, valid, device)
-        member.data = {}
-        members.append(member)
+        member = member.with_facts(data=manifold.data)
+        members.append(with_defensive_component(member, train, valid, device))
     fitted: Any = manifold
-    crossed = CrossFitted(fitted, members)
-    crossed.notes, crossed.data = manifold.notes, manifold.data
-    crossed.calibration = cross_calibrate(crossed, events, fold, device)
-    return crossed
+    crossed = CrossFitted(fitted, members).with_facts(data=manifold.data, notes=manifold.notes)
+    return crossed.with_facts(calibration=cross_calibrate(crossed, events, fold, device))

@@ -2,12 +2,14 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from submanifold.common import distributed
 from submanifold.common.device import SeededRandom
@@ -62,8 +64,7 @@ def fit(
     another phase, that the model could not be saved, or that the batch size is not divisible by the
     number of shards.
     """
-    model, settings, folder = phase.model, phase.settings, Path(folder)
-    describe(model)
+    describe(phase.model)
     trainer = Trainer(phase, phase.identity(train), _defensive_component(phase, train))
     if train.batch_size % trainer.shards[0].count:
         raise UserError(
@@ -71,63 +72,102 @@ def fit(
             "times training.grad_accumulation_steps), at most the number of training images, got "
             f"{train.batch_size}. Change either."
         )
-    _restore_or_initialize(trainer, train, valid, folder, name, random)
+    _restore_or_initialize(trainer, train, valid, Path(folder), name, random)
+    log_row = partial(_log_row, on_log)
     for kind in ("train", "valid"):
         for row in getattr(trainer.state, kind):
-            _log_row(kind, row, on_log)
-    before, seconds, started = trainer.state.step, trainer.state.seconds, time.monotonic()
-    tuner, generator = ThreadTuner(train.device), torch.Generator(train.device)
-    model.train()
-    with ProgressBar(name, "steps", trainer.state.steps, done=before) as meter:
-        while (step := trainer.state.step) < trainer.state.steps:
-            x, context = train.at(step, generator)
-            with tuner.unit():
-                values = trainer.step(x, generator, context)
-            step, state = trainer.state.step, trainer.state
-            if step % LOG_EVERY == 0 and step < state.steps:
-                elapsed = time.monotonic() - started
-                trainer.keep_time(seconds + elapsed, elapsed / max(1, step - before))
-                meter.total = state.steps
-            validates = step % settings.validate_every == 0 or step == state.steps
-            if step % LOG_EVERY != 0 and not validates:
-                continue
-
-            row = {"step": step, **read(values)}
-            if (problem := monitor.divergence(row, state.train)) is not None:
-                trainer.roll_back(folder, name, problem)
-                continue
-            is_finite = monitor.is_finite(row)
-            doubtful = not is_finite or monitor.is_far_above(row, state.train)
-            if is_finite:
-                elapsed = time.monotonic() - started
-                row["rows_per_second"] = (step - before) * train.batch_size / elapsed
-                state.train.append(row)
-                _log_row("train", row, on_log)
-                meter.update(step - meter.n, _summary(row))
-
-            if validates:
-                row = trainer.validate(valid)
-                if (problem := monitor.validation_divergence(state.valid)) is not None:
-                    trainer.roll_back(folder, name, problem)
-                    continue
-                for kind, text in monitor.warnings(row, state.train[-1]).items():
-                    if kind not in state.warnings:
-                        state.warnings[kind] = text
-                        log.warning("%s: %s", name, text)
-                trainer.stop_early()
-                meter.total = state.steps
-                state.seconds = seconds + time.monotonic() - started
-                if not doubtful or step == state.steps:
-                    trainer.save(folder)
-                _log_row("valid", row | {"seconds": state.seconds}, on_log)
-
+            log_row(kind, row)
+    loop = _Loop(trainer, train, valid, Path(folder), name, log_row)
+    loop.run()
     if distributed.rank() == 0:
-        (folder / EARLIER).unlink(missing_ok=True)
-    model.load_state_dict(trainer.best)
-    model.notes = trainer.state.best_row or {}
-    model.eval()
-    steps_trained = max(trainer.state.step - before, 0)
+        Path(folder, EARLIER).unlink(missing_ok=True)
+    phase.model.load_state_dict(trainer.best)
+    phase.model.eval()
+    steps_trained = max(trainer.state.step - loop.first_step, 0)
     return {"name": name, **trainer.state.history(), "steps_trained": steps_trained}
+
+
+class _Loop:
+    """The steps that a training has left, and what happens between them.
+
+    Rows of the history are logged every ten steps and at each validation, after which the training
+    is saved. A training that diverges goes back to where it was saved.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        train: Batches,
+        valid: Batches,
+        folder: Path,
+        name: str,
+        log_row: Callable[[str, Row], None],
+    ) -> None:
+        self.trainer, self.train, self.valid = trainer, train, valid
+        self.folder, self.name, self.log_row = folder, name, log_row
+        self.first_step, self.seconds_before = trainer.state.step, trainer.state.seconds
+        self.started = time.monotonic()
+
+    def run(self) -> None:
+        """Make the steps."""
+        trainer, device = self.trainer, self.train.device
+        tuner, generator = ThreadTuner(device), torch.Generator(device)
+        trainer.model.train()
+        with ProgressBar(self.name, "steps", trainer.state.steps, done=self.first_step) as meter:
+            while trainer.state.step < trainer.state.steps:
+                x, context = self.train.at(trainer.state.step, generator)
+                with tuner.unit():
+                    values = trainer.step(x, generator, context)
+                self._after_step(values, meter)
+
+    def _after_step(self, values: Mapping[str, Tensor], meter: ProgressBar) -> None:
+        """Log and validate, if it is time for that, or roll back."""
+        state = self.trainer.state
+        if state.step % LOG_EVERY == 0 and state.step < state.steps:
+            elapsed = self._elapsed()
+            per_step = elapsed / max(1, state.step - self.first_step)
+            self.trainer.keep_time(self.seconds_before + elapsed, per_step)
+            meter.total = state.steps
+        validates = (
+            state.step % self.trainer.settings.validate_every == 0 or state.step == state.steps
+        )
+        if state.step % LOG_EVERY and not validates:
+            return
+        row = {"step": state.step, **read(values)}
+        if (problem := monitor.divergence(row, state.train)) is not None:
+            self.trainer.roll_back(self.folder, self.name, problem)
+            return
+        is_finite = monitor.is_finite(row)
+        is_usual = is_finite and not monitor.is_far_above(row, state.train)
+        if is_finite:
+            trained = (state.step - self.first_step) * self.train.batch_size
+            row["rows_per_second"] = trained / self._elapsed()
+            state.train.append(row)
+            self.log_row("train", row)
+            meter.update(state.step - meter.n, _summary(row))
+        if validates:
+            self._validate(is_usual)
+            meter.total = self.trainer.state.steps
+
+    def _validate(self, is_usual: bool) -> None:
+        """Validate, and save a training that is as usual or ends, or roll back."""
+        state = self.trainer.state
+        row = self.trainer.validate(self.valid)
+        if (problem := monitor.validation_divergence(state.valid)) is not None:
+            self.trainer.roll_back(self.folder, self.name, problem)
+            return
+        for kind, text in monitor.warnings(row, state.train[-1]).items():
+            if kind not in state.warnings:
+                state.warnings[kind] = text
+                log.warning("%s: %s", self.name, text)
+        self.trainer.stop_early()
+        state.seconds = self.seconds_before + self._elapsed()
+        if is_usual or state.step == state.steps:
+            self.trainer.save(self.folder)
+        self.log_row("valid", row | {"seconds": state.seconds})
+
+    def _elapsed(self) -> float:
+        return time.monotonic() - self.started
 
 
 def _defensive_component(phase: Phase, train: Batches) -> DefensiveComponent | None:
@@ -181,9 +221,10 @@ def _initialize(phase: Phase, train: Batches) -> None:
     initialize(phase.model, x, phase.fresh, context)
 
 
-def _log_row(kind: str, row: Row, on_log: Log | None) -> None:
+def _log_row(on_log: Log | None, kind: str, row: Row) -> None:
     if on_log:
-        on_log(int(row["step"]), {f"{kind}.{key}": v for key, v in row.items() if key != "step"})
+        values = {f"{kind}.{key}": value for key, value in row.items() if key != "step"}
+        on_log(int(row["step"]), values)
 
 
 def _summary(row: Row) -> str:

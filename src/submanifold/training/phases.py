@@ -4,6 +4,7 @@ import copy
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -60,60 +61,106 @@ class PhaseSettings(Loss):
 AnyPhaseSettings: TypeAlias = PhaseSettings | RotationSettings
 
 
+@dataclass(frozen=True)
+class PhaseRun:
+    """One run of a phase: what it is called, its random numbers, and where it computes and writes.
+
+    Attributes:
+        name: Name of the phase in messages and logs.
+        seed: Seed of new weights, of the order of batches and of their noise.
+        device: Where it computes.
+        folder: Folder of its checkpoints. A run in the folder of an earlier one resumes it.
+        on_log: Function of the name, and of a step and its values as in :func:`.fit`, that is
+            called with each row of the history.
+    """
+
+    name: str
+    seed: int
+    device: torch.device
+    folder: str | Path
+    on_log: Log | None = None
+
+    def batches(
+        self,
+        events: EventsLike,
+        batch_size: int,
+        earlier_phases: int,
+        redraw: Callable[..., Any] | None = None,
+    ) -> Batches:
+        """Return batches of events, in another order than those of earlier phases."""
+        seed = self.seed + 2**32 * earlier_phases
+        return Batches(events, batch_size, seed, self.device, redraw)
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Lock the folder on rank 0, which alone writes."""
+        is_writing = distributed.rank() == 0
+        return locked(self.folder, self.name) if is_writing else nullcontext()
+
+
 def train_phase(
     phase: PhaseSettings,
     model: ModelSettings,
     before: Model | None,
     train: EventsLike,
     valid: EventsLike,
-    seed: int,
-    device: torch.device,
-    folder: str | Path,
-    name: str,
-    on_log: Log | None = None,
+    run: PhaseRun,
     table: "Preprocessor | None" = None,
 ) -> tuple[Model, dict[str, Any]]:
     """Train the stages of one phase, or resume the training in the same folder (:func:`.fit`).
 
     ``before`` is the model that the previous phase returned, if any; the stages before the phase's
     first one are frozen. ``train`` and ``valid`` are the input of its first stage: images, or u of
-    the stages before it. If they have a context (:class:`.Events`), the model is
-    conditional on it. The seed is that of new weights, of the order of batches and of their noise.
-    ``on_log`` is called with the name, and as in :func:`.fit`. Each batch of rows of a ``table`` is
-    dequantized again, as images are.
+    the stages before it. If they have a context (:class:`.Events`), the model is conditional on it.
+    Each batch of rows of a ``table`` is dequantized again, as images are.
 
     Returns the model with all stages trained so far, on the CPU, with a summary of each phase in
     its notes; and the history of :func:`.fit` with ``stages`` and the names of ``terms``.
     """
-    settings, train, sizes = phase.training, as_events(train), None
-    if (context := train.context) is not None:
-        labelled = context.ndim == 1
-        sizes = {"classes": int(context.max()) + 1} if labelled else {"columns": context.shape[1]}
-        if table is not None and len(table.maskable):
-            sizes["mask"] = len(table.maskable)
+    settings, train = phase.training, as_events(train)
+    _check_trim(phase, run.name)
     done = [] if before is None else before.notes["phases"]
-    model = model.sized(train.x.shape[1:] if before is None else before.event_shape)
+    event_shape = train.x.shape[1:]
+    model = model.sized(event_shape if before is None else before.event_shape)
     limited = model.limited(len(train))
     warned = _warn_of_few(phase, model, limited, before, len(train))
     # stages that are trained again see other noise
     redraw = table.redraw if table and table.has_noise and phase.stages[0] == 1 else None
-    batches = Batches(train, settings.batch_size, seed + 2**32 * len(done), device, redraw)
-    validation = Batches(valid[: settings.validation_rows], settings.batch_size, seed, device)
-    count = distributed.shards(settings.grad_accumulation_steps)[0].count
+    batches = run.batches(train, settings.batch_size, len(done), redraw)
+    held_out = valid[: settings.validation_rows]
+    validation = Batches(held_out, settings.batch_size, run.seed, run.device)
+    random = SeededRandom(run.seed, run.device)
+    start, sizes = copy.deepcopy(before), _context_sizes(train.context, table)
+    with run.lock():
+        with random.block():
+            full, training = assemble(phase, limited, start, event_shape, run.device, sizes)
+        on_row = run.on_log and partial(run.on_log, run.name)
+        history = fit(training, batches, validation, run.folder, run.name, on_row, random)
+    history |= {"stages": list(phase.stages), "terms": list(phase.terms)}
+    history["warnings"] |= warned
+    best = [row for row in history["valid"] if row["step"] == history["best_step"]][:1]
+    note = {"stages": history["stages"], **(best[0] if best else {})}
+    full = full.with_facts(notes={"phases": [*done, note]})
+    return full.requires_grad_(True).eval().cpu(), history
+
+
+def _check_trim(phase: PhaseSettings, name: str) -> None:
+    """Raise a UserError if the fraction of a batch would be one of each of its parts."""
+    count = distributed.shards(phase.training.grad_accumulation_steps)[0].count
     if phase.likelihood.trim and count > 1:
         expected, got = f"0 with batches in {count} parts", "a fraction of all events of a batch"
         fix = "Use one process, and training.grad_accumulation_steps=1"
         raise unexpected(f"{name}.likelihood.trim", expected, got, fix)
-    random, copied = SeededRandom(seed, device), copy.deepcopy(before)
-    with _locked(folder, name):
-        with random.block():
-            full, training = assemble(phase, limited, copied, train.x.shape[1:], device, sizes)
-        on_row = on_log and partial(on_log, name)
-        history = fit(training, batches, validation, folder, name, on_row, random)
-    history |= {"stages": list(phase.stages), "terms": list(phase.terms)}
-    history["warnings"] |= warned
-    full.notes = {"phases": [*done, {"stages": history["stages"], **training.model.notes}]}
-    return full.requires_grad_(True).eval().cpu(), history
+
+
+def _context_sizes(context: np.ndarray | None, table: "Preprocessor | None") -> ContextSizes:
+    """Return the number of classes, or of columns and of those that the mask is of."""
+    if context is None:
+        return None
+    is_labelled = context.ndim == 1
+    sizes = {"classes": int(context.max()) + 1} if is_labelled else {"columns": context.shape[1]}
+    if table is not None and len(table.maskable):
+        sizes["mask"] = len(table.maskable)
+    return sizes
 
 
 def assemble(
@@ -140,10 +187,7 @@ def rotate_phase(
     phase: RotationSettings,
     before: Hierarchy,
     train: EventsLike,
-    seed: int,
-    device: torch.device,
-    folder: str | Path,
-    name: str,
+    run: PhaseRun,
 ) -> tuple[Hierarchy, dict[str, Any]]:
     """Rotate the latents of the stage that was trained last (:func:`.fit_rotation`).
 
@@ -151,17 +195,18 @@ def rotate_phase(
     of :func:`.fit_rotation` as ``rotation``.
     """
     done = before.notes["phases"]
-    full = copy.deepcopy(before).to(device).eval()
+    full = copy.deepcopy(before).to(run.device).eval()
     outer = Hierarchy(full.stages[: phase.rotate - 1]) if phase.rotate > 1 else None
-    batches = Batches(train, ROTATION_BATCH_SIZE, seed + 2**32 * len(done), device)
+    batches = run.batches(train, ROTATION_BATCH_SIZE, len(done))
     rotated = Hierarchy([full.stages[phase.rotate - 1]])
-    with _locked(folder, name):
-        fitted = fit_rotation(rotated, batches, phase.probes, outer, folder, f"{name}, rotation")
+    with run.lock():
+        title = f"{run.name}, rotation"
+        fitted = fit_rotation(rotated, batches, phase.probes, outer, run.folder, title)
     note = {**(done[-1] if done else {}), "stages": [phase.rotate], "rotated": True}
-    full.notes = {"phases": [*done, note]}
+    full = full.with_facts(notes={"phases": [*done, note]})
     history = TrainState(0, seconds=fitted["seconds"]).history()
     return full.cpu(), {
-        "name": name,
+        "name": run.name,
         **history,
         "steps_trained": 0,
         "stages": [phase.rotate],
@@ -182,19 +227,19 @@ def train_phases(
 ) -> Model:
     """Train a model in phases, as the pipelines do, in one process (Alg. 2).
 
-    ``phases`` are the settings by name, in order; the other arguments are those of
-    :func:`train_phase`.
+    ``phases`` are the settings by name, in order, and of each there is a folder in ``folder``. The
+    other arguments are those of :func:`train_phase` and of :class:`PhaseRun`.
     """
     trained: Any = None
     for name, phase in phases.items():
-        rows, held_out, place = train, valid, (seed, device, Path(folder, name), name)
+        rows, held_out, run = train, valid, PhaseRun(name, seed, device, Path(folder, name))
         if phase.stages[0] > 1:
             outer = Hierarchy(trained.stages[: phase.stages[0] - 1])
             rows, held_out = (encode_rows(outer, x, seed, device) for x in (train, valid))
         if isinstance(phase, RotationSettings):
-            trained, _ = rotate_phase(phase, trained, rows, *place)
+            trained, _ = rotate_phase(phase, trained, rows, run)
         else:
-            trained, _ = train_phase(phase, model, trained, rows, held_out, *place, table=table)
+            trained, _ = train_phase(phase, model, trained, rows, held_out, run, table)
     return trained
 
 
@@ -210,11 +255,6 @@ def encode_rows(model: Model, events: EventsLike, seed: int, device: torch.devic
     on_rank = partial(distributed.map_shards, lambda x, context: model(x, context)[0])
     encoded = np.concatenate([on_rank(*batch).cpu().numpy() for batch in batches])
     return Events(encoded, as_events(events).context)
-
-
-def _locked(folder: str | Path, name: str) -> AbstractContextManager[None]:
-    """Lock a folder on rank 0, which alone writes."""
-    return locked(folder, name) if distributed.rank() == 0 else nullcontext()
 
 
 def _warn_of_few(

@@ -2,7 +2,7 @@ r"""The rotation that orders latents by their contribution to the data (:ref:`th
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +23,7 @@ from submanifold.flows.orthogonal import tail_sums
 from submanifold.geometry.linearization import Linearization
 from submanifold.models import Hierarchy
 from submanifold.training import checkpoint
-from submanifold.training.checkpoint import WEIGHTS, hash_weights
+from submanifold.training.checkpoint import WEIGHTS, Identity, hash_weights
 
 PROBES_PER_AXIS, PROBES_PER_EVENT, HELD_OUT_EVERY = 8, 4, 8
 LARGEST_RATIO = 16.0  # of a probe's squared norm to the median
@@ -92,7 +92,6 @@ def fit_rotation(
     rotation = stage.rotation or stage.add_rotation()
     per_round = PROBES_PER_EVENT * batches.batch_size
     rounds = math.ceil((probes or PROBES_PER_AXIS * rotation.directions) / per_round)
-    path = Path(folder, "rotation.safetensors") if folder else None
     identity = {
         **batches.identity,
         "batch_size": batches.batch_size,
@@ -100,29 +99,19 @@ def fit_rotation(
         "dim": model.dim,
         WEIGHTS: hash_weights([model, outer]),
     }
-    drawn, seconds = list[Tensor](), 0.0
-    if path and (stored := checkpoint.read(identity, path)):
-        tensors, header = stored
-        if fitted := header.get("fitted"):
-            rotation.load_state_dict(tensors)
-            return fitted
-        drawn = [tensors[str(number)].to(batches.device) for number in range(len(tensors))]
-        seconds = header["seconds"]
+    stored = _Checkpoint(Path(folder, "rotation.safetensors") if folder else None, identity)
+    if stored.fitted is not None:
+        rotation.load_state_dict(stored.tensors)
+        return stored.fitted
     distributed.barrier()  # before another process writes the file
-    started = time.monotonic() - seconds
-
-    def save() -> None:
-        if path:
-            rows = {str(index): rows for index, rows in enumerate(drawn)}
-            checkpoint.write(path, identity, rows, seconds=time.monotonic() - started)
-
+    drawn = stored.rounds(batches.device)
     with ProgressBar(name, "probes", rounds * per_round, len(drawn) * per_round) as meter:
-        _draw_rounds(model, batches, outer, drawn, rounds, meter, save)
-    decomposed, kept = time.monotonic(), sum(map(len, drawn))
-    every = min(HELD_OUT_EVERY, rounds)
-    held_out = drawn[every - 1 :: every]
-    others = [rows for number, rows in enumerate(drawn) if number % every < every - 1]
-    fitting, testing = torch.cat(others or held_out), torch.cat(held_out)
+        for computed, inliers in _draw_rounds(model, batches, outer, range(len(drawn), rounds)):
+            drawn.append(inliers)
+            meter.update(len(computed))
+            stored.write_rounds(drawn)
+    drawing_seconds, kept = stored.seconds(), sum(map(len, drawn))
+    fitting, testing = _hold_out(drawn)
     if min(len(fitting), len(testing)) < 2:
         fix = "Train this stage again, with a lower training.learning_rate"
         got = f"{kept or 'none'} in {rounds * per_round} probes"
@@ -130,18 +119,62 @@ def fit_rotation(
     mse = _set_rotation(stage, fitting, testing)
     dims = _spaced(stage.latent_dim, len(mse))
     event_dim = (outer or model).event_dim
-    ended = time.monotonic()
+    seconds = stored.seconds()
     fitted = {
         "probes": kept,
         "left_out": rounds * per_round - kept,
         "dims": dims,
         "mse": [float(mse[d]) / event_dim for d in dims],
-        "seconds": ended - started,
-        "decomposition_seconds": ended - decomposed,
+        "seconds": seconds,
+        "decomposition_seconds": seconds - drawing_seconds,
     }
-    if path:
-        checkpoint.write(path, identity, rotation.state_dict(), fitted=fitted)
+    stored.write(rotation.state_dict(), fitted=fitted)
     return fitted
+
+
+class _Checkpoint:
+    """The file of a fit, if it has one: the probes of its first rounds, or its result.
+
+    Attributes:
+        tensors: The probes of each round, or the rotation of a fit that has ended.
+        fitted: What :func:`fit_rotation` returned, of a fit that has ended.
+    """
+
+    def __init__(self, path: Path | None, identity: Identity) -> None:
+        self.path, self.identity = path, identity
+        stored = checkpoint.read(identity, path) if path else None
+        self.tensors, header = ({}, {}) if stored is None else stored
+        self.fitted: dict[str, Any] | None = header.get("fitted")
+        self.written = time.monotonic()
+        self.started = self.written - header.get("seconds", 0.0)
+
+    def seconds(self) -> float:
+        """Return the duration of the fit, with that of a killed one that it resumes."""
+        return time.monotonic() - self.started
+
+    def rounds(self, device: torch.device) -> list[Tensor]:
+        """Return the probes of the first rounds."""
+        return [self.tensors[str(number)].to(device) for number in range(len(self.tensors))]
+
+    def write_rounds(self, drawn: Sequence[Tensor]) -> None:
+        """Write the probes of the first rounds, but not more often than every 30 seconds."""
+        if time.monotonic() - self.written > SAVE_EVERY:
+            self.written = time.monotonic()
+            tensors = {str(number): rows for number, rows in enumerate(drawn)}
+            self.write(tensors, seconds=self.seconds())
+
+    def write(self, tensors: Mapping[str, Tensor], **header: Any) -> None:
+        """Write tensors and a header, if there is a file."""
+        if self.path:
+            checkpoint.write(self.path, self.identity, tensors, **header)
+
+
+def _hold_out(drawn: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the probes that choose axes, and those that do not; they are the same of one round."""
+    every = min(HELD_OUT_EVERY, len(drawn))
+    testing = drawn[every - 1 :: every]
+    fitting = [rows for number, rows in enumerate(drawn) if number % every < every - 1]
+    return torch.cat(fitting or testing), torch.cat(testing)
 
 
 def _spaced(latent_dim: int, count: int) -> list[int]:
@@ -151,33 +184,18 @@ def _spaced(latent_dim: int, count: int) -> list[int]:
 
 
 def _draw_rounds(
-    model: Hierarchy,
-    batches: Batches,
-    outer: Hierarchy | None,
-    drawn: list[Tensor],
-    rounds: int,
-    meter: ProgressBar,
-    save: Callable[[], None],
-) -> None:
-    """Append the probes of the missing rounds, without those that are far too large."""
-    rotation, tuner, saved = (
-        model.stages[-1].rotation,
-        ThreadTuner(batches.device),
-        time.monotonic(),
-    )
+    model: Hierarchy, batches: Batches, outer: Hierarchy | None, numbers: Iterable[int]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the probes of each round, and those of them that are not far too large."""
+    rotation, tuner = model.stages[-1].rotation, ThreadTuner(batches.device)
     precision = torch.float32 if rotation and rotation.is_dense else torch.bfloat16
-    for number in range(len(drawn), rounds):
+    for number in numbers:
         with tuner.unit():
             computed = draw_probes(model, batches, outer, number).float()
         norms = computed.square().sum(1)
         is_finite = norms.isfinite()
         limit = LARGEST_RATIO * norms[is_finite].median()
-        inliers = computed[is_finite & (norms <= limit)]
-        drawn.append(inliers.to(precision))
-        meter.update(len(computed))
-        if time.monotonic() - saved > SAVE_EVERY:
-            saved = time.monotonic()
-            save()
+        yield computed, computed[is_finite & (norms <= limit)].to(precision)
 
 
 def draw_probes(model: Hierarchy, batches: Batches, outer: Hierarchy | None, number: int) -> Tensor:

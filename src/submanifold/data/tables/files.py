@@ -9,6 +9,7 @@ import lzma
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 SNIFFED_LINES = 50
 SEPARATORS = ",;\t|"
+BLANKS = r"\s+"
 NUMBER = r"(?m)(^|;)-?\d+{}\d+(;|$)"  #: A number with a decimal mark between semicolons.
 ENCODINGS = "utf-8-sig", "cp1252"  # the second is that of spreadsheets on Windows
 UTF_16 = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
@@ -120,8 +122,64 @@ def _open(path: Path, mode: str, encoding: str | None = None) -> Any:
     return COMPRESSIONS.get(suffix, open)(path, mode, encoding=encoding)
 
 
+@dataclass(frozen=True)
+class _Layout:
+    """How a CSV file is written.
+
+    Attributes:
+        names: Names of columns in the header, without blanks at their ends.
+        separator: Separator of columns, a regular expression for any blanks.
+        decimal: Decimal mark.
+        start: Number of lines before the header.
+        encoding: Encoding of the file.
+    """
+
+    names: Sequence[str]
+    separator: str
+    decimal: str
+    start: int
+    encoding: str
+
+    def read(self, path: Path) -> pd.DataFrame:
+        """Read the file with the types that pandas finds."""
+        if self.separator == BLANKS:  # pyarrow knows single characters only
+            return self._read(path, engine="c", float_precision="round_trip", index_col=False)
+        return self._read(path, engine="pyarrow")  # fast, and rounds correctly
+
+    def read_texts(self, path: Path, columns: Sequence[str]) -> pd.DataFrame:
+        """Read some columns as text."""
+        return self._read(path, engine="c", dtype=str, usecols=columns)
+
+    def _read(self, path: Path, **options: Any) -> pd.DataFrame:
+        return pd.read_csv(
+            path,
+            sep=self.separator,
+            names=_distinct(self.names),
+            header=0,
+            skiprows=self.start,
+            encoding=self.encoding,
+            decimal=self.decimal,
+            **options,
+        )
+
+
 def _parse_csv(path: Path, encoding: str) -> pd.DataFrame:
     """Read a CSV file; its separator and its decimal mark are found."""
+    layout = _find_layout(path, encoding)
+    frame = layout.read(path)
+    numbers = frame.select_dtypes("float64")
+    if large := [*numbers.columns[numbers.abs().max() >= MAX_EXACT]]:  # may be rounded integers
+        for name, column in layout.read_texts(path, large).items():
+            if column.dropna().str.fullmatch(r"\s*-?\d+\s*").all():
+                integers = column.astype(object).where(column.notna(), "0").map(int)
+                frame[name] = integers.astype(object).where(column.notna(), None)
+    for name in frame.select_dtypes("str"):
+        frame[name] = frame[name].str.strip()
+    _check_header(path, frame, layout)
+    return frame.set_index("").rename_axis(None) if layout.names[0] == "" else frame
+
+
+def _find_layout(path: Path, encoding: str) -> _Layout:
     with _open(path, "rt", encoding) as file:
         first = [line.rstrip("\n") for line in islice(file, SNIFFED_LINES)]
     is_blank = [not line.strip(f'{SEPARATORS} "') for line in first]
@@ -132,6 +190,15 @@ def _parse_csv(path: Path, encoding: str) -> pd.DataFrame:
     if any("\0" in line for line in lines):
         fix = "Save the table as CSV in UTF-8"
         raise unexpected(f"path={path}", "text in UTF-8", "null characters", fix)
+    separator, names = _split_header(path, lines)
+    body, decimal = "\n".join(lines[1:]), "."
+    if separator == ";" and re.search(NUMBER.format(","), body):
+        decimal = "." if re.search(NUMBER.format(r"\."), body) else ","
+    return _Layout([name.strip() for name in names], separator, decimal, start, encoding)
+
+
+def _split_header(path: Path, lines: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the separator of columns and their names in the first line."""
     headers = {mark: next(csv.reader(lines[:1], delimiter=mark)) for mark in SEPARATORS}
     separator, names = max(headers.items(), key=lambda header: len(header[1]))
     if sum(len(header) == len(names) > 1 for header in headers.values()) > 1:
@@ -140,48 +207,19 @@ def _parse_csv(path: Path, encoding: str) -> pd.DataFrame:
     if len([*csv.reader(lines[:2], delimiter=separator)]) < len(lines[:2]):
         expected, fix = "names of columns in one line", "Remove it from the name of the column"
         raise unexpected(f"path={path}", expected, "a line break within quotes", fix)
-    options: dict[str, Any] = {"engine": "pyarrow"}  # fast, and rounds correctly
-    decimal = "."
     words = [line.split() for line in lines]
     if len(names) == 1 < len(words[0]) and len({*map(len, words)}) == 1:
-        separator, names = r"\s+", words[0]
-        options = {"engine": "c", "float_precision": "round_trip", "index_col": False}
-    names = [name.strip() for name in names]
-    body = "\n".join(lines[1:])
-    if (
-        separator == ";"
-        and re.search(NUMBER.format(","), body)
-        and not re.search(NUMBER.format(r"\."), body)
-    ):
-        decimal = ","
-    file_options: dict[str, Any] = {
-        "sep": separator,
-        "names": _distinct(names),
-        "header": 0,
-        "skiprows": start,
-        "encoding": encoding,
-    }
-    frame = pd.read_csv(path, decimal=decimal, **file_options, **options)
-    numbers = frame.select_dtypes("float64")
-    if large := [*numbers.columns[numbers.abs().max() >= MAX_EXACT]]:  # may be rounded integers
-        texts = pd.read_csv(path, engine="c", dtype=str, usecols=large, **file_options)
-        for name, column in texts.items():
-            if column.dropna().str.fullmatch(r"\s*-?\d+\s*").all():
-                integers = column.astype(object).where(column.notna(), "0").map(int)
-                frame[name] = integers.astype(object).where(column.notna(), None)
-    for name in frame.select_dtypes("str"):
-        frame[name] = frame[name].str.strip()
-    _check_header(path, names, frame, decimal, " " if separator == r"\s+" else separator)
-    return frame.set_index("").rename_axis(None) if names[0] == "" else frame
+        return BLANKS, words[0]
+    return separator, names
 
 
-def _check_header(
-    path: Path, names: Sequence[str], frame: pd.DataFrame, decimal: str, separator: str
-) -> None:
+def _check_header(path: Path, frame: pd.DataFrame, layout: _Layout) -> None:
     """Refuse numbers as names of columns of numbers, unless they are counted, such as years."""
+    names, separator = layout.names, " " if layout.separator == BLANKS else layout.separator
     is_number = [types.is_numeric_dtype(dtype) for dtype in frame.dtypes]
     first = [name for name, chosen in zip(names, is_number, strict=True) if chosen]
-    numbers = pd.to_numeric(pd.Series(first, dtype=str).str.replace(decimal, "."), errors="coerce")
+    texts = pd.Series(first, dtype=str).str.replace(layout.decimal, ".")
+    numbers = pd.to_numeric(texts, errors="coerce")
     is_counted = len(first) >= MIN_COUNTED and (numbers.diff()[1:] == 1).all()
     is_numbered = [*names] == [*map(str, range(len(names)))]  # by pandas
     if not first or numbers.isna().any() or is_counted or is_numbered:

@@ -62,14 +62,15 @@ def calibrate(
     unit = "rows" if predictor.is_table else "images"
     from submanifold.inference.predictor import Predictor
 
-    fitted, training = predictor.model, predictor.model.calibration.get("training", [])
+    before = predictor.model
     if without is None:
-        fitted.calibration = _fit(predictor, inputs, label, unit)
+        fitted = _fit(predictor, inputs, label, unit)
     else:
-        fitted.calibration = _without(predictor, without.split(",")).to_dict()
-    fitted.calibration["training"] = training
-    calibration = Predictor(fitted).calibrated()
-    fitted.save(out)
+        fitted = _without(predictor, without.split(",")).to_dict()
+    training = before.calibration.get("training", [])
+    calibrated = before.with_facts(calibration={**fitted, "training": training})
+    calibration = Predictor(calibrated).calibrated()
+    calibrated.save(out)
     click.echo(
         f"calibrated on {calibration.count:,} {unit}; the smallest p-value is "
         f"{calibration.smallest_p_value:.3%}"

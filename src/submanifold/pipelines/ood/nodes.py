@@ -1,6 +1,8 @@
 """Nodes of the ood pipeline; plots are imported when they are used: matplotlib loads slowly."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,46 +58,11 @@ def write_page(
     model_file: str,
 ) -> dict[str, Any]:
     """Write the page with rates, curves, and the images or rows that are confused."""
-    from submanifold.plots.ood import (
-        density_and_distance,
-        roc_curves,
-        score_histograms,
-        threshold_histogram,
-    )
-    from submanifold.plots.sheets import sheet
-
-    parts = {part: scored[scored["part"] == part] for part in (NORMAL, OOD)}
-    by_score = {
-        name: {part: rows[name].to_numpy() for part, rows in parts.items()}
-        for name in measured["scores"]
-    }
-    if "density" in by_score:
-        density = {part: to_bits_per_dim(-x, test.x) for part, x in by_score["density"].items()}
-        label = "bits per dimension"
-    else:
-        density, label = by_score["on_manifold"], "-log N(u; 0, I), nats"
-    points = {part: (density[part], by_score["encoder_distance"][part]) for part in parts}
     main, run = sections.main_score(measured), information(Path(model_file))
-    curves = {name: roc(**by_score[name]) for name in sections.CURVES if name in by_score}
-    flagged = sections.thresholds(scored, measured)
-    figures = {
-        "scores": threshold_histogram(**by_score[main], thresholds=flagged),
-        "roc": roc_curves(curves),
-        "histograms": score_histograms(by_score),
-        "scatter": density_and_distance(points, label),
-    }
-    names, of_images = {NORMAL: dataset, OOD: ood_name}, test.x.dtype == np.uint8
-    events = {NORMAL: test, OOD: ood}
-
-    def show(part: str, chosen: np.ndarray, p_values: np.ndarray) -> dict[str, Any]:
-        if of_images:
-            return {"image": sheet(events[part].x[chosen], sections.COLUMNS)}
-        preprocessor = Preprocessor.from_dict(model.data["table"])
-        table = preprocessor.inverse_transform(events[part][chosen])
-        table.index = pd.Index(np.asarray(test.rows)[chosen] if part == NORMAL else chosen)
-        return {"table": sections.show_rows(table, p_values)}
-
-    fitted = Calibration.from_dict(model.calibration) if "groups" in model.calibration else None
+    figures = _draw(scored, measured, main, test)
+    names, events = {NORMAL: dataset, OOD: ood_name}, {NORMAL: test, OOD: ood}
+    of_images, show = test.x.dtype == np.uint8, partial(_show, model, events)
+    fitted = Calibration.of(model)
     page = render(
         "ood.html",
         dataset=dataset,
@@ -116,3 +83,49 @@ def write_page(
         alarms=measured.get("alarms", []),
     )
     return {"page": page, **figures}
+
+
+def _draw(
+    scored: pd.DataFrame, measured: dict[str, Any], main: str, test: Events
+) -> dict[str, Any]:
+    """Draw the figures of the scores of both parts."""
+    from submanifold.plots.ood import (
+        density_and_distance,
+        roc_curves,
+        score_histograms,
+        threshold_histogram,
+    )
+
+    parts = {part: scored[scored["part"] == part] for part in (NORMAL, OOD)}
+    by_score = {
+        name: {part: rows[name].to_numpy() for part, rows in parts.items()}
+        for name in measured["scores"]
+    }
+    if "density" in by_score:
+        density = {part: to_bits_per_dim(-x, test.x) for part, x in by_score["density"].items()}
+        label = "bits per dimension"
+    else:
+        density, label = by_score["on_manifold"], "-log N(u; 0, I), nats"
+    points = {part: (density[part], by_score["encoder_distance"][part]) for part in parts}
+    curves = {name: roc(**by_score[name]) for name in sections.CURVES if name in by_score}
+    flagged = sections.thresholds(scored, measured)
+    return {
+        "scores": threshold_histogram(**by_score[main], thresholds=flagged),
+        "roc": roc_curves(curves),
+        "histograms": score_histograms(by_score),
+        "scatter": density_and_distance(points, label),
+    }
+
+
+def _show(
+    model: Model, events: Mapping[str, Events], part: str, chosen: np.ndarray, p_values: np.ndarray
+) -> dict[str, Any]:
+    """Return the picture of chosen images of a part, or the table of chosen rows."""
+    from submanifold.plots.sheets import sheet
+
+    shown = events[part][chosen]
+    if shown.x.dtype == np.uint8:
+        return {"image": sheet(shown.x, sections.COLUMNS)}
+    table = Preprocessor.from_dict(model.data["table"]).inverse_transform(shown)
+    table.index = pd.Index(chosen if part == OOD else np.asarray(shown.rows))
+    return {"table": sections.show_rows(table, p_values)}

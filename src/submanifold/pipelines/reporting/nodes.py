@@ -1,5 +1,6 @@
 """Nodes of the reporting pipeline. They import plots lazily, because matplotlib loads slowly."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from submanifold.common.device import choose_device
 from submanifold.data.events import Events
 from submanifold.data.settings import Kind, SyntheticSettings
 from submanifold.data.tables import Preprocessor
+from submanifold.evaluation.calibration import Calibration
 from submanifold.evaluation.metrics import (
     COMPARED_WITH_TEST,
     METRICS,
@@ -123,7 +125,8 @@ def report_images(
         "is_rotated": first_order is not None,
     }
     content |= sections.of_model(metrics, scored_events, hierarchy)
-    return _report("images", figures, content, metrics, hierarchy, histories, **shared)
+    run = _Run(metrics, hierarchy, histories, **shared)
+    return _report("images", figures, content, run)
 
 
 def report_table(
@@ -157,7 +160,8 @@ def report_table(
         "anomalies": anomalies,
         "is_rotated": first_order is not None,
     }
-    return _report("table", figures, content, metrics, hierarchy, histories, **shared)
+    run = _Run(metrics, hierarchy, histories, **shared)
+    return _report("table", figures, content, run)
 
 
 def report_synthetic(
@@ -177,7 +181,8 @@ def report_synthetic(
     points, grid = manifold_picture(hierarchy, data.manifold, test.x[:MAX_POINTS], samples.x)
     figures = {"manifold": manifold_figure(**points, grid=grid)}
     content: Metrics = {"truth": truth, "warnings": [], "quality": quality(metrics, truth)}
-    return _report("synthetic", figures, content, metrics, hierarchy, histories, **shared)
+    run = _Run(metrics, hierarchy, histories, **shared)
+    return _report("synthetic", figures, content, run)
 
 
 def _first_order(histories: dict[str, Any]) -> Metrics | None:
@@ -186,59 +191,91 @@ def _first_order(histories: dict[str, Any]) -> Metrics | None:
     return rotations[-1] if rotations else None
 
 
-def _report(
-    kind: Kind,
-    figures: dict[str, Any],
-    content: dict[str, Any],
-    metrics: Metrics,
-    hierarchy: Model,
-    histories: dict[str, Any],
-    table: pd.DataFrame,
-    model_file: str,
-    manifest: dict[str, Any],
-    dataset: str,
-    method: str,
-    seed: int,
-    device: str,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Run:
+    """What the reports of all kinds of data show of a run.
+
+    Attributes:
+        metrics: Metrics of the model.
+        model: The model.
+        histories: Histories of the phases by name.
+        table: The metrics as a table, of :func:`make_table`.
+        model_file: File of the model.
+        manifest: Counts and hashes of the data.
+        dataset: Name of the dataset.
+        method: Name of the method.
+        seed: Seed of the training.
+        device: Setting of the device.
+    """
+
+    metrics: Metrics
+    model: Model
+    histories: dict[str, Any]
+    table: pd.DataFrame
+    model_file: str
+    manifest: dict[str, Any]
+    dataset: str
+    method: str
+    seed: int
+    device: str
+
+    def describe(self, kind: Kind) -> dict[str, Any]:
+        """Return what the template shows of it."""
+        model, about = self.model, information(Path(self.model_file))
+        minutes = [
+            history["minutes"] for history in self.histories.values() if "minutes" in history
+        ]
+        first = getattr(model, "charts", [getattr(model, "manifold", model)])[0]
+        return {
+            "name": about["name"] or f"{self.method} on {self.dataset}",
+            "dataset": self.dataset,
+            "method": self.method,
+            "manifest": self.manifest,
+            "stages": first.describe()["stages"],
+            "has_density": model.has_density,
+            "run": about,
+            "seed": self.seed,
+            "device": str(choose_device(self.device)),
+            "usage": usage_commands(model, about["name"] or str(Path(about["model"]).parent)),
+            "context": context_of(model),
+            "has_condition": "condition" in model.data,
+            "is_calibrated": Calibration.of(model) is not None,
+            "minutes": next(iter(minutes), None),
+            "phases": [*self.histories.values()],
+            **_describe_metrics(self.metrics, self.table, kind),
+        }
+
+
+def _describe_metrics(metrics: Metrics, table: pd.DataFrame, kind: Kind) -> dict[str, Any]:
+    """Return the table of metrics, their definitions and notes on them."""
     from submanifold.pipelines.reporting.sections import written
+
+    labels = _labels(metrics)
+    reached = {name: training_images_reach(metrics, name) for name in COMPARED_WITH_TEST}
+    notes = {name: (METRICS[name].unit_of(kind), reached.get(name)) for name in labels}
+    return {
+        "metrics": metrics,
+        "written": written,
+        "table": table,
+        "help": {label: METRICS[name].help for name, label in labels.items() if label in table},
+        "notes": {labels[name]: ". ".join(filter(None, texts)) for name, texts in notes.items()},
+    }
+
+
+def _report(
+    kind: Kind, figures: dict[str, Any], content: dict[str, Any], run: _Run
+) -> dict[str, Any]:
+    """Render the report of a run with figures and content of a kind of data."""
     from submanifold.plots.curves import training_curves
 
-    run = information(Path(model_file))
-    trainings = {name: history for name, history in histories.items() if history["train"]}
-    minutes = [history["minutes"] for history in histories.values() if "minutes" in history]
+    trainings = {name: history for name, history in run.histories.items() if history["train"]}
     figures = {"curves": training_curves(trainings), **figures}
-    labels = _labels(metrics)
-    first = getattr(hierarchy, "charts", [getattr(hierarchy, "manifold", hierarchy)])[0]
-    notes = {name: training_images_reach(metrics, name) for name in COMPARED_WITH_TEST}
     page = render(
         f"report_{kind}.html",
         events={"table": "rows", "synthetic": "points"}.get(kind, kind),
-        name=run["name"] or f"{method} on {dataset}",
-        dataset=dataset,
-        method=method,
-        metrics=metrics,
-        written=written,
-        table=table,
-        help={labels[n]: METRICS[n].help for n in labels if labels[n] in table},
-        notes={
-            labels[n]: ". ".join(filter(None, (METRICS[n].unit_of(kind), notes.get(n))))
-            for n in labels
-        },
-        manifest=manifest,
-        stages=first.describe()["stages"],
-        has_density=hierarchy.has_density,
-        run=run,
-        seed=seed,
-        device=str(choose_device(device)),
-        usage=usage_commands(hierarchy, run["name"] or str(Path(run["model"]).parent)),
-        context=context_of(hierarchy),
-        has_condition="condition" in hierarchy.data,
-        is_calibrated="groups" in hierarchy.calibration,
         kind=kind,
-        minutes=next(iter(minutes), None),
-        phases=[*histories.values()],
         pictures=figures,
+        **run.describe(kind),
         **content,
     )
     return {"report": page, **figures}

@@ -45,8 +45,7 @@ def written(name: str, measured: Any) -> str:
 
 def of_model(metrics: Metrics, scored: pd.DataFrame, model: Model) -> dict[str, Any]:
     """Return what the reports of images and of tables have in common."""
-    has_p_values = "groups" in model.calibration
-    fitted = Calibration.from_dict(model.calibration) if has_p_values else None
+    fitted = Calibration.of(model)
     return {
         "quality": quality(metrics),
         "warnings": warnings(metrics),

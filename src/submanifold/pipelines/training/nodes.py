@@ -1,6 +1,5 @@
 """Nodes of the training pipeline."""
 
-import copy
 import logging
 from itertools import accumulate
 from pathlib import Path
@@ -18,6 +17,7 @@ from submanifold.training.cost import fit_budget, longest_seconds, phase_costs, 
 from submanifold.training.cross_fitting import cross_fit
 from submanifold.training.phases import (
     DENSITY,
+    PhaseRun,
     PhaseSettings,
     encode_rows,
     rotate_phase,
@@ -90,19 +90,10 @@ def train(
 ) -> tuple[Model, dict[str, Any]]:
     """Train the stages of a phase; see :func:`.train_phase`."""
     phase = with_steps(phase, schedule["steps"][name], schedule["seconds"][name])
-    trained, history = train_phase(
-        phase,
-        model,
-        before,
-        train,
-        valid,
-        seed,
-        choose_device(device),
-        folder,
-        name,
-        log_callback(schedule["first"][name], phase.stages[0]),
-        data.read().inputs if isinstance(data, TableSettings) else None,
-    )
+    on_log = log_callback(schedule["first"][name], phase.stages[0])
+    run = PhaseRun(name, seed, choose_device(device), folder, on_log)
+    table = data.read().inputs if isinstance(data, TableSettings) else None
+    trained, history = train_phase(phase, model, before, train, valid, run, table)
     return trained, {**history, "minutes": schedule["minutes"]}
 
 
@@ -118,8 +109,8 @@ def rotate(
 ) -> tuple[Model, dict[str, Any]]:
     """Rotate the latents of a stage; see :func:`.rotate_phase`."""
     phase = with_steps(phase, schedule["steps"][name])
-    on = choose_device(device)
-    rotated, history = rotate_phase(phase, before, train, seed, on, folder, name)
+    run = PhaseRun(name, seed, choose_device(device), folder)
+    rotated, history = rotate_phase(phase, before, train, run)
     return rotated, {**history, "minutes": schedule["minutes"]}
 
 
@@ -130,14 +121,11 @@ def collect_histories(*histories: dict[str, Any]) -> dict[str, Any]:
 
 def calibrate_model(model: Model, data: Any, train: Events, valid: Events, device: str) -> Model:
     """Add facts about the training data, a defensive component and a calibration of scores."""
-    normal = valid[:MAX_NORMAL]
-    calibrated = copy.copy(model)
-    calibrated.data = data.facts
-    on = choose_device(device)
-    calibrated = with_defensive_component(calibrated, train, normal, on)
-    calibrated.calibration = calibrate(calibrated, normal, on, train)
-    calibrated.calibration["training"] = training_hashes(calibrated, train, normal)
-    return calibrated
+    normal, on = valid[:MAX_NORMAL], choose_device(device)
+    described = with_defensive_component(model.with_facts(data=data.facts), train, normal, on)
+    calibration = calibrate(described, normal, on, train)
+    calibration["training"] = training_hashes(described, train, normal)
+    return described.with_facts(calibration=calibration)
 
 
 def cross_calibrate_model(
@@ -152,18 +140,15 @@ def cross_calibrate_model(
     device: str,
 ) -> Model:
     """Add densities of folds of all rows, which calibrate the scores; see :func:`.cross_fit`."""
-    described, events = copy.copy(model), Events.concatenate([train, valid])
-    described.data = data.facts
-    folder = Path(model_file).parent
     crossed = cross_fit(
-        described,
+        model.with_facts(data=data.facts),
         phases[DENSITY],
         settings,
-        events,
+        Events.concatenate([train, valid]),
         seed,
         choose_device(device),
-        folder,
+        Path(model_file).parent,
         data.read().inputs,
     )
-    crossed.calibration["training"] = training_hashes(crossed, train, valid)
-    return crossed
+    training = training_hashes(crossed, train, valid)
+    return crossed.with_facts(calibration={**crossed.calibration, "training": training})

@@ -96,6 +96,11 @@ def make(runs: Runs) -> Content:
     for name, system, seed, run in results.by_seed(runs):
         one = measure_one(run, IMAGES.get(name))
         measured += results.as_rows(one, data=name, row=system, seed=seed)
+    return compare_systems(measured)
+
+
+def compare_systems(measured: list[dict[str, Any]]) -> Content:
+    """Compare what was measured of each system, in rows of :func:`.as_rows`."""
     data = results.in_order(measured, list(SYSTEMS))
     means = results.summarize(data, (*MANIFOLDS, *IMAGES))
     points = {name: rows for name, rows in means.items() if name in MANIFOLDS}
