@@ -76,5 +76,5 @@ def choose_neighbors(
     """
     chosen = np.sort(np.random.default_rng(seed).permutation(len(events))[:MAX_NEIGHBORS])
     rows = table.without_noise(events.x, events.context)[chosen]
-    neighbors = Neighbors(*rows.shape, FOLDS)
+    neighbors = Neighbors(len(rows), rows.shape[1], FOLDS)
     return neighbors.set(torch.from_numpy(rows), torch.from_numpy(fold[chosen]))
