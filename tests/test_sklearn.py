@@ -16,6 +16,7 @@ from scipy.stats import false_discovery_control
 from sklearn.datasets import load_digits, load_iris
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
+from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -26,7 +27,9 @@ from submanifold.common import threads
 from submanifold.common.errors import UserError
 from submanifold.common.threads import use_threads
 from submanifold.config.resolve import default_method
+from submanifold.evaluation.calibration import SUMMED, Calibration
 from submanifold.evaluation.intervals import false_alarm_range
+from submanifold.evaluation.scores import score
 from submanifold.models import Model
 from submanifold.sklearn import ManifoldFlow
 from submanifold.training import RotationSettings, Trainer
@@ -339,7 +342,7 @@ def test_anomalies_of_the_calibration_are_named_and_set_aside(tmp_path, is_train
     columns, planted = ["a", "b", "c"], {"17", "203", "280"}
     rows = pd.DataFrame(normal(700, 1.0, 2.0, 3.0), columns=columns)
     normal_rows, others, new = rows[:300], rows[300:600].reset_index(drop=True), rows[600:].copy()
-    others.loc[[17, 203, 280], "a"], new.iloc[:4, 0] = [60.0, 70.0, 80.0], 50.0
+    others.loc[[17, 203, 280], "a"], new.iloc[:4, 0] = [60.0, 70.0, 80.0], 20.0
     model, other, scores = (tmp_path / name for name in ("a.safetensors", "b.safetensors", "s.csv"))
     ManifoldFlow(**FEW).fit(others if is_trained else normal_rows).save(model)
     others.to_csv(tmp_path / "others.csv", index=False)
@@ -542,7 +545,7 @@ def test_fits_in_threads_equal_fits_one_by_one(monkeypatch):
 
 
 def test_offset_is_the_log_density_below_which_rows_are_outliers(plane):
-    assert plane.offset_ is None, "the score is a mean over folds"
+    assert plane.offset_ is None, "the score has a distance to neighbors"
     flow = ManifoldFlow(1, calibration="split", **FEW).fit(of_plane(300))
     rows = of_plane(200, seed=1)
     log_density = flow.score_samples(rows)
@@ -551,3 +554,34 @@ def test_offset_is_the_log_density_below_which_rows_are_outliers(plane):
     )
     assert (flow.predict(rows) == -1).sum() > 0
     assert log_density[flow.predict(rows) == -1].max() < flow.offset_ + 1e-2
+
+
+def test_scores_join_the_density_and_the_distance_to_rows_of_other_folds():
+    rows, new = normal(150, 1.0, 2.0, 3.0)[:100], normal(150, 1.0, 2.0, 3.0)[100:]
+    flow, scaler = ManifoldFlow(**FEW).fit(rows), StandardScaler().fit(rows)
+    fold = flow.model_.neighbors.fold.numpy()
+    distances = [
+        NearestNeighbors(n_neighbors=3)
+        .fit(scaler.transform(rows[fold != number]))
+        .kneighbors(scaler.transform(new))[0]
+        for number in range(5)
+    ]
+    scores = score(flow.model_, flow.preprocessor_.transform(new), SUMMED)
+    expected = np.mean(distances, axis=(0, 2))
+    np.testing.assert_allclose(scores["neighbor_distance"], expected, rtol=1e-4)
+    joined = Calibration.from_dict(flow.model_.calibration).complete(scores)["combination"]
+    assert np.ptp(flow.decision_function(new) + joined) < 5e-3
+
+
+def test_missing_values_are_means_for_neighbors(tmp_path):
+    rows = pd.DataFrame(normal(200, 1.0, 2.0, 3.0), columns=["a", "b", "c"])
+    rows.iloc[::5, 1] = np.nan
+    flow = ManifoldFlow(**FEW).fit(rows)
+    neighbors = flow.model_.neighbors
+    blank = neighbors.rows[:, 1] == 0
+    assert blank.sum() == 40
+    flow.save(tmp_path / "model")
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    succeed("score", tmp_path / "model", tmp_path / "rows.csv", "--out", tmp_path / "scores.csv")
+    found = pd.read_csv(tmp_path / "scores.csv")["p_value"]
+    np.testing.assert_allclose(found, flow.p_values(rows), atol=1e-5)

@@ -90,7 +90,7 @@ class ManifoldFlow(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMix
         noise_scale_: Noise scale of the density, from 0 (the smallest of the training) to 1; None
             if the model is not noise-conditional.
         offset_: Log-density below which rows are outliers; None if it does not determine them, as
-            of images, and with cross-calibration, whose score is a mean over the five models.
+            of images, and with cross-calibration, whose score also has a distance to neighbors.
         n_features_in_: Number of columns, or of pixels and channels.
         feature_names_in_: Names of the columns of a DataFrame.
 
@@ -248,9 +248,12 @@ class ManifoldFlow(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMix
     def decision_function(self, X: Any) -> np.ndarray:  # noqa: N803
         """Compute how far rows are from being outliers, (n,); it is negative for outliers.
 
-        Of rows without missing values it is the log-density, or the mean of those of the five
-        models, minus a constant (``offset_``); of others the effect of a missing value on the
-        log-density is subtracted, and of images it depends on other scores, too.
+        With ``split`` calibration of rows without missing values it is the log-density minus a
+        constant (``offset_``); of others the effect of a missing value on the log-density is
+        subtracted. With cross-calibration it is a constant minus the sum of two scores, as in
+        :class:`.Calibration`: minus the mean log-density of the five models, and the distance to
+        :class:`.Neighbors`, at most 2,000 training rows, with means in place of missing values. Of
+        images it depends on other scores, too.
         """
         predictor = self._predictor
         scores = predictor.score(self._validated(X), alpha=self.alpha)["anomaly_score"]
@@ -266,7 +269,7 @@ class ManifoldFlow(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMix
         """The ``offset_`` of the class."""
         calibration = self._predictor.calibrated(self.alpha)
         if len(self.model_.members) > 1:
-            return None  # the score is their mean log-density, and the density is their mean
+            return None  # the score has a distance, and the density is their mean
         if self.preprocessor_ is None or calibration.combined != (SMOOTHED_DENSITY,):
             return None
         return float(self.preprocessor_.log_det - calibration.threshold(COMBINATION, self.alpha))

@@ -10,7 +10,13 @@ import torch
 
 from strategies import initialized_glow
 from submanifold.common.errors import UserError
-from submanifold.evaluation.calibration import COMBINATION, MIN_IMAGES, Calibration, calibrate
+from submanifold.evaluation.calibration import (
+    COMBINATION,
+    MIN_IMAGES,
+    SUMMED,
+    Calibration,
+    calibrate,
+)
 from submanifold.evaluation.discoveries import select
 from submanifold.evaluation.scores import best_noise_scale, score
 from submanifold.flows import Affine
@@ -294,15 +300,32 @@ def test_a_calibration_needs_finite_scores():
         assert f"got 40 rows, {40 - count} of them without finite scores" in why
 
 
+def draw_scores(rng, count, names):
+    """Draw correlated scores with heavy tails, the second of which is positive."""
+    first = rng.standard_cauchy(count)
+    scores = first, np.abs(first + rng.normal(size=count))
+    return dict(zip(names, scores, strict=False))
+
+
+@pytest.mark.parametrize("names", [SUMMED[:1], SUMMED])
 @pytest.mark.parametrize("count", [20, 100, 1000])
-def test_p_values_of_exchangeable_scores_are_uniform(count):
+def test_p_values_of_exchangeable_scores_are_uniform(count, names):
     """As those of cross-calibration: held-out scores and that of a new event are exchangeable."""
     rng, repeats, rates = np.random.default_rng(count), 600, np.array([0.1, 0.3, 0.7])
     below = []
     for _ in range(repeats):
-        normal = {"smoothed_density": rng.standard_cauchy(count)}
-        fitted = Calibration.fit(normal, ("smoothed_density",))
-        p_values = fitted.p_values(COMBINATION, rng.standard_cauchy(200))
+        fitted = Calibration.fit(draw_scores(rng, count, names), names)
+        scores = fitted.complete(draw_scores(rng, 200, names))
+        p_values = fitted.p_values(COMBINATION, scores[COMBINATION])
         below.append([(p_values <= rate).mean() for rate in rates])
     errors = np.std(below, axis=0) / math.sqrt(repeats)
     assert (np.abs(np.mean(below, axis=0) - rates) <= 3 * errors + 1 / (count + 1)).all()
+
+
+def test_summed_scores_are_on_a_scale_of_quartiles():
+    """Of 101 scores 0, 1, ..., 100 the median is 50, and the quartiles are 25 and 75."""
+    line = np.arange(101.0)
+    fitted = Calibration.fit(dict(zip(SUMMED, (line, 3 * line - 7), strict=True)), SUMMED)
+    new = dict(zip(SUMMED, (np.array([50.0, 100, 1e9]), np.array([143.0, 143, 3e9])), strict=True))
+    expected = [0, np.arcsinh(1), 2 * np.arcsinh(2e7)]
+    np.testing.assert_allclose(fitted.complete(new)[COMBINATION], expected, atol=2e-3)

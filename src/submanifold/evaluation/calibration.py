@@ -19,6 +19,7 @@ from submanifold.evaluation.likelihood import table_of
 from submanifold.evaluation.scores import (
     MASK,
     MISSING_OFFSETS,
+    NEIGHBOR_DISTANCE,
     NOISE_SCALE,
     QUICK,
     SMOOTHED_DENSITY,
@@ -34,6 +35,7 @@ from submanifold.models import CrossFitted, Model
 log = logging.getLogger(__name__)
 
 COMBINATION = "combination"
+SUMMED = SMOOTHED_DENSITY, NEIGHBOR_DISTANCE  # scores whose combination is a sum
 MAX_DEVIATIONS = 8.0
 RIDGE = 0.03
 TINY, HUGE = 1e-12, 1e30
@@ -68,7 +70,7 @@ def calibrate(
     if train is not None:
         mask = mask_weights(model, as_events(train[:MAX_TRAINING]))
     if is_noise_conditional(model) and model.has_density and len(events):
-        combined, scale = (SMOOTHED_DENSITY,), best_noise_scale(model, events)
+        combined, scale = SUMMED, best_noise_scale(model, events)
         if train is not None:
             at_scale = model.with_facts(calibration={NOISE_SCALE: scale})
             offsets = missing_offsets(at_scale, as_events(train[:MAX_TRAINING]))
@@ -130,7 +132,14 @@ def cross_calibrate(
         scored_with[MASK] = mask_weights(model, events)
         scores[SMOOTHED_DENSITY] = smoothed - is_missing @ np.array(scored_with[MISSING_OFFSETS])
         scores[MASK] = mask
-    return _fitted(scores, (SMOOTHED_DENSITY,), events, scored_with)
+    if table is not None and model.neighbors is not None:
+        places = torch.from_numpy(table.without_noise(events.x, events.context)).to(device)
+        distances = np.zeros(len(events))
+        for number, held_out in enumerate(of_folds):
+            distance = model.neighbors.distance(places[torch.from_numpy(held_out)], number)
+            distances[held_out] = distance.cpu().numpy()
+        scores[NEIGHBOR_DISTANCE] = distances
+    return _fitted(scores, SUMMED, events, scored_with)
 
 
 def false_alarms(
@@ -173,7 +182,12 @@ class Calibration:
 
     with mean and covariance over the normal images, so that a score that is too small given the
     others is anomalous, too (compare Morningstar et al. 2021). Outside the range of normal scores,
-    z is extrapolated by standard deviations up to 8. A single score is its own combination.
+    z is extrapolated by standard deviations up to 8. A single score is its own combination, and
+    that of :data:`SUMMED` scores is
+
+    .. math:: \sum_i \operatorname{asinh}\frac{s_i - \operatorname{median} s_i}{q_i}
+
+    with the distance q of their quartiles over the normal images.
 
     Combination and typicality of the normal images are cross-fitted in ten folds, and new images
     are compared with the pooled values (cross-conformal prediction: Vovk 2015), so that about a
@@ -302,8 +316,20 @@ class Calibration:
         """Combine scores (N,) by name to one, (N,)."""
         if len(self.combined) == 1:
             return np.array(scores[self.combined[0]], float)
+        if self.combined == SUMMED:
+            return self._sum(scores)
         z = self._normal_scores(scores) - self.mean
         return ((z @ self.precision) * z).sum(1).round(DECIMALS)
+
+    def _sum(self, scores: Scores) -> np.ndarray:
+        """Sum scores (N,) by name, on a common scale that is logarithmic far away, (N,)."""
+        total = np.zeros(len(scores[self.combined[0]]))
+        for name in self.combined:
+            quartiles = np.interp([0.25, 0.5, 0.75], LEVELS, self.quantiles[name])
+            low, middle, high = quartiles.tolist()
+            width = max(high - low, SMALLEST_WIDTH * abs(middle), TINY)
+            total += np.arcsinh((_finite(scores[name]) - middle) / width)
+        return total.round(DECIMALS)
 
     def p_values(self, name: str, values: np.ndarray) -> np.ndarray:
         """Return the p-values, (N,) between the smallest and 1, of values (N,) of a score."""

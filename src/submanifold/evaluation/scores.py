@@ -30,6 +30,8 @@ SCORES = {
     "nearest_distance": "mean squared error of the nearest projection",
     "smoothed_density": "-log p(x) of noise-conditional models at their best noise scale, nats, "
     "the mean over models of folds, less its mean increase by each missing value",
+    "neighbor_distance": "mean distance from three training rows outside a fold, mean over the "
+    "folds of cross-calibrated tables, standardized columns",
     "complexity": "-log2 p(x) minus the bits of the image as a PNG",
     "manifold_density": "-log density on the manifold of the leading coordinates, nats",
     "dimension": "minus the local dimension, from the spectrum of J^T J",
@@ -44,8 +46,9 @@ QUICK: tuple[str, ...] = (
     "encoder_distance",
     "complexity",
     "smoothed_density",
+    "neighbor_distance",
 )
-SMOOTHED_DENSITY = "smoothed_density"
+SMOOTHED_DENSITY, NEIGHBOR_DISTANCE = "smoothed_density", "neighbor_distance"
 MASK = "mask"  # a score, and the key of its weights in the calibration
 NOISE_SCALES = 9  # noise scales among which best_noise_scale chooses, evenly spaced from 0 to 1
 GREY_LEVEL, SMALL_CHANGE = 1 / 256, 0.1  # changes of an image and of a row that count as one half
@@ -91,8 +94,9 @@ def score_batch(
     """Score a batch x (batch, ...), which is also given before its dequantization, by name.
 
     ``density`` and ``complexity`` are missing for models without a density on all of space,
-    ``complexity`` for vectors, ``smoothed_density`` for models that are not noise-conditional, and
-    ``mask`` for tables without missing values in the training rows.
+    ``complexity`` for vectors, ``smoothed_density`` for models that are not noise-conditional,
+    ``neighbor_distance`` for models without :class:`.Neighbors`, and ``mask`` for tables without
+    missing values in the training rows.
     Errors of vectors are in the units of the model's input. ``table`` is that of
     :func:`.likelihood.log_prob`.
     """
@@ -116,6 +120,9 @@ def score_batch(
         if "encoder_distance" in names:
             projection = model.decode(u, context=context)
             scores["encoder_distance"] = (x - projection).square().flatten(1).mean(1)
+    if NEIGHBOR_DISTANCE in names and table is not None and model.neighbors is not None:
+        places = table.without_noise(x.cpu().numpy(), context_array(context))
+        scores[NEIGHBOR_DISTANCE] = model.neighbors.distance(torch.from_numpy(places).to(x))
     if MASK in names and table is not None and (weights := model.calibration.get(MASK)):
         of_batch = missing_values(table, x, context)
         log_probs = mask_log_prob(np.array(weights), x.cpu().numpy(), of_batch, table.maskable)

@@ -7,6 +7,7 @@ from submanifold.models.density import manifold_density
 from submanifold.models.hierarchy import Hierarchy
 from submanifold.models.mixture import Mixture
 from submanifold.models.model import Model
+from submanifold.models.neighbors import Neighbors
 from submanifold.models.settings import ModelSettings, StageSettings
 from submanifold.models.stage import Stage
 
@@ -17,6 +18,7 @@ __all__ = [
     "Mixture",
     "Model",
     "ModelSettings",
+    "Neighbors",
     "Stage",
     "StageSettings",
     "classify",

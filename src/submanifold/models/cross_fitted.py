@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from submanifold.flows.context import Context, ContextLike
 from submanifold.geometry.nearest import Nearest
 from submanifold.models.hierarchy import Hierarchy
 from submanifold.models.model import Model, ProjectionKind
+from submanifold.models.neighbors import Neighbors
 
 
 class CrossFitted(Model):
@@ -25,6 +27,7 @@ class CrossFitted(Model):
     Args:
         manifold: The model of coordinates, projections and samples.
         folds: The models of the density, in the order of the folds.
+        neighbors: Rows of the folds, whose distance is a score of tables.
 
     Example:
         >>> build = lambda: Hierarchy([Stage(RealNVP(3), dim=2)])
@@ -34,13 +37,23 @@ class CrossFitted(Model):
         (torch.Size([4, 2]), torch.Size([4, 1]), torch.Size([4]))
     """
 
-    kind, parts = "cross_fitted", {"manifold": Hierarchy, "folds": Hierarchy}
+    kind = "cross_fitted"
+    parts: ClassVar[dict[str, Any]] = {
+        "manifold": Hierarchy,
+        "folds": Hierarchy,
+        "neighbors": Neighbors,
+    }
 
-    def __init__(self, manifold: Hierarchy, folds: Sequence[Hierarchy]):
+    def __init__(
+        self,
+        manifold: Hierarchy,
+        folds: Sequence[Hierarchy],
+        neighbors: Neighbors | None = None,
+    ):
         if any(fold.event_shape != manifold.event_shape or not fold.has_density for fold in folds):
             expected = f"models with a density of events of shape {manifold.event_shape}"
             raise unexpected("folds", expected, "another model")
-        super().__init__(manifold.event_shape, manifold.dim, has_density=True)
+        super().__init__(manifold.event_shape, manifold.dim, True, neighbors=neighbors)
         self.manifold = manifold
         self.folds: Sequence[Hierarchy] = torch.nn.ModuleList(folds)  # type: ignore[assignment]
 

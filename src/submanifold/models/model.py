@@ -19,6 +19,7 @@ from submanifold.flows.softflow import is_noise_conditional
 from submanifold.geometry.nearest import Nearest, gauss_newton, nearest_point
 from submanifold.models.defensive import DefensiveComponent
 from submanifold.models.io import build, describe, limited_parameters, load_tensors, save_tensors
+from submanifold.models.neighbors import Neighbors
 
 FORMAT = 4  #: Version of model files; raise it with every change of what :func:`.describe` returns.
 FACTS = ("notes", "data", "calibration")  #: What the header of a file says about its model.
@@ -63,6 +64,7 @@ class Model(nn.Module, ABC):
         has_density: Whether the density is on R^D; otherwise it is on the manifold.
         defensive: The normal component of a density that is finite far from the data, if any; of
             tables and vectors.
+        neighbors: Rows of the training, whose distance is a score of cross-fitted models of tables.
     """
 
     kind: ClassVar[str]
@@ -74,9 +76,10 @@ class Model(nn.Module, ABC):
         dim: int,
         has_density: bool,
         defensive: DefensiveComponent | None = None,
+        neighbors: Neighbors | None = None,
     ) -> None:
         super().__init__()
-        self.defensive = defensive
+        self.defensive, self.neighbors = defensive, neighbors
         self.event_shape, self.event_dim = event_shape, math.prod(event_shape)
         self.dim, self.has_density = dim, has_density
         self._facts: dict[str, dict[str, Any]] = {name: {} for name in FACTS}

@@ -9,7 +9,7 @@ import torch
 from submanifold.data.events import Events
 from submanifold.evaluation.calibration import cross_calibrate
 from submanifold.evaluation.defensive import with_defensive_component
-from submanifold.models import CrossFitted, Model, ModelSettings
+from submanifold.models import CrossFitted, Model, ModelSettings, Neighbors
 from submanifold.training.cost import with_steps
 from submanifold.training.phases import DENSITY, PhaseSettings, train_phases
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 FOLDS = 5
 STEPS = 0.6  #: Of the steps of the density, which each fold trains for.
 VALIDATION = 0.1  #: Fraction of the training events that validates it.
+MAX_NEIGHBORS = 2000  #: Rows of a table that are kept, for distances to them.
 
 
 def assign_folds(events: Events, seed: int) -> np.ndarray:
@@ -55,5 +56,22 @@ def cross_fit(
         member = member.with_facts(data=manifold.data)
         members.append(with_defensive_component(member, train, valid, device))
     fitted: Any = manifold
-    crossed = CrossFitted(fitted, members).with_facts(data=manifold.data, notes=manifold.notes)
+    neighbors = None
+    if table is not None and "condition" not in manifold.data:
+        neighbors = choose_neighbors(table, events, fold, seed)
+    crossed = CrossFitted(fitted, members, neighbors)
+    crossed = crossed.with_facts(data=manifold.data, notes=manifold.notes)
     return crossed.with_facts(calibration=cross_calibrate(crossed, events, fold, device))
+
+
+def choose_neighbors(
+    table: "Preprocessor", events: Events, fold: np.ndarray, seed: int
+) -> Neighbors:
+    """Keep rows of events (N, D), at random at most :data:`MAX_NEIGHBORS`, with their folds (N,).
+
+    They have no noise, see :meth:`.Preprocessor.without_noise`.
+    """
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(events))[:MAX_NEIGHBORS])
+    rows = table.without_noise(events.x, events.context)[chosen]
+    neighbors = Neighbors(len(rows), rows.shape[1], FOLDS)
+    return neighbors.set(torch.from_numpy(rows), torch.from_numpy(fold[chosen]))

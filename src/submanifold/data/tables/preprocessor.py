@@ -212,6 +212,15 @@ class Preprocessor:
         drawn[:, np.isnan(x).any(1)] = np.nan
         return drawn, log_weights
 
+    def without_noise(self, x: np.ndarray, context: np.ndarray | None) -> np.ndarray:
+        """Replace the noise of transformed rows x (N, D): float32 (N, D), such as for distances.
+
+        Quantized columns and categories are in the middle of their step, and missing values are 0,
+        the mean.
+        """
+        numbers = self.encoder.decode(np.asarray(x), self._is_missing(context, len(x)))
+        return self.encoder.encode(numbers, np.full(numbers.shape, 0.5))[0]
+
     def inverse_transform(self, x: EventsLike, context: np.ndarray | None = None) -> pd.DataFrame:
         """Map vectors x (N, D) to rows of the table, with its names, units and types.
 
