@@ -20,6 +20,7 @@ from submanifold.evaluation.scores import (
     MASK,
     MISSING_OFFSETS,
     NEIGHBOR_DISTANCE,
+    NEIGHBOR_OFFSETS,
     NOISE_SCALE,
     QUICK,
     SMOOTHED_DENSITY,
@@ -139,6 +140,11 @@ def cross_calibrate(
             distance = model.neighbors.distance(places[torch.from_numpy(held_out)], number)
             distances[held_out] = distance.cpu().numpy()
         scores[NEIGHBOR_DISTANCE] = distances
+        if has_missing:
+            is_missing = table.missing(events.context, len(events)).astype(float)
+            offsets = fit_missing_offsets(is_missing, distances)
+            scored_with[NEIGHBOR_OFFSETS] = offsets
+            scores[NEIGHBOR_DISTANCE] = distances - is_missing @ np.array(offsets)
     return _fitted(scores, SUMMED, events, scored_with)
 
 
@@ -211,6 +217,7 @@ class Calibration:
     precision: np.ndarray  # inverse of C, (scores, scores)
     noise_scale: float | None = None  # of smoothed_density, if it is a score
     missing_offsets: Sequence[float] = ()  # of smoothed_density by column with missing values
+    neighbor_offsets: Sequence[float] = ()  # of neighbor_distance
     mask: Sequence[Sequence[float]] = ()  # weights of the score of this name
     events: str = "images"  # or rows; what is scored, in messages
     training: Sequence[int] = ()  # hashes of training events
@@ -300,6 +307,7 @@ class Calibration:
             fitted,
             noise_scale=self.noise_scale,
             missing_offsets=self.missing_offsets,
+            neighbor_offsets=self.neighbor_offsets,
             mask=self.mask,
             training=self.training,
             column_quantiles=self.column_quantiles,
@@ -329,7 +337,7 @@ class Calibration:
             low, middle, high = quartiles.tolist()
             width = max(high - low, SMALLEST_WIDTH * abs(middle), TINY)
             total += np.arcsinh((_finite(scores[name]) - middle) / width)
-        return total.round(DECIMALS)
+        return total
 
     def p_values(self, name: str, values: np.ndarray) -> np.ndarray:
         """Return the p-values, (N,) between the smallest and 1, of values (N,) of a score."""
@@ -399,6 +407,7 @@ class _Stored(Settings):
     precision: list[list[float]]
     noise_scale: float | None = Field(default=None, ge=0, le=1)
     missing_offsets: tuple[float, ...] = ()
+    neighbor_offsets: tuple[float, ...] = ()
     mask: tuple[tuple[float, ...], ...] = ()
     events: Literal["images", "rows"] = "images"
     training: tuple[int, ...] = ()

@@ -31,7 +31,7 @@ SCORES = {
     "smoothed_density": "-log p(x) of noise-conditional models at their best noise scale, nats, "
     "the mean over models of folds, less its mean increase by each missing value",
     "neighbor_distance": "mean distance from three training rows outside a fold, mean over the "
-    "folds of cross-calibrated tables, standardized columns",
+    "folds of cross-calibrated tables, standardized columns, less the effect of missing values",
     "complexity": "-log2 p(x) minus the bits of the image as a PNG",
     "manifold_density": "-log density on the manifold of the leading coordinates, nats",
     "dimension": "minus the local dimension, from the spectrum of J^T J",
@@ -56,7 +56,8 @@ LEADING = 64
 SCORE_BATCH_SIZE = 64
 SCALE_BATCH_SIZE = 1024
 NOISE_SCALE = "noise_scale"  # key in the calibration of a noise-conditional model
-MISSING_OFFSETS = "missing_offsets"  # key in the calibration of a table with missing values
+# keys in the calibration of a table with missing values
+MISSING_OFFSETS, NEIGHBOR_OFFSETS = "missing_offsets", "neighbor_offsets"
 RIDGE = 0.1  # of the fit of these offsets, about a tenth of a row
 
 
@@ -114,15 +115,17 @@ def score_batch(
             of_members = [log_prob(each, x, context, None, scale, draws) for each in model.members]
             smoothed = -torch.stack(of_members).mean(0)
             if table is not None and (offsets := model.calibration.get(MISSING_OFFSETS)):
-                missing = torch.from_numpy(missing_values(table, x, context))
-                smoothed = smoothed - missing.to(smoothed) @ smoothed.new_tensor(offsets)
+                smoothed = without_offsets(smoothed, offsets, missing_values(table, x, context))
             scores[SMOOTHED_DENSITY] = smoothed
         if "encoder_distance" in names:
             projection = model.decode(u, context=context)
             scores["encoder_distance"] = (x - projection).square().flatten(1).mean(1)
     if NEIGHBOR_DISTANCE in names and table is not None and model.neighbors is not None:
         places = table.without_noise(x.cpu().numpy(), context_array(context))
-        scores[NEIGHBOR_DISTANCE] = model.neighbors.distance(torch.from_numpy(places).to(x))
+        distance = model.neighbors.distance(torch.from_numpy(places).to(x))
+        if offsets := model.calibration.get(NEIGHBOR_OFFSETS):
+            distance = without_offsets(distance, offsets, missing_values(table, x, context))
+        scores[NEIGHBOR_DISTANCE] = distance
     if MASK in names and table is not None and (weights := model.calibration.get(MASK)):
         of_batch = missing_values(table, x, context)
         log_probs = mask_log_prob(np.array(weights), x.cpu().numpy(), of_batch, table.maskable)
@@ -203,6 +206,11 @@ def fit_missing_offsets(is_missing: np.ndarray, values: np.ndarray) -> list[floa
 
     fitted = HuberRegressor(alpha=RIDGE).fit(is_missing[is_finite], values[is_finite])
     return fitted.coef_.tolist()
+
+
+def without_offsets(values: Tensor, offsets: Sequence[float], missing: np.ndarray) -> Tensor:
+    """Subtract offsets (columns,) of missing values (batch, columns) from scores (batch,)."""
+    return values - torch.from_numpy(missing).to(values) @ values.new_tensor(offsets)
 
 
 def leading_spectrum(
