@@ -127,12 +127,6 @@ def cross_calibrate(
         mask[held_out] = scores.get(MASK, 0.0)
     scored_with: dict[str, Any] = {NOISE_SCALE: scale}
     scores = {SMOOTHED_DENSITY: smoothed}
-    if table is not None and has_missing:
-        is_missing = table.missing(events.context, len(events)).astype(float)
-        scored_with[MISSING_OFFSETS] = fit_missing_offsets(is_missing, smoothed)
-        scored_with[MASK] = mask_weights(model, events)
-        scores[SMOOTHED_DENSITY] = smoothed - is_missing @ np.array(scored_with[MISSING_OFFSETS])
-        scores[MASK] = mask
     if table is not None and model.neighbors is not None:
         places = torch.from_numpy(table.without_noise(events.x, events.context)).to(device)
         distances = np.zeros(len(events))
@@ -140,11 +134,15 @@ def cross_calibrate(
             distance = model.neighbors.distance(places[torch.from_numpy(held_out)], number)
             distances[held_out] = distance.cpu().numpy()
         scores[NEIGHBOR_DISTANCE] = distances
-        if has_missing:
-            is_missing = table.missing(events.context, len(events)).astype(float)
-            offsets = fit_missing_offsets(is_missing, distances)
-            scored_with[NEIGHBOR_OFFSETS] = offsets
-            scores[NEIGHBOR_DISTANCE] = distances - is_missing @ np.array(offsets)
+    if table is not None and has_missing:
+        is_missing = table.missing(events.context, len(events)).astype(float)
+        offsets = {SMOOTHED_DENSITY: MISSING_OFFSETS, NEIGHBOR_DISTANCE: NEIGHBOR_OFFSETS}
+        for name, values in scores.items():
+            fitted = fit_missing_offsets(is_missing, values)
+            scored_with[offsets[name]] = fitted
+            scores[name] = values - is_missing @ np.array(fitted)
+        scored_with[MASK] = mask_weights(model, events)
+        scores[MASK] = mask
     return _fitted(scores, SUMMED, events, scored_with)
 
 
