@@ -165,22 +165,8 @@ class ManifoldFlow(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMix
         held_out, train = order[:count], order[count:]
         if len(rows) < MIN_ROWS:
             held_out, train = np.resize(order, max(len(rows), MIN_IMAGES)), order
-        calibrated = len(rows) if is_cross else len(held_out)
-        if self.alpha < 1 / (calibrated + 1):
-            share = 1 if is_cross else HELD_OUT
-            raise UserError(
-                f"alpha: expected at least 1/{calibrated + 1}, the smallest p-value with "
-                f"{calibrated} held-out rows, got {self.alpha:g}. Increase it, or pass at least "
-                f"{math.ceil((1 / self.alpha - 1) / share)} rows."
-            )
-        preprocessor, events = None, Events(rows) if rows.ndim == 4 else None
-        if events is None:
-            is_training = np.isin(np.arange(len(rows)), train) | is_cross
-            preprocessor = Preprocessor.fit(rows, scale=self.scale, training=is_training)
-            if not preprocessor.varying:
-                raise UserError("X: expected a column with several values, got constant columns.")
-            numbers = np.arange(len(rows))
-            events = replace(preprocessor.transform(rows, salt=numbers), rows=numbers)
+        self._check_alpha(len(rows) if is_cross else len(held_out), 1 if is_cross else HELD_OUT)
+        preprocessor, events = self._prepared(rows, np.isin(np.arange(len(rows)), train) | is_cross)
         valid, shape = events[held_out], events.x.shape[1:]
         model_settings, phases = self._method(shape, len(train), device, preprocessor is not None)
         with hidden_progress(not self.verbose), TemporaryDirectory() as folder:
@@ -202,16 +188,40 @@ class ManifoldFlow(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMix
                     model = with_defensive_component(model, events[train], valid, device)
                 calibration = calibrate(model, valid, device, train=events[train])
                 model = model.with_facts(calibration=calibration)
+        self.preprocessor_ = preprocessor
+        self.model_ = model.with_facts(notes={**model.notes, "estimator": self._facts()}).cpu()
+        self.noise_scale_ = model.calibration[NOISE_SCALE]
+        return self
+
+    def _check_alpha(self, calibrated: int, share: float) -> None:
+        """Refuse an alpha below the smallest p-value of the rows that calibrate, a share of all."""
+        if self.alpha < 1 / (calibrated + 1):
+            raise UserError(
+                f"alpha: expected at least 1/{calibrated + 1}, the smallest p-value with "
+                f"{calibrated} held-out rows, got {self.alpha:g}. Increase it, or pass at least "
+                f"{math.ceil((1 / self.alpha - 1) / share)} rows."
+            )
+
+    def _prepared(
+        self, rows: np.ndarray, is_training: np.ndarray
+    ) -> tuple[Preprocessor | None, Events]:
+        """Return events of images (n, C, H, W), or of rows (n, D) with what prepared them."""
+        if rows.ndim == 4:
+            return None, Events(rows)
+        preprocessor = Preprocessor.fit(rows, scale=self.scale, training=is_training)
+        if not preprocessor.varying:
+            raise UserError("X: expected a column with several values, got constant columns.")
+        numbers = np.arange(len(rows))
+        return preprocessor, replace(preprocessor.transform(rows, salt=numbers), rows=numbers)
+
+    def _facts(self) -> dict[str, Any]:
+        """Return what a saved model tells of the estimator."""
         parameters = {
             name: value
             for name, value in self.get_params().items()
             if name != "device" and isinstance(value, STORED)
         }
-        named = hasattr(self, "feature_names_in_")
-        notes = {**model.notes, "estimator": {"parameters": parameters, "named": named}}
-        self.preprocessor_, self.model_ = preprocessor, model.with_facts(notes=notes).cpu()
-        self.noise_scale_ = model.calibration[NOISE_SCALE]
-        return self
+        return {"parameters": parameters, "named": hasattr(self, "feature_names_in_")}
 
     def score_samples(self, X: Any) -> np.ndarray:  # noqa: N803
         """Compute the log-density of rows, (n,) in nats.

@@ -137,14 +137,21 @@ def score_batch(
         bits = model.event_dim * model.to_bits_per_dim(of_x.double())
         scores["complexity"] = bits - torch.tensor(png_bits(events), device=bits.device)
     if "manifold_density" in names or "dimension" in names:
-        eigenvalues = leading_spectrum(model, u, context=context)
-        volume = eigenvalues.clamp_min(1e-12).log().sum(1) / 2
-        leading = model.coordinates(u)[:, : eigenvalues.shape[1]]
-        code_log_prob = standard_normal_log_prob(leading) + model.overlap(u, context)
-        scores["manifold_density"] = volume - code_log_prob
-        scores["dimension"] = -local_dimension(eigenvalues, model.event_shape)
+        scores |= _from_spectrum(model, u, context)
     chosen = [name for name in SCORES if name in names and name in scores]
     return {name: scores[name].double().detach() for name in chosen}
+
+
+def _from_spectrum(model: Model, u: Tensor, context: Context | None) -> dict[str, Tensor]:
+    """Score latents u (batch, d) by the leading eigenvalues of the decoder's metric there."""
+    eigenvalues = leading_spectrum(model, u, context=context)
+    volume = eigenvalues.clamp_min(1e-12).log().sum(1) / 2
+    leading = model.coordinates(u)[:, : eigenvalues.shape[1]]
+    code_log_prob = standard_normal_log_prob(leading) + model.overlap(u, context)
+    return {
+        "manifold_density": volume - code_log_prob,
+        "dimension": -local_dimension(eigenvalues, model.event_shape),
+    }
 
 
 @torch.no_grad()
