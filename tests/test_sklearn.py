@@ -31,6 +31,7 @@ from submanifold.evaluation.calibration import SUMMED, Calibration
 from submanifold.evaluation.intervals import false_alarm_range
 from submanifold.evaluation.scores import score
 from submanifold.models import Model
+from submanifold.models.neighbors import normal_scores
 from submanifold.sklearn import ManifoldFlow
 from submanifold.training import RotationSettings, Trainer
 
@@ -559,13 +560,15 @@ def test_offset_is_the_log_density_below_which_rows_are_outliers(plane):
 def test_scores_join_the_density_and_the_distance_to_rows_of_other_folds():
     rows, new = normal(150, 1.0, 2.0, 3.0)[:100], normal(150, 1.0, 2.0, 3.0)[100:]
     flow, scaler = ManifoldFlow(**FEW).fit(rows), StandardScaler().fit(rows)
-    fold = flow.model_.neighbors.fold.numpy()
-    distances = [
-        NearestNeighbors(n_neighbors=3)
-        .fit(scaler.transform(rows[fold != number]))
-        .kneighbors(scaler.transform(new))[0]
-        for number in range(5)
-    ]
+    fold, distances = flow.model_.neighbors.fold.numpy(), []
+    for number in range(5):
+        outside = torch.from_numpy(scaler.transform(rows[fold != number]))
+        of_rows, of_new = (
+            torch.cat([each, normal_scores(each, outside)], 1)
+            for each in (outside, torch.from_numpy(scaler.transform(new)))
+        )
+        fitted = NearestNeighbors(n_neighbors=3).fit(of_rows)
+        distances.append(fitted.kneighbors(of_new)[0])
     scores = score(flow.model_, flow.preprocessor_.transform(new), SUMMED)
     expected = np.mean(distances, axis=(0, 2))
     np.testing.assert_allclose(scores["neighbor_distance"], expected, rtol=1e-4)

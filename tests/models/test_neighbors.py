@@ -1,10 +1,12 @@
 """Distances from rows to those of other folds: known answers and files."""
 
 import numpy as np
+import scipy
 import torch
 
 from submanifold.flows import RealNVP
 from submanifold.models import CrossFitted, Hierarchy, Model, Neighbors, Stage
+from submanifold.models.neighbors import normal_scores
 
 
 def random_neighbors(count=60, dim=3, folds=5):
@@ -13,12 +15,22 @@ def random_neighbors(count=60, dim=3, folds=5):
     return Neighbors(count, dim, folds).double().set(*map(torch.from_numpy, (rows, fold)))
 
 
+def with_normal_scores(x, rows):
+    """Append the normal scores of x among rows without ties, by NumPy."""
+    ranks = (rows[None] < x[:, None]).sum(1) + (rows[None] == x[:, None]).sum(1) / 2
+    shares = ranks.clip(0.25, len(rows) - 0.25) / len(rows)
+    return np.hstack([x, scipy.stats.norm.ppf(shares)])
+
+
 def test_distances_are_means_of_the_three_nearest_rows_outside_each_fold():
     neighbors, x = random_neighbors(), torch.randn(20, 3).double()
     rows, fold = neighbors.rows.numpy(), neighbors.fold.numpy()
-    distances = np.linalg.norm(x.numpy()[:, None] - rows, axis=2)
-    nearest = [np.sort(distances[:, fold != number], axis=1)[:, :3] for number in range(5)]
-    of_folds = np.mean(nearest, axis=2)
+    of_folds = []
+    for number in range(5):
+        outside = rows[fold != number]
+        of_x, of_rows = (with_normal_scores(each, outside) for each in (x.numpy(), outside))
+        distances = np.linalg.norm(of_x[:, None] - of_rows, axis=2)
+        of_folds.append(np.sort(distances, axis=1)[:, :3].mean(axis=1))
     np.testing.assert_allclose(neighbors.distance(x), np.mean(of_folds, axis=0))
     np.testing.assert_allclose(neighbors.distance(x, 3), of_folds[3])
 
@@ -27,15 +39,29 @@ def test_no_row_is_its_own_neighbor_in_its_fold():
     neighbors = random_neighbors()
     rows, fold = neighbors.rows, neighbors.fold
     for number in range(5):
-        others = rows[fold != number]
-        expected = torch.cdist(rows[fold == number], others).sort(1)[0][:, :3].mean(1)
-        torch.testing.assert_close(neighbors.distance(rows[fold == number], number), expected)
+        distances = neighbors.distance(rows[fold == number], number)
+        assert (distances > 0.1).all()  # to itself it is 0
 
 
 def test_distances_of_rows_that_are_not_finite_are_infinite():
     x = torch.tensor([[torch.nan, 0, 0], [torch.inf, 0, 0], [1e30, 0, 0]]).double()
     distances = random_neighbors().distance(x)
     assert distances.isinf().tolist() == [True, True, False]
+
+
+def test_distances_grow_far_from_the_rows():
+    far = 10.0 ** torch.arange(1, 9)[:, None].repeat(1, 3).double()
+    distances = random_neighbors().distance(far)
+    torch.testing.assert_close(distances[3:], far[3:].norm(dim=1), rtol=1e-3, atol=0)
+
+
+def test_normal_scores_are_those_of_ranks_and_of_monotone_functions():
+    rows = torch.tensor([[1.0, 0], [2, 0], [3, 0], [4, 1]]).double()
+    x = torch.tensor([[2.0, 0], [2.5, 1], [9, -1]]).double()
+    shares = np.array([[1.5, 1.5], [2, 3.5], [3.75, 0.25]]) / 4
+    scores = normal_scores(x, rows)
+    np.testing.assert_allclose(scores, scipy.stats.norm.ppf(shares), atol=1e-12)
+    assert torch.equal(normal_scores(x.exp(), rows.exp()), scores)
 
 
 def test_files_keep_the_rows(tmp_path):

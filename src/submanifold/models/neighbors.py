@@ -15,6 +15,10 @@ class Neighbors(nn.Module):
     the folds. That of a row of fold k is to rows outside fold k alone, so that events and rows are
     compared with rows that were chosen without them, and no row is its own neighbor.
 
+    Distances are those of the coordinates and their normal scores together
+    (:func:`normal_scores`): the former are large far from the rows, the latter are equal for a
+    column and its logarithm.
+
     Args:
         count: Number of rows.
         dim: D, the number of coordinates of a row.
@@ -23,10 +27,10 @@ class Neighbors(nn.Module):
     Example:
         >>> rows, fold = torch.arange(8.0)[:, None], torch.tensor([0, 1]).repeat(4)
         >>> neighbors = Neighbors(8, dim=1, folds=2).set(rows, fold)
-        >>> neighbors.distance(torch.tensor([[8.0]]))  # of 7, 5, 3 and of 6, 4, 2
-        tensor([3.5000], dtype=torch.float64)
-        >>> neighbors.distance(rows[:1], fold=0)  # of 1, 3, 5
-        tensor([3.], dtype=torch.float64)
+        >>> neighbors.distance(torch.tensor([[8.0], [80.0]])).round(decimals=1)
+        tensor([ 3.7000, 75.5000], dtype=torch.float64)
+        >>> neighbors.distance(rows[:1], fold=0).round(decimals=1)  # to 1, 3 and 5
+        tensor([3.2000], dtype=torch.float64)
     """
 
     rows: Tensor
@@ -50,11 +54,34 @@ class Neighbors(nn.Module):
         They are infinite where x is not finite.
         """
         folds = range(self.folds) if fold is None else [fold]
-        # products of matrices would round small distances
-        mode = "donot_use_mm_for_euclid_dist"
-        distances = torch.cdist(x.double(), self.rows.double(), compute_mode=mode)
         means = []
         for number in folds:
-            outside = distances[:, self.fold != number]
-            means.append(outside.topk(min(NEAREST, outside.shape[1]), largest=False)[0].mean(1))
+            outside = self.rows[self.fold != number].double()
+            of_x, of_rows = (
+                torch.cat([each, normal_scores(each, outside)], 1) for each in (x.double(), outside)
+            )
+            # products of matrices would round small distances
+            mode = "donot_use_mm_for_euclid_dist"
+            distances = torch.cdist(of_x, of_rows, compute_mode=mode)
+            nearest = distances.topk(min(NEAREST, len(outside)), largest=False)[0]
+            means.append(nearest.mean(1))
         return torch.stack(means).mean(0).nan_to_num(torch.inf, torch.inf)
+
+
+def normal_scores(x: Tensor, rows: Tensor) -> Tensor:
+    r"""Compute the normal scores of coordinates x (batch, D) among those of rows (n, D).
+
+    They are :math:`\Phi^{-1}(r / n)` with the mid-rank r (van der Waerden 1952): the number of rows
+    below, and half of those that are equal. Beyond the rows, r is 1/4 or n - 1/4.
+
+    Example:
+        >>> rows = torch.tensor([[1.0], [10.0], [100.0]])
+        >>> normal_scores(torch.tensor([[0.0], [10.0], [1e9]]), rows).T
+        tensor([[-1.3830,  0.0000,  1.3830]])
+    """
+    ordered, values, count = rows.T.contiguous().sort(1)[0], x.T.contiguous(), len(rows)
+    below, not_above = (
+        torch.searchsorted(ordered, values, side=side).to(x.dtype) for side in ("left", "right")
+    )
+    ranks = ((below + not_above) / 2).clamp(0.25, count - 0.25)
+    return torch.special.ndtri(ranks / count).T
