@@ -215,7 +215,7 @@ class ManifoldFlow(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMix
         return preprocessor, replace(preprocessor.transform(rows, salt=numbers), rows=numbers)
 
     def _facts(self) -> dict[str, Any]:
-        """Return what a saved model tells of the estimator."""
+        """Return the parameters of the estimator, which its saved model keeps."""
         parameters = {
             name: value
             for name, value in self.get_params().items()

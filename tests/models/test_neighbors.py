@@ -22,25 +22,27 @@ def with_normal_scores(x, rows):
     return np.hstack([x, scipy.stats.norm.ppf(shares)])
 
 
+def nearest_outside(neighbors, x, number):
+    """Mean distances of x to the three nearest rows outside a fold, by NumPy."""
+    outside = neighbors.rows.numpy()[neighbors.fold.numpy() != number]
+    of_x, of_rows = (with_normal_scores(each, outside) for each in (x.numpy(), outside))
+    distances = np.linalg.norm(of_x[:, None] - of_rows, axis=2)
+    return np.sort(distances, axis=1)[:, :3].mean(axis=1)
+
+
 def test_distances_are_means_of_the_three_nearest_rows_outside_each_fold():
     neighbors, x = random_neighbors(), torch.randn(20, 3).double()
-    rows, fold = neighbors.rows.numpy(), neighbors.fold.numpy()
-    of_folds = []
-    for number in range(5):
-        outside = rows[fold != number]
-        of_x, of_rows = (with_normal_scores(each, outside) for each in (x.numpy(), outside))
-        distances = np.linalg.norm(of_x[:, None] - of_rows, axis=2)
-        of_folds.append(np.sort(distances, axis=1)[:, :3].mean(axis=1))
+    of_folds = [nearest_outside(neighbors, x, number) for number in range(5)]
     np.testing.assert_allclose(neighbors.distance(x), np.mean(of_folds, axis=0))
     np.testing.assert_allclose(neighbors.distance(x, 3), of_folds[3])
 
 
 def test_no_row_is_its_own_neighbor_in_its_fold():
     neighbors = random_neighbors()
-    rows, fold = neighbors.rows, neighbors.fold
     for number in range(5):
-        distances = neighbors.distance(rows[fold == number], number)
-        assert (distances > 0.1).all()  # to itself it is 0
+        rows = neighbors.rows[neighbors.fold == number]
+        expected = nearest_outside(neighbors, rows, number)
+        np.testing.assert_allclose(neighbors.distance(rows, number), expected)
 
 
 def test_distances_of_rows_that_are_not_finite_are_infinite():

@@ -31,7 +31,8 @@ SCORES = {
     "smoothed_density": "-log p(x) of noise-conditional models at their best noise scale, nats, "
     "the mean over models of folds, less its mean increase by each missing value",
     "neighbor_distance": "mean distance from three training rows outside a fold, mean over the "
-    "folds of cross-calibrated tables, standardized columns, less the effect of missing values",
+    "folds of cross-calibrated tables, standardized columns and their normal scores, less the "
+    "effect of missing values",
     "complexity": "-log2 p(x) minus the bits of the image as a PNG",
     "manifold_density": "-log density on the manifold of the leading coordinates, nats",
     "dimension": "minus the local dimension, from the spectrum of J^T J",
