@@ -10,9 +10,8 @@ that an interrupted command resumes. Durations are processor time of one thread.
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
@@ -24,12 +23,10 @@ from torch import Tensor, nn
 
 from benchmarks.results import markdown, over_seeds
 from submanifold.common.files import read_json, write_json
-from submanifold.config.resolve import default_method
 from submanifold.evaluation.intervals import mean_interval
 from submanifold.evaluation.metrics import format_interval
-from submanifold.training.cost import with_steps
-from submanifold.training.phases import PhaseSettings, train_phases
-from submanifold.training.rotation import RotationSettings
+from submanifold.inference.predictor import Predictor
+from submanifold.sklearn import ManifoldFlow
 
 RESULTS = Path("data/tables")
 TABLES, COLUMNS = 10, 3
@@ -40,7 +37,7 @@ BANDWIDTHS = np.geomspace(0.01, 1, 13)
 KERNEL_ROWS = 2000  # of kernel PCA, whose time is cubic
 CHECKS = 25  # validations of a network that is trained here
 
-OURS, PLAIN = "noise-conditional", "without penalty"
+OURS = "ManifoldFlow"
 MIXTURE, KERNEL, SPLINE = DENSITIES = "Gaussian mixture", "kernel density", "NSF"
 MANIFOLDS = "PCA", "kernel PCA", "autoencoder"
 SHARES = {"1/4": 0.25, "1/2": 0.5}
@@ -118,47 +115,29 @@ def measured(path: Path, methods: dict[str, Callable[[Measures], Any]], what: st
     return measures
 
 
-# ---- the method of this project
+# ---- methods
 
 
-def train_flow(rows: Rows, seed: int, steps: int | None, penalty: bool = True) -> tuple[Any, float]:
-    """Train the default method of tables; returns the model and the seconds.
-
-    Without the penalty the likelihood is trained for the steps of both phases.
-    """
-    model_settings, phases = default_method("table", max(1, rows[0].shape[1] // 2))
-    usual = {
-        name: phase.training.steps
-        for name, phase in phases.items()
-        if isinstance(phase, PhaseSettings)
-    }
-    factor = 1 if steps is None else steps / sum(usual.values())
-    counts = {name: max(1, round(factor * count)) for name, count in usual.items()}
-    first, *later = counts
-    if not penalty:
-        counts[first] += sum(counts.pop(name) for name in later)
-    phases = {
-        name: with_steps(phase, counts.get(name, getattr(phase, "probes", None)))
-        for name, phase in phases.items()
-        if name in counts or isinstance(phase, RotationSettings)
-    }
+def manifold_flow(rows: Rows, dims: Mapping[str, int], seed: int) -> dict[str, Any]:
+    """Fit the default estimator, and measure nearest projections at each dimension."""
+    train, valid, test = rows
     started = time.process_time()
-    with TemporaryDirectory() as folder:
-        arguments = seed, torch.device("cpu"), Path(folder)
-        model = train_phases(phases, model_settings, *rows[:2], *arguments)
-    return model.eval(), time.process_time() - started
-
-
-def log_probs(model: Any, x: np.ndarray) -> list[float]:
-    with torch.no_grad():
-        batches = [model.log_prob(batch) for batch in torch.from_numpy(x).split(1024)]
-    return torch.cat(batches).double().tolist()
-
-
-def nearest_projections(model: Any, x: np.ndarray, dim: int) -> np.ndarray:
-    manifold = model.at_dim(dim)
-    batches = torch.from_numpy(x).split(1024)
-    return torch.cat([manifold.project(batch, nearest=True) for batch in batches]).numpy()
+    flow = ManifoldFlow(random_state=seed).fit(np.concatenate([train, valid]))
+    seconds = time.process_time() - started
+    model = getattr(flow.model_, "manifold", flow.model_)  # of several models of the density
+    return {
+        "seconds": seconds,
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "log_prob": flow.score_samples(test).tolist(),
+        **{
+            share: np.square(
+                Predictor(flow.model_.at_dim(dim)).project(test, nearest=True)[0] - test
+            )
+            .mean(1)
+            .tolist()
+            for share, dim in dims.items()
+        },
+    }
 
 
 def gaussian_mixture(train: np.ndarray, valid: np.ndarray) -> GaussianMixture:
@@ -235,9 +214,6 @@ def spline_flow(rows: Rows, seconds: float) -> dict[str, Any]:
     return {"log_prob": log_prob.tolist(), "steps": steps}
 
 
-# ---- manifold
-
-
 def autoencoder(rows: Rows, dim: int, parameters: int, seconds: float) -> np.ndarray:
     """Train an autoencoder on the squared error, and reconstruct the test rows.
 
@@ -291,7 +267,7 @@ def dims_of(columns: int) -> dict[str, int]:
     return {share: max(1, round(columns * factor)) for share, factor in SHARES.items()}
 
 
-def compare(path: Path, table: str, seed: int, steps: int | None) -> Measures:
+def compare(path: Path, table: str, seed: int) -> Measures:
     """Measure all methods on one table with one seed: log-densities and errors of test rows."""
     rows = split_rows(path, seed)
     train, valid, test = rows
@@ -300,15 +276,6 @@ def compare(path: Path, table: str, seed: int, steps: int | None) -> Measures:
     def errors(project: Callable[[int], np.ndarray]) -> dict[str, Any]:
         return {
             share: np.square(project(dim) - test).mean(1).tolist() for share, dim in dims.items()
-        }
-
-    def flow(penalty: bool) -> dict[str, Any]:
-        model, seconds = train_flow(rows, seed, steps, penalty)
-        return {
-            "seconds": seconds,
-            "parameters": sum(weight.numel() for weight in model.parameters()),
-            "log_prob": log_probs(model, test),
-            **errors(lambda dim: nearest_projections(model, test, dim)),
         }
 
     def mixture(measures: Measures) -> dict[str, Any]:
@@ -324,8 +291,7 @@ def compare(path: Path, table: str, seed: int, steps: int | None) -> Measures:
     return measured(
         RESULTS / f"{table}-{seed}.json",
         {
-            OURS: lambda measures: flow(True),
-            PLAIN: lambda measures: flow(False),
+            OURS: lambda measures: manifold_flow(rows, dims, seed),
             MIXTURE: mixture,
             KERNEL: lambda measures: kernel_density(train, valid, test),
             SPLINE: lambda measures: spline_flow(rows, measures[OURS]["seconds"]),
@@ -345,12 +311,11 @@ def compare(path: Path, table: str, seed: int, steps: int | None) -> Measures:
     help="Folder of npz files.",
 )
 @click.option("--seeds", default=3, show_default=True)
-@click.option("--steps", type=int, help="Of the flow; default: the method's.")
-def main(data: Path, seeds: int, steps: int | None) -> None:
+def main(data: Path, seeds: int) -> None:
     """Measure the density and the manifold of the ten largest tables."""
     paths = largest_tables(data)
     runs_by_table = {
-        table: [compare(path, table, seed, steps) for seed in range(seeds)]
+        table: [compare(path, table, seed) for seed in range(seeds)]
         for table, path in paths.items()
     }
     click.echo("Log-likelihood of test rows, nats per row\n")
@@ -387,16 +352,14 @@ def manifold_table(
     rows, first = [], 0
     for table, runs in runs_by_table.items():
         columns = split_rows(paths[table], 0)[0].shape[1]
-        means = means_of(runs, share, (OURS, PLAIN, *MANIFOLDS))
+        means = means_of(runs, share, (OURS, *MANIFOLDS))
         best = min(MANIFOLDS, key=lambda name: np.mean(means[name]))
         first += paired(runs, share, best)["value"] < 0
-        bits = paired(runs, "log_prob", PLAIN)["value"] / columns / math.log(2)
         rows.append(
             {
                 "table": table,
                 "d": f"{dims_of(columns)[share]} of {columns}",
                 **{name: over_seeds(values, ".4f") for name, values in means.items()},
-                "bits per dimension lost": f"{-bits:.3f}",
             }
         )
     click.echo(markdown(rows))

@@ -9,7 +9,7 @@ from scipy import stats
 from sklearn.covariance import LedoitWolf
 
 from strategies import affine, perturb
-from submanifold.evaluation.defensive import WEIGHTS, with_defensive_component
+from submanifold.evaluation.defensive import WIDE_WEIGHTS, with_defensive_component
 from submanifold.flows import Affine, RealNVP, Tabular, make_conditional, with_noise_scale
 from submanifold.models import DefensiveComponent, Hierarchy, Mixture, Model, Stage
 
@@ -88,17 +88,24 @@ def test_samples_of_a_model_of_all_dimensions_are_draws_from_the_mixture():
 
 
 def test_a_missing_value_has_the_marginal_of_the_observed_ones():
-    component = DefensiveComponent.fit(events(dim=3), 1.0, [0, 2])
+    parts = [DefensiveComponent.fit(events(dim=3, seed=seed)) for seed in (0, 7)]
+    means = np.stack([part.means[0].double().numpy() for part in parts])
+    scales = np.stack([part.scales[0].double().numpy() for part in parts])
+    covariances = scales @ scales.transpose(0, 2, 1)
+    component = DefensiveComponent(3, 1.0, [0, 2], [0.25, 0.75]).set(means, covariances)
     x = torch.from_numpy(events(4, 3, seed=1)).double()
     masks = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
-    covariance = (component.scales[0] @ component.scales[0].T).double().numpy()
     expected = []
     for row, mask in zip(x.numpy(), masks.numpy(), strict=True):
         observed = np.array([mask[0] == 0, True, mask[1] == 0])
-        marginal = stats.multivariate_normal(
-            component.means[0].numpy()[observed], covariance[np.ix_(observed, observed)]
-        )
-        expected.append(marginal.logpdf(row[observed]) + stats.norm.logpdf(row[~observed]).sum())
+        densities = [
+            stats.multivariate_normal(mean[observed], covariance[np.ix_(observed, observed)]).pdf(
+                row[observed]
+            )
+            for mean, covariance in zip(means, covariances, strict=True)
+        ]
+        mixed = np.log(0.25 * densities[0] + 0.75 * densities[1])
+        expected.append(mixed + stats.norm.logpdf(row[~observed]).sum())
     # the noise scale follows the mask
     context = with_noise_scale(masks, torch.ones(4))
     torch.testing.assert_close(
@@ -115,7 +122,7 @@ def test_held_out_events_choose_the_weight():
         with_defensive_component(normal, train, held_out, device) for held_out in (train, outliers)
     ]
     wide = [model.defensive.weight * model.defensive.shares[0] for model in chosen]
-    assert wide == pytest.approx([WEIGHTS[0], WEIGHTS[-1]])
+    assert wide == pytest.approx(WIDE_WEIGHTS)
     assert normal.defensive is None
     x = torch.from_numpy(outliers)
     assert chosen[1].log_prob(x).mean() > normal.log_prob(x).mean() + 5

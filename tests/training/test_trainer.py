@@ -401,8 +401,16 @@ def test_a_training_stops_when_validations_do_not_improve(tmp_path):
     assert evaluate(hierarchy)["loss"] == pytest.approx(best)
     _, again = run(tmp_path, **memorizing)
     assert (again["steps"], again["steps_trained"]) == (history["steps"], 0)
-    _, patient = run(tmp_path / "all", **memorizing | {"patience": None, "steps": 100})
-    assert patient["steps"] == 100
+    _, patient = run(tmp_path / "all", **memorizing | {"patience": None})
+    assert patient["steps"] == 400
+
+
+def test_weights_that_are_not_kept_have_no_warning(tmp_path):
+    _, history = run(tmp_path, rows=data(8), learning_rate=0.05, steps=200)
+    gap = history["valid"][-1]["bits_per_dim"] - history["train"][-1]["bits_per_dim"]
+    assert gap > monitor.LARGEST_GAP
+    assert history["best_step"] < 100
+    assert not history["warnings"]
 
 
 def test_the_steps_that_are_left_follow_the_time():
@@ -512,9 +520,17 @@ def test_a_loss_that_stays_far_above_the_start_rolls_back(tmp_path, caplog):
         run(tmp_path / "again", Faulty(range(11, 99), wrong=lambda loss: loss + 100), muon_lr=0.02)
 
 
-@pytest.mark.parametrize(("of_valid", "is_warned"), [(16.0, True), (14.0, False), (-16.0, False)])
-def test_validation_data_of_far_lower_density_are_a_warning(of_valid, is_warned):
-    row = {"step": 40, "inverse_error": 0.0, "bits_per_dim": of_valid}
+@pytest.mark.parametrize(
+    ("of_valid", "scored", "is_warned"),
+    [
+        (16.0, {}, True),
+        (14.0, {}, False),
+        (-16.0, {}, False),
+        (16.0, {monitor.SCORED_LOSS: 2.0}, False),
+    ],
+)
+def test_validation_data_of_far_lower_density_are_a_warning(of_valid, scored, is_warned):
+    row = {"step": 40, "inverse_error": 0.0, "bits_per_dim": of_valid, **scored}
     texts = monitor.warnings(row, {"bits_per_dim": 5.0})
     assert [*texts] == ["memorized"] * is_warned
     assert (

@@ -1,9 +1,9 @@
 """Normal components of a density and their weights, which held-out events choose."""
 
 import copy
+import math
 import warnings
 from collections.abc import Sequence
-from itertools import product
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,12 +17,15 @@ from submanifold.evaluation.scores import SCALE_BATCH_SIZE, best_noise_scale
 from submanifold.flows import is_noise_conditional
 from submanifold.models import DefensiveComponent, Model
 
-WEIGHTS = 0.01, 0.02, 0.05, 0.1  #: Of the wide component.
-SHARES = 0.0, 0.1, 0.25, 0.5, 0.75, 0.9  #: Of a Gaussian mixture in the rest.
+WIDE_WEIGHTS = 0.01, 0.1  #: Limits of the weight of the wide component.
+WEIGHT_STEPS = 200  #: Of the EM algorithm for the weights.
 MAX_HELD_OUT = 2000  #: Held-out events that choose the weights.
-COMPONENTS, RIDGES = (1, 2, 4, 8, 16, 32), (1e-4, 1e-2)  #: Of Gaussian mixtures, to choose from.
-MIXTURE_ROWS = 4000  #: Training events, the first ones, that a Gaussian mixture is fitted to.
-ROWS_PER_COMPONENT = 10
+COMPONENTS = 1, 2, 4, 8, 16, 32, 64, 128  #: Of Gaussian mixtures, until two are not better.
+MIXTURE_ROWS = 25_600  #: Training events, the first ones, that a Gaussian mixture is fitted to.
+FEW_ROWS = 10  #: Training events for each component; with fewer there is no such mixture.
+MANY_ROWS = 200  #: Training events for each component that determine its covariance.
+RIDGES, RIDGE_OF_MANY = (1e-4, 1e-2), 1e-6
+"""Variances that are added to each, where events are fewer than :data:`MANY_ROWS`, and else."""
 MIXTURE_ELEMENTS = 2**14  #: Of all covariances of a Gaussian mixture, which takes longer with them.
 
 AnyModel = TypeVar("AnyModel", bound=Model)
@@ -33,8 +36,8 @@ def with_defensive_component(
 ) -> AnyModel:
     """Return a model of vectors with a :class:`.DefensiveComponent`; others as they are.
 
-    A Gaussian mixture and the weights, of the wide component 0.01 to 0.1, are those of the largest
-    mean log-density of ``held_out`` events (N, D), of a noise-conditional model at its best noise
+    Held-out events (N, D) choose a Gaussian mixture, and by maximum likelihood the weights of the
+    flow, of the mixture and of the wide component; of a noise-conditional model at its best noise
     scale. The components are fitted to ``train`` (N, D). ``model.data`` describes the table, if the
     events are rows of one.
     """
@@ -54,16 +57,35 @@ def with_defensive_component(
 
     x, maskable = as_events(train).x, [] if table is None else table.maskable.tolist()
     wide = DefensiveComponent.fit(x, 1.0, maskable)
-    mixture = best_gaussian_mixture(x[:MIXTURE_ROWS], held_out.x, maskable)
-    flow, of_wide = log_probs(None), log_probs(wide)
-    of_mixture = flow if mixture is None else log_probs(mixture)
-    _, weight, share = max(
-        (_mixed(flow, of_mixture, of_wide, weight, share).mean().item(), -weight, -share)
-        for weight in WEIGHTS
-        for share in (SHARES if mixture is not None else SHARES[:1])
-    )
-    mixed.defensive = _join(wide, mixture, -weight, -share).to(device, like)
+    parts = [wide]
+    if (mixture := best_gaussian_mixture(x, held_out.x, maskable)) is not None:
+        parts.append(mixture)
+    weights = mixture_weights(torch.stack([log_probs(part) for part in (None, *parts)]))
+    mixed.defensive = _join(parts, weights[1:].tolist()).to(device, like)
     return mixed
+
+
+def mixture_weights(log_probs: Tensor) -> Tensor:
+    """Compute the weights of a mixture of the flow, the wide component, and others.
+
+    They maximize the likelihood of held-out events by the EM algorithm, from the log-densities
+    (components, n) of each. One event more that all components explain equally keeps each weight
+    above zero; that of the wide component is within :data:`WIDE_WEIGHTS`.
+
+    Example:
+        >>> mixture_weights(torch.tensor([[0.0, 0.0, -9.0], [-9.0, -9.0, -9.0], [-9.0, -9.0, 0.0]]))
+        tensor([0.5833, 0.0833, 0.3333])
+    """
+    count = len(log_probs)
+    log_probs = log_probs.nan_to_num(-torch.inf, posinf=-torch.inf)
+    weights = torch.full_like(log_probs[:, 0], 1 / count)
+    for _ in range(WEIGHT_STEPS):
+        shares = (log_probs + weights.log()[:, None]).softmax(0)
+        weights = (shares.nansum(1) + 1 / count) / (shares.isfinite().all(0).sum() + 1)
+    wide = weights[1].clamp(*WIDE_WEIGHTS)
+    weights = weights * (1 - wide) / (1 - weights[1])
+    weights[1] = wide
+    return weights
 
 
 def best_gaussian_mixture(
@@ -75,38 +97,36 @@ def best_gaussian_mixture(
     """
     from sklearn.mixture import GaussianMixture  # loads slowly
 
-    dim, fitted = train.shape[1], list[GaussianMixture]()
-    for count, ridge in product(COMPONENTS, RIDGES):
-        if ROWS_PER_COMPONENT * count <= len(train) and count * dim**2 <= MIXTURE_ELEMENTS:
+    x, dim = np.asarray(train[:MIXTURE_ROWS], np.float64), train.shape[1]
+    best, largest, misses = None, -math.inf, 0
+    for count in COMPONENTS:
+        too_few = len(x) < FEW_ROWS * count or count * dim**2 > MIXTURE_ELEMENTS
+        if too_few or misses == 2:
+            break
+        misses += 1
+        for ridge in RIDGES if len(x) < MANY_ROWS * count else [RIDGE_OF_MANY]:
             options: Any = {"max_iter": 50, "init_params": "k-means++", "random_state": 0}
             mixture = GaussianMixture(count, reg_covar=ridge, **options)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the iterations may not suffice
-                fitted.append(mixture.fit(np.asarray(train, np.float64)))
-    if not fitted:
+                log_prob = mixture.fit(x).score(held_out)
+            if log_prob > largest:
+                best, largest, misses = mixture, log_prob, 0
+    if best is None:
         return None
-    best = max(fitted, key=lambda mixture: mixture.score(held_out))
     component = DefensiveComponent(dim, 1.0, maskable, best.weights_.tolist())
     return component.set(best.means_, best.covariances_)
 
 
-def _mixed(flow: Tensor, mixture: Tensor, wide: Tensor, weight: float, share: float) -> Tensor:
-    terms = (1 - weight) * (1 - share), (1 - weight) * share, weight
-    weights = torch.tensor(terms).to(flow).log()
-    return (weights[:, None] + torch.stack([flow, mixture, wide])).logsumexp(0)
-
-
-def _join(
-    wide: DefensiveComponent, mixture: DefensiveComponent | None, weight: float, share: float
-) -> DefensiveComponent:
-    """Join the wide component and those of a mixture with their weights."""
-    if mixture is None or share == 0:
-        wide.weight = weight
-        return wide
-    narrow = (1 - weight) * share
-    total = weight + narrow
-    shares = [weight / total, *(narrow / total * part for part in mixture.shares)]
-    joined = DefensiveComponent(wide.dim, total, wide.maskable, shares)
-    joined.means = torch.cat([wide.means, mixture.means])
-    joined.scales = torch.cat([wide.scales, mixture.scales])
+def _join(parts: Sequence[DefensiveComponent], weights: Sequence[float]) -> DefensiveComponent:
+    """Join components with their weights, whose sum is that of the result."""
+    total = sum(weights)
+    shares = [
+        weight / total * share
+        for part, weight in zip(parts, weights, strict=True)
+        for share in part.shares
+    ]
+    joined = DefensiveComponent(parts[0].dim, total, parts[0].maskable, shares)
+    joined.means = torch.cat([part.means for part in parts])
+    joined.scales = torch.cat([part.scales for part in parts])
     return joined

@@ -93,8 +93,14 @@ class DefensiveComponent(nn.Module):
         if self.maskable and context is not None and context.values is not None:
             blank = torch.zeros_like(x, dtype=torch.bool)
             blank[:, self.maskable] = context.values[:, : len(self.maskable)] > 0.5
-        normals = zip(self.means.double(), self.scales.double(), strict=True)
-        log_probs = torch.stack([_log_prob(x, blank, *normal) for normal in normals])
+        means, scales = self.means.double(), self.scales.double()
+        z = torch.linalg.solve_triangular(scales, x.T - means[:, :, None], upper=False)
+        log_probs = _standard_normal(z) - _log_det(scales)[:, None]
+        if blank is not None and (rows := blank.any(1).nonzero()[:, 0]).numel():
+            chunks = rows.split(max(1, MATRIX_ELEMENTS // self.dim**2))
+            for number, normal in enumerate(zip(means, scales, strict=True)):
+                marginal = [_marginal(x[chunk], blank[chunk], *normal) for chunk in chunks]
+                log_probs[number, rows] = torch.cat(marginal)
         log_shares = x.new_tensor(self.shares).log()
         return (log_shares[:, None] + log_probs).logsumexp(0)
 
@@ -113,26 +119,20 @@ class DefensiveComponent(nn.Module):
         return torch.where(chosen[:, None], drawn, events)
 
 
-def _log_prob(x: Tensor, blank: Tensor | None, mean: Tensor, scale: Tensor) -> Tensor:
-    """Log-density of rows (batch, D) whose blanks are independent N(0, 1), (batch,)."""
-    z = torch.linalg.solve_triangular(scale, (x - mean).T, upper=False).T
-    log_prob = _standard_normal(z) - scale.diagonal().log().sum()
-    if blank is None or not (rows := blank.any(1).nonzero()[:, 0]).numel():
-        return log_prob
-    chunks = rows.split(max(1, MATRIX_ELEMENTS // len(mean) ** 2))
-    marginal = torch.cat([_marginal(x[chunk], blank[chunk], mean, scale) for chunk in chunks])
-    return log_prob.index_copy(0, rows, marginal)
-
-
 def _marginal(x: Tensor, blank: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
     """Log-density of rows whose blanks are independent N(0, 1), (rows,)."""
     observed = ~blank[:, :, None] & ~blank[:, None, :]
     identity = torch.eye(len(mean), dtype=x.dtype, device=x.device)
     scales = torch.linalg.cholesky(torch.where(observed, scale @ scale.T, identity))
     offsets = x - mean.where(~blank, 0.0)
-    z = torch.linalg.solve_triangular(scales, offsets[:, :, None], upper=False)[:, :, 0]
-    return _standard_normal(z) - scales.diagonal(dim1=1, dim2=2).log().sum(1)
+    z = torch.linalg.solve_triangular(scales, offsets[:, :, None], upper=False)
+    return _standard_normal(z)[:, 0] - _log_det(scales)
 
 
 def _standard_normal(z: Tensor) -> Tensor:
-    return -0.5 * (z.square() + math.log(2 * math.pi)).sum(1)
+    """Log-density of columns (..., D, n), (..., n)."""
+    return -0.5 * (z.square() + math.log(2 * math.pi)).sum(-2)
+
+
+def _log_det(scales: Tensor) -> Tensor:
+    return scales.diagonal(dim1=-2, dim2=-1).log().sum(-1)

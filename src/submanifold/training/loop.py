@@ -156,10 +156,11 @@ class _Loop:
         if (problem := monitor.validation_divergence(state.valid)) is not None:
             self.trainer.roll_back(self.folder, self.name, problem)
             return
-        for kind, text in monitor.warnings(row, state.train[-1]).items():
-            if kind not in state.warnings:
-                state.warnings[kind] = text
-                log.warning("%s: %s", self.name, text)
+        if state.best_step == state.step:  # other weights are not kept
+            for kind, text in monitor.warnings(row, state.train[-1]).items():
+                if kind not in state.warnings:
+                    state.warnings[kind] = text
+                    log.warning("%s: %s", self.name, text)
         self.trainer.stop_early()
         state.seconds = self.seconds_before + self._elapsed()
         if is_usual or state.step == state.steps:

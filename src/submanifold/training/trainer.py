@@ -22,7 +22,7 @@ from submanifold.losses.encoding import ScoringScale
 from submanifold.models import DefensiveComponent
 from submanifold.training import checkpoint
 from submanifold.training.checkpoint import Identity
-from submanifold.training.monitor import Row, diagnose
+from submanifold.training.monitor import SCORED_LOSS, Row, diagnose
 from submanifold.training.optimizers import optimizers_for
 from submanifold.training.phase import Phase
 
@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 LAST, EARLIER = "last.safetensors", "earlier.safetensors"
 MAX_ROLLBACKS = 3
 FINITE = "finite events"
-SCORED_LOSS = "scored_loss"  # in the rows of validations of log-uniform noise scales
 LIKELIHOOD = "likelihood"  # the term of a loss
 FAR = 10  # one validation event in ten is far from the others
 
