@@ -9,7 +9,12 @@ from scipy import stats
 from sklearn.covariance import LedoitWolf
 
 from strategies import affine, perturb
-from submanifold.evaluation.defensive import WIDE_WEIGHTS, with_defensive_component
+from submanifold.evaluation.defensive import (
+    WIDE_WEIGHTS,
+    best_gaussian_mixture,
+    mixture_weights,
+    with_defensive_component,
+)
 from submanifold.flows import Affine, RealNVP, Tabular, make_conditional, with_noise_scale
 from submanifold.models import DefensiveComponent, Hierarchy, Mixture, Model, Stage
 
@@ -126,6 +131,30 @@ def test_held_out_events_choose_the_weight():
     assert normal.defensive is None
     x = torch.from_numpy(outliers)
     assert chosen[1].log_prob(x).mean() > normal.log_prob(x).mean() + 5
+
+
+def test_weights_are_those_that_the_events_were_drawn_with():
+    rng, truth = np.random.default_rng(0), [0.62, 0.08, 0.3]
+    parts = [stats.norm(-3, 1), stats.norm(0, 6), stats.norm(3, 0.5)]
+    kinds = rng.choice(3, 20_000, p=truth)
+    x = np.select([kinds == k for k in range(3)], [part.rvs(20_000, rng) for part in parts])
+    log_probs = torch.from_numpy(np.stack([part.logpdf(x) for part in parts]))
+    assert mixture_weights(log_probs).tolist() == pytest.approx(truth, abs=0.02)
+    log_probs[:, 0] = -torch.inf  # an event that none explains
+    assert mixture_weights(log_probs).tolist() == pytest.approx(truth, abs=0.02)
+
+
+def test_many_events_have_a_mixture_of_many_components():
+    centers = np.random.default_rng(0).uniform(-20, 20, (64, 2))
+    rows = [
+        centers[rng.integers(64, size=13_000)] + 0.05 * rng.standard_normal((13_000, 2))
+        for rng in map(np.random.default_rng, (1, 2))
+    ]
+    component = best_gaussian_mixture(rows[0], rows[1][:2000])
+    assert len(component.shares) >= 64
+    entropy = math.log(64) + math.log(2 * math.pi * math.e * 0.05**2)
+    held_out = component.log_prob(torch.from_numpy(rows[1][2000:])).mean().item()
+    assert held_out == pytest.approx(-entropy, abs=0.1)
 
 
 def test_a_gaussian_mixture_replaces_most_of_a_flow_that_fits_worse(tmp_path):
