@@ -157,6 +157,16 @@ def test_many_events_have_a_mixture_of_many_components():
     assert held_out == pytest.approx(-entropy, abs=0.1)
 
 
+@pytest.mark.parametrize("unit", [1e-6, 1e8])
+def test_a_gaussian_mixture_is_the_same_in_any_unit(unit):
+    x = events(3000)
+    x = np.concatenate([x, 2 * x[:, :1]], 1)  # nearly singular
+    of_units = [best_gaussian_mixture(u * x[:2500], u * x[2500:]) for u in (np.float32(1), unit)]
+    point = torch.from_numpy(x[2500:]).double()
+    one, other = (part.log_prob(u * point) for part, u in zip(of_units, (1, unit), strict=True))
+    torch.testing.assert_close(other + 3 * math.log(unit), one, rtol=0, atol=0.02)
+
+
 def test_a_gaussian_mixture_replaces_most_of_a_flow_that_fits_worse(tmp_path):
     rng = np.random.default_rng(0)
     rows = np.where(rng.random((600, 1)) < 0.3, -4, 4) + 0.5 * rng.standard_normal((600, 1))

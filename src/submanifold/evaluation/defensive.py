@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from submanifold.common.progress import ProgressBar
 from submanifold.data.batches import fixed_batches
 from submanifold.data.events import EventsLike, as_events
 from submanifold.evaluation.likelihood import log_prob, table_of
@@ -95,27 +96,40 @@ def best_gaussian_mixture(
 
     None if the events are too few, or of too many columns.
     """
-    from sklearn.mixture import GaussianMixture  # loads slowly
-
     x, dim = np.asarray(train[:MIXTURE_ROWS], np.float64), train.shape[1]
+    center, width = x.mean(0), x.std(0)
+    width[width == 0] = 1.0
+    x, held_out = (x - center) / width, (held_out - center) / width  # ridges have these units
+    counts = [
+        count
+        for count in COMPONENTS
+        if len(x) >= FEW_ROWS * count and count * dim**2 <= MIXTURE_ELEMENTS
+    ]
     best, largest, misses = None, -math.inf, 0
-    for count in COMPONENTS:
-        too_few = len(x) < FEW_ROWS * count or count * dim**2 > MIXTURE_ELEMENTS
-        if too_few or misses == 2:
-            break
-        misses += 1
-        for ridge in RIDGES if len(x) < MANY_ROWS * count else [RIDGE_OF_MANY]:
-            options: Any = {"max_iter": 50, "init_params": "k-means++", "random_state": 0}
-            mixture = GaussianMixture(count, reg_covar=ridge, **options)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the iterations may not suffice
-                log_prob = mixture.fit(x).score(held_out)
-            if log_prob > largest:
-                best, largest, misses = mixture, log_prob, 0
+    with ProgressBar("fitting Gaussian mixtures", "components", sum(counts)) as progress:
+        for count in counts:
+            misses += 1
+            for ridge in RIDGES if len(x) < MANY_ROWS * count else [RIDGE_OF_MANY]:
+                mixture = _fit(x, count, ridge)
+                if (log_prob := mixture.score(held_out)) > largest:
+                    best, largest, misses = mixture, log_prob, 0
+            progress.update(count)
+            if misses == 2:
+                break
     if best is None:
         return None
     component = DefensiveComponent(dim, 1.0, maskable, best.weights_.tolist())
-    return component.set(best.means_, best.covariances_)
+    covariances = best.covariances_ * np.outer(width, width)
+    return component.set(center + width * best.means_, covariances)
+
+
+def _fit(x: np.ndarray, components: int, ridge: float) -> Any:
+    from sklearn.mixture import GaussianMixture  # loads slowly
+
+    options: Any = {"max_iter": 50, "init_params": "k-means++", "random_state": 0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the iterations may not suffice
+        return GaussianMixture(components, reg_covar=ridge, **options).fit(x)
 
 
 def _join(parts: Sequence[DefensiveComponent], weights: Sequence[float]) -> DefensiveComponent:
