@@ -13,7 +13,14 @@ from submanifold.flows import RealNVP
 from submanifold.models import Hierarchy, Stage
 from submanifold.plots.paper import rejection_scheme
 from submanifold.runs.experiments import CachedRun
-from submanifold.studies.paper import claims, divergences, figures, findings, statistics
+from submanifold.studies.paper import (
+    claims,
+    convergence,
+    divergences,
+    figures,
+    findings,
+    statistics,
+)
 from submanifold.studies.paper.claims import FAILS, HOLDS, NOT_REPORTED, NOT_RUN, OPEN
 from submanifold.studies.paper.tables import (
     TARGETS,
@@ -210,6 +217,41 @@ def test_averaging_three_pixels_of_a_wave_decreases_the_edge_energy_by_its_known
 
 def test_every_method_of_a_claim_is_trained():
     assert set(findings.TARGET.needs) >= findings.CLAIMED
+
+
+def test_claims_are_judged_and_drawn_after_each_number_of_steps():
+    """The advantage in bits turns into its opposite."""
+    runs = {
+        "PR-H, 300 steps": [run(3.5, mse=0.02)],
+        "DNF, 300 steps": [run(4.0)],
+        "PR-H, 1200 steps": [run(4.0)],
+        "DNF, 1200 steps": [run(3.75)],
+        "PR-M, 300 steps": [run(mse=0.01)],
+        "PR-M, 2400 steps": [run(mse=0.01)],
+    }
+    content = convergence.TARGET.make(runs)
+    rows = content.data.set_index(["claim", "comparison"])
+    assert rows["verdict"].to_dict() == {
+        ("PR-H against DNF", "300 steps"): HOLDS,
+        ("PR-H against DNF", "1,200 steps"): FAILS,
+        ("PR-M against PR-H", "300 steps"): OPEN,
+    }
+    assert rows.loc[("PR-H against DNF", "300 steps"), "found"].startswith("-0.50 BPD")
+    (figure,) = content.figures.values()
+    line, *_ = figure.axes[0].lines
+    np.testing.assert_allclose(line.get_xydata(), [[300, -0.5], [1200, 0.25]])
+
+
+def test_trainings_of_each_length_have_a_need_of_their_own():
+    needs = convergence.TARGET.needs
+    assert len(needs) == len({str(sorted(need.items())) for need in needs.values()}) == 20
+    assert needs["H-HH, 2400 steps"] == {
+        "dataset": "celeba",
+        "method": "H-HH",
+        "stage_1.dim": 1000,
+        "stage_2.dim": 500,
+        "training.steps": 2400,
+    }
 
 
 def test_the_divergences_of_a_gaussian_from_its_fits_are_zero():

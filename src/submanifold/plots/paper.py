@@ -1,4 +1,4 @@
-"""The paper's figures of images."""
+"""The paper's figures of images, and one of its claims."""
 
 from collections.abc import Mapping
 from string import ascii_lowercase
@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.ndimage import laplace
 
+from submanifold.evaluation.intervals import Interval
 from submanifold.plots.images import panel_grid, show, tile
 
 Array = np.ndarray
@@ -97,6 +98,24 @@ def rejection_scheme(original: Array, projection: Array) -> Figure:
         axes.set_ylabel(("", "=", "+")[number % 3], rotation=0, fontsize=12, va="center")
     for axes, title in zip(grid, columns, strict=False):
         axes.set_title(title, fontsize=9)
+    return figure
+
+
+def differences_by_steps(panels: Mapping[str, Mapping[int, Interval]]) -> Figure:
+    """Draw the differences between two methods, with intervals, by the number of steps."""
+    figure, grid = panel_grid(len(panels), 2, (WIDTH / 2, 2.4))
+    for axes, (title, by_steps) in zip(grid, panels.items(), strict=False):
+        values = [measured["value"] for measured in by_steps.values()]
+        low, high = (
+            [abs(measured[end] - measured["value"]) for measured in by_steps.values()]
+            for end in ("low", "high")
+        )
+        axes.errorbar([*by_steps], values, (low, high), marker="o", capsize=3)
+        axes.axhline(0, color="0.4", linewidth=1)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks([*by_steps], [f"{steps:,}" for steps in by_steps])
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel("steps of a phase", fontsize=9)
     return figure
 
 

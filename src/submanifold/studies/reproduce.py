@@ -15,10 +15,16 @@ from submanifold.runs.experiments import CachedRun, message_of, run_all
 from submanifold.runs.tracking import connect
 from submanifold.studies.comparisons import beyond, ood, related
 from submanifold.studies.pages import Params, Target, write
-from submanifold.studies.paper import figures, findings, tables
+from submanifold.studies.paper import convergence, figures, findings, tables
 
 PAPER = {**tables.TARGETS, **figures.TARGETS, "findings": findings.TARGET}
-TARGETS = {**PAPER, "beyond": beyond.TARGET, "ood": ood.TARGET, "related": related.TARGET}
+TARGETS = {
+    **PAPER,
+    "convergence": convergence.TARGET,
+    "beyond": beyond.TARGET,
+    "ood": ood.TARGET,
+    "related": related.TARGET,
+}
 GROUPS = {"paper": [*PAPER], "all": [*TARGETS]}  # names that stand for several targets
 
 FINISHED, TO_RUN = "finished", "to run"

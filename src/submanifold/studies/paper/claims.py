@@ -59,7 +59,7 @@ def compare(runs: Runs, claim: str, metric: str, first: str, expected: str, seco
         for pair in zip(*(runs[label] for label in labels), strict=False)
     ]
     comparison += with_seeds(len(pairs))
-    return judge(claim, comparison, _difference(pairs), metric, expected)
+    return judge(claim, comparison, difference(pairs), metric, expected)
 
 
 def claims_of(runs: Runs) -> pd.DataFrame:
@@ -99,8 +99,8 @@ def _measured(run: CachedRun, metric: str, name: str) -> Any:
     return run.load("metrics")[metric]
 
 
-def _difference(pairs: Sequence[Sequence[Any]]) -> Interval:
-    """Mean difference of a metric between two methods, with its 95% interval."""
+def difference(pairs: Sequence[Sequence[Any]]) -> Interval:
+    """Mean difference of a metric between two methods, one pair a seed, with its 95% interval."""
     pairs = pairs if len(pairs) >= FEWEST_SEEDS else pairs[:1]
     if not isinstance(pairs[0][0], Mapping):  # an exact number, equal for all seeds
         return plus_minus(pairs[0][0] - pairs[0][1], 0)
@@ -114,18 +114,18 @@ def _difference(pairs: Sequence[Sequence[Any]]) -> Interval:
     return plus_minus(differences[0], math.hypot(*(x["high"] - x["low"] for x in pairs[0])) / 2)
 
 
-def judge(claim: str, comparison: str, difference: Interval, metric: str, expected: str) -> Finding:
+def judge(claim: str, comparison: str, measured: Interval, metric: str, expected: str) -> Finding:
     """Judge a claim on the difference of a metric by its interval."""
-    if is_missing(difference["value"]):
+    if is_missing(measured["value"]):
         return Finding(claim, comparison, verdict=NOT_REPORTED)
     (least, most), verdict = EXPECTED[expected], OPEN
-    low, high = difference.get("low"), difference.get("high")
+    low, high = measured.get("low"), measured.get("high")
     if low is not None and high is not None and not is_missing(low):
         if least < low and high < most:
             verdict = HOLDS
         elif high < least or low > most:
             verdict = FAILS
-    shown = difference["value"] if low == high else difference  # exact numbers, or no interval
+    shown = measured["value"] if low == high else measured  # exact numbers, or no interval
     found = (METRICS | STATISTICS)[metric].write(shown, signed=True, label=True)
     return Finding(claim, comparison, found, verdict)
 
