@@ -222,12 +222,12 @@ def test_every_method_of_a_claim_is_trained():
 def test_claims_are_judged_and_drawn_after_each_number_of_steps():
     """The advantage in bits turns into its opposite."""
     runs = {
-        "PR-H, 300 steps": [run(3.5, mse=0.02)],
-        "DNF, 300 steps": [run(4.0)],
-        "PR-H, 1200 steps": [run(4.0)],
-        "DNF, 1200 steps": [run(3.75)],
-        "PR-M, 300 steps": [run(mse=0.01)],
-        "PR-M, 2400 steps": [run(mse=0.01)],
+        "PR-H after 300 steps": [run(3.5, mse=0.02)],
+        "DNF after 300 steps": [run(4.0)],
+        "PR-H after 1200 steps": [run(4.0)],
+        "DNF after 1200 steps": [run(3.75)],
+        "PR-M after 300 steps": [run(mse=0.01)],
+        "PR-M after 2400 steps": [run(mse=0.01)],
     }
     content = convergence.TARGET.make(runs)
     rows = content.data.set_index(["claim", "comparison"])
@@ -240,12 +240,13 @@ def test_claims_are_judged_and_drawn_after_each_number_of_steps():
     (figure,) = content.figures.values()
     line, *_ = figure.axes[0].lines
     np.testing.assert_allclose(line.get_xydata(), [[300, -0.5], [1200, 0.25]])
+    assert len(figure.axes) == 2  # of end-to-end and hierarchical training nothing is trained
 
 
 def test_trainings_of_each_length_have_a_need_of_their_own():
     needs = convergence.TARGET.needs
     assert len(needs) == len({str(sorted(need.items())) for need in needs.values()}) == 20
-    assert needs["H-HH, 2400 steps"] == {
+    assert needs["H-HH after 2400 steps"] == {
         "dataset": "celeba",
         "method": "H-HH",
         "stage_1.dim": 1000,

@@ -36,15 +36,12 @@ def compare_lengths(runs: Runs) -> Content:
         by_steps = dict(_differences(runs, metric, first, second))
         for steps, found in by_steps.items():
             findings.append(judge(name, f"{steps:,} steps", found, metric, "less"))
-        panels[f"{METRICS[metric].label}\n{name}"] = {
-            steps: found for steps, found in by_steps.items() if "low" in found
-        }
+        if drawn := {steps: found for steps, found in by_steps.items() if "low" in found}:
+            panels[f"{METRICS[metric].label}\n{name}"] = drawn
     table = pd.DataFrame(findings, columns=Finding._fields)
-    return Content(
-        tables={"Claims": table},
-        figures={"Below zero the paper's claim holds. Bars: 95%.": differences_by_steps(panels)},
-        data=table,
-    )
+    caption = "Below zero the paper's claim holds. Bars: 95%."
+    figures = {caption: differences_by_steps(panels)} if panels else {}
+    return Content(tables={"Claims": table}, figures=figures, data=table)
 
 
 def _differences(
@@ -58,7 +55,7 @@ def _differences(
 
 
 def _label(method: str, steps: int) -> str:
-    return f"{method}, {steps} steps"
+    return f"{method} after {steps} steps"
 
 
 TARGET = Target(
