@@ -36,6 +36,11 @@ from submanifold.sklearn import ManifoldFlow
 from submanifold.training import RotationSettings, Trainer
 
 FEW = {"steps": 6, "random_state": 0}
+# On some processors float32 results depend on a row's position in the batch, by their rounding.
+SINGLE_PRECISION = {
+    "check_methods_sample_order_invariance": "scikit-learn tolerates 1e-7",
+    "check_methods_subset_invariance": "scikit-learn tolerates 1e-7",
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,9 +62,12 @@ def few_probes():
 @parametrize_with_checks(
     [ManifoldFlow(steps=FEW["steps"], calibration=kind) for kind in ("auto", "split")],
     expected_failed_checks=lambda flow: (
-        {"check_outliers_train": "scores are means over folds, and score_samples a mixture"}
-        if flow.calibration == "auto"
-        else {}
+        SINGLE_PRECISION
+        | (
+            {"check_outliers_train": "scores are means over folds, and score_samples a mixture"}
+            if flow.calibration == "auto"
+            else {}
+        )
     ),
 )
 def test_checks_of_scikit_learn(estimator, check):
@@ -105,6 +113,17 @@ def digits():
 @pytest.fixture(scope="module")
 def of_digits(digits):
     return ManifoldFlow(n_components=5, **FEW).fit(digits)
+
+
+@pytest.mark.parametrize(
+    "method", ["transform", "project", "score_samples", "decision_function", "predict"]
+)
+def test_results_do_not_depend_on_other_rows(plane, method):
+    rows, apply = of_plane(60, seed=1), getattr(plane, method)
+    together, order = apply(rows), np.random.default_rng(0).permutation(60)
+    np.testing.assert_allclose(apply(rows[order]), together[order], 1e-4, 1e-4)
+    alone = np.concatenate([apply(row[None]) for row in rows[:5]])
+    np.testing.assert_allclose(alone, together[:5], 1e-4, 1e-4)
 
 
 def test_densities_in_the_units_of_the_data_integrate_to_one(plane):
