@@ -357,6 +357,44 @@ def test_every_row_is_calibrated_by_a_model_that_has_not_seen_it():
     assert low <= (flow.predict(rows[50:]) == -1).mean() <= high
 
 
+def test_another_value_of_a_constant_column_is_anomalous(tmp_path, caplog):
+    rows = pd.DataFrame(normal(300, 1.0, 2.0), columns=["a", "b"]).assign(c=5.0, d="on", e=np.nan)
+    flow = ManifoldFlow(**FEW).fit(rows[:200])
+    new = rows[200:].reset_index(drop=True)
+    before = flow.p_values(new)
+    assert not caplog.messages
+    new["d"] = new["d"].astype(object)
+    new.loc[0, "c"], new.loc[1, "d"], new.loc[2, "e"] = 5.1, "off", 7.0
+    after = flow.p_values(new)
+    assert (after[:3] < 0.03).all()
+    assert before[:3].max() > 0.05
+    np.testing.assert_allclose(after[3:], before[3:], atol=1e-6)
+    explained = flow._predictor.explain(new[:4])
+    assert explained.groupby(level=0)["column"].first()[:3].tolist() == ["c", "d", "e"]
+    assert explained["value"][:1].tolist() == ["5.1"]
+    # rows of another calibration with such values are the most anomalous ones
+    flow.save(tmp_path / "model.safetensors")
+    new.to_csv(tmp_path / "new.csv", index=False)
+    arguments = (
+        tmp_path / "model.safetensors",
+        tmp_path / "new.csv",
+        "--out",
+        tmp_path / "c.safetensors",
+    )
+    assert "the smallest p-value is 3.960%" in succeed("calibrate", *arguments)
+
+
+def test_normal_rows_with_new_values_in_many_rare_columns_are_no_false_alarms():
+    rng, train, test = np.random.default_rng(0), 300, 1000
+    rows = (rng.random((train + test, 40)) < 1 / train).astype(float)
+    rows[:, :2] = rng.normal(size=(train + test, 2))
+    is_constant = rows[:train].std(0) == 0
+    flow = ManifoldFlow(**FEW).fit(rows[:train])
+    assert (rows[train:, is_constant].any(1)).mean() > 0.03
+    low, high = false_alarm_range(0.05, test, train)
+    assert low <= (flow.predict(rows[train:]) == -1).mean() <= high
+
+
 @pytest.mark.parametrize("is_trained", [True, False])
 def test_anomalies_of_the_calibration_are_named_and_set_aside(tmp_path, is_trained):
     columns, planted = ["a", "b", "c"], {"17", "203", "280"}

@@ -212,6 +212,16 @@ def test_the_best_noise_scale_ignores_the_tenth_of_the_lowest_density(anomalies,
     assert found == pytest.approx(expected, abs=0.13)
 
 
+def test_rows_without_finite_scores_are_stored_by_name_and_set_aside():
+    scores = normal_scores(100, 0)
+    scores["density"][7], scores["off_manifold"][31] = np.inf, np.nan
+    fitted = Calibration.fit(scores, NAMES, rows=np.arange(100))
+    stored = Calibration.from_dict(json.loads(json.dumps(fitted.to_dict(), allow_nan=False)))
+    assert stored.smallest_p_value == pytest.approx(3 / 101)
+    assert {*stored.most_anomalous(2)} == {"7", "31"}
+    assert stored.without(["7", "31"]).smallest_p_value == pytest.approx(1 / 99)
+
+
 @pytest.mark.parametrize("names", ["a", "ab"])
 def test_a_stored_calibration_keeps_ties(names):
     """With a fifth of equal images, about 5% are flagged at 5%, before and after storage."""

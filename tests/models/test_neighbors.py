@@ -1,6 +1,7 @@
 """Distances from rows to those of other folds: known answers and files."""
 
 import numpy as np
+import pytest
 import scipy
 import torch
 
@@ -55,6 +56,13 @@ def test_distances_grow_far_from_the_rows():
     far = 10.0 ** torch.arange(1, 9)[:, None].repeat(1, 3).double()
     distances = random_neighbors().distance(far)
     torch.testing.assert_close(distances[3:], far[3:].norm(dim=1), rtol=1e-3, atol=0)
+
+
+def test_a_change_of_a_constant_is_as_far_as_the_only_other_value_of_a_column_is():
+    neighbors, column = random_neighbors(count=60), np.eye(60)[0]
+    deviation = (column[0] - np.mean(column)) / np.std(column)
+    distance = neighbors.with_changes(np.array([3.0, 3.0, -1.0]), np.array([1, 0, 0]))
+    assert distance == pytest.approx([np.hypot(3, deviation), 3, -1], rel=0.01)
 
 
 def test_normal_scores_are_those_of_ranks_and_of_monotone_functions():

@@ -88,7 +88,8 @@ def explain(
 
     The contributions are increases of the log-density, smoothed if the model is noise-conditional,
     or decreases of the squared distance from the manifold if the model has no density. Categories
-    of the ``table`` of the rows that the training data do not have add :data:`.UNKNOWN_NATS`.
+    of the ``table`` of the rows that the training data do not have add :data:`.UNKNOWN_NATS`, and
+    so do other values of constant columns, if the model has :class:`.Neighbors`, which score them.
     Missing values do not contribute.
 
     Returns entries of the ``number`` of a row, ``column``, ``value``, ``contribution``, and
@@ -102,6 +103,9 @@ def explain(
     x, contexts = events.x, to_context(events, weight.device)
     values = preprocessor.inverse_transform(events) if table is None else table
     unknown = preprocessor.unknown(values).reindex(columns=names, fill_value=False).to_numpy()
+    changed = pd.DataFrame(index=values.index)
+    if model.neighbors is not None:
+        changed = preprocessor.changed(values)
     is_missing = np.zeros(x.shape, bool)
     is_missing[:, preprocessor.maskable] = preprocessor.missing(events.context, len(x))
 
@@ -121,9 +125,11 @@ def explain(
             contributions, usual = column_contributions(of_row, row, quantiles, shown)
             contributions[is_missing[number]] = 0
             contributions[unknown[number]] += UNKNOWN_NATS
+            of_changed = changed.columns[changed.iloc[number]]
+            contributions = np.append(contributions, np.full(len(of_changed), UNKNOWN_NATS))
             usual_values = preprocessor.inverse_transform(usual[None])
             for coordinate in np.argsort(-contributions, kind="stable")[:EXPLAINED_COLUMNS]:
-                name = names[coordinate]
+                name = [*names, *of_changed][coordinate]
                 texts = map(_text, (values[name].iloc[number], usual_values[name].iloc[0]))
                 entries.append((number, name, next(texts), contributions[coordinate], next(texts)))
             progress.update(1)

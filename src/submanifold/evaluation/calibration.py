@@ -1,6 +1,7 @@
 """Conformal calibration of anomaly scores on normal events: p-values and a combined score."""
 
 import logging
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -371,7 +372,10 @@ class Calibration:
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able dict, without rounding: rounded quantiles would break ties."""
         quantiles = {name: values.tolist() for name, values in self.quantiles.items()}
-        scores = {name: values.tolist() for name, values in self.scores.items()}
+        scores = {
+            name: [value if math.isfinite(value) else None for value in values.tolist()]
+            for name, values in self.scores.items()
+        }
         arrays = {"mean": self.mean.tolist(), "precision": self.precision.tolist()}
         lists = {"combined": list(self.combined), "quantiles": quantiles, "scores": scores}
         return {**vars(self), **lists, **arrays}
@@ -388,7 +392,9 @@ class Calibration:
         read_settings(_Stored, stored, "calibration", fix)
         arrays = {name: np.array(stored[name]) for name in ("mean", "precision")}
         quantiles = {name: np.array(values) for name, values in stored["quantiles"].items()}
-        scores = {name: np.array(values) for name, values in stored.get("scores", {}).items()}
+        scores = {
+            name: np.array(values, float) for name, values in stored.get("scores", {}).items()
+        }
         read = {"combined": tuple(stored["combined"]), "quantiles": quantiles, "scores": scores}
         return cls(**{**stored, **read, **arrays})
 
@@ -412,7 +418,7 @@ class _Stored(Settings):
     column_quantiles: tuple[tuple[float, ...], ...] = ()
     infinite_share: float = Field(default=0.0, ge=0, lt=1)
     rows: tuple[str, ...] = ()
-    scores: dict[str, list[float]] = Field(default_factory=dict)
+    scores: dict[str, list[float | None]] = Field(default_factory=dict)  # None: not finite
 
     @model_validator(mode="after")
     def _check_shapes(self) -> "_Stored":

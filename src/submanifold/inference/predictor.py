@@ -26,7 +26,13 @@ from submanifold.evaluation.calibration import COMBINATION, Calibration
 from submanifold.evaluation.discoveries import select
 from submanifold.evaluation.likelihood import log_prob, to_bits_per_dim
 from submanifold.evaluation.samples import stored
-from submanifold.evaluation.scores import MASK, QUICK, SMOOTHED_DENSITY, score_batch
+from submanifold.evaluation.scores import (
+    MASK,
+    NEIGHBOR_DISTANCE,
+    QUICK,
+    SMOOTHED_DENSITY,
+    score_batch,
+)
 from submanifold.flows import context_of
 from submanifold.flows.context import Context, context_array
 from submanifold.models import Model
@@ -218,6 +224,10 @@ class Predictor:
             penalties = self._penalties(rows)
             for name in {"density", SMOOTHED_DENSITY} & scores.keys():
                 scores[name] = scores[name] + penalties
+            if model.neighbors is not None:
+                scores[NEIGHBOR_DISTANCE] = model.neighbors.with_changes(
+                    scores[NEIGHBOR_DISTANCE], self.columns.changed(rows).sum(axis=1).to_numpy()
+                )
             scores = calibration.complete(scores)
             columns = {}
             if model.has_density:
@@ -414,6 +424,17 @@ class Predictor:
         Those of a conditional model have their context.
         """
         return self._standardized(self._checked(x, label))
+
+    def outside(self, rows: pd.DataFrame) -> np.ndarray:
+        """Return which rows (N,) of a table have values that no row of the training has.
+
+        These are unknown categories, and other values of columns that were constant, if the score
+        depends on them.
+        """
+        is_outside = self.columns.unknown(rows).any(axis=1).to_numpy()
+        if self.model.neighbors is not None:
+            is_outside = is_outside | self.columns.changed(rows).any(axis=1).to_numpy()
+        return is_outside
 
     @property
     def size(self) -> int:

@@ -2,6 +2,7 @@
 
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -66,6 +67,14 @@ class Neighbors(nn.Module):
             nearest = distances.topk(min(NEAREST, len(outside)), largest=False)[0]
             means.append(nearest.mean(1))
         return torch.stack(means).mean(0).nan_to_num(torch.inf, torch.inf)
+
+    def with_changes(self, distance: np.ndarray, changes: np.ndarray) -> np.ndarray:
+        r"""Return distances (N,) with columns that are constant in the rows but differ in x.
+
+        The only other value in a column of n rows is about :math:`\sqrt{n}` standard deviations
+        from their mean, whatever it is; ``changes`` (N,) are the numbers of such columns.
+        """
+        return np.where(changes > 0, np.hypot(distance, np.sqrt(self.count * changes)), distance)
 
 
 def normal_scores(x: Tensor, rows: Tensor) -> Tensor:

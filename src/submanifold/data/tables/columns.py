@@ -63,13 +63,15 @@ class Constant(_Column):
         """The value, as text."""
         return "no values" if self.value is None else f"one value: {printable(str(self.value))}"
 
-    def differs(self, values: pd.Series) -> bool:
-        """Return whether values are others, by more than rounding errors of numbers."""
-        present = values.dropna()
+    def differs(self, values: pd.Series) -> np.ndarray:
+        """Return which values (N,) are others, by more than rounding errors of numbers."""
+        is_present = values.notna().to_numpy()
+        if self.value is None:
+            return is_present
         if isinstance(self.value, str):
-            return bool((present.map(str) != self.value).any())
-        numbers = pd.to_numeric(present, errors="coerce").to_numpy(np.float64)
-        return self.value is None or not np.allclose(numbers, float(self.value), rtol=1e-9, atol=0)
+            return is_present & (values.map(str) != self.value).to_numpy()
+        numbers = pd.to_numeric(values, errors="coerce").to_numpy(np.float64)
+        return is_present & ~np.isclose(numbers, float(self.value), rtol=1e-9, atol=0)
 
     def decode(self, count: int) -> Any:
         """Repeat the value."""

@@ -256,6 +256,16 @@ class Preprocessor:
         unknown = {name: column.unknown(frame[name]) for name, column in columns.items()}
         return pd.DataFrame(unknown, frame.index)
 
+    def changed(self, table: Table) -> pd.DataFrame:
+        """Return which values of a table differ from those of columns that were constant."""
+        frame = as_frame(table, self.inputs).reset_index(drop=True)
+        changed = {
+            column.name: column.differs(frame[column.name])
+            for column in self.columns
+            if isinstance(column, Constant) and column.name in frame
+        }
+        return pd.DataFrame(changed, frame.index)
+
     def beyond(self, table: Table) -> pd.Series:
         """Return the share of the rows that are beyond the training rows, by column of numbers."""
         frame, shares = as_frame(table, self.inputs), dict[str, float]()
@@ -344,16 +354,10 @@ class Preprocessor:
         return numbers
 
     def _warn(self, frame: pd.DataFrame) -> None:
-        constant = [column for column in self.columns if isinstance(column, Constant)]
-        changed = [
-            column.name
-            for column in constant
-            if column.name in frame and column.differs(frame[column.name])
-        ]
-        if changed:
-            log.warning(
-                "constant in the training data but not here, and ignored: %s", named(changed)
-            )
+        changed = self.changed(frame).any()
+        if names := [str(name) for name in changed.index[changed]]:
+            text = "constant in the training data but not here, and not part of the density: %s"
+            log.warning(text, named(names))
         for name, is_unknown in self.unknown(frame).items():
             if is_unknown.any():
                 names = sorted(set(frame[str(name)][is_unknown.to_numpy()].astype(str)))

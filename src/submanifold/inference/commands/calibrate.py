@@ -93,7 +93,9 @@ def _fit(
         raise unexpected("INPUTS", expected, f"about {share:.0%} of these", "Use others")
     events = predictor.events(read.events, label)
     if predictor.is_table:
-        events = replace(events, rows=np.array(read.names))
+        # they count as the most anomalous
+        x = np.where(predictor.outside(read.events)[:, None], np.nan, events.x).astype(np.float32)
+        events = replace(events, x=x, rows=np.array(read.names))
     return calibrate(predictor.model, events, predictor.device)
 
 
