@@ -5,6 +5,7 @@ import pytest
 import scipy
 import torch
 
+from submanifold.evaluation.intervals import false_alarm_range
 from submanifold.flows import RealNVP
 from submanifold.models import CrossFitted, Hierarchy, Model, Neighbors, Stage
 from submanifold.models.neighbors import normal_scores
@@ -58,11 +59,40 @@ def test_distances_grow_far_from_the_rows():
     torch.testing.assert_close(distances[3:], far[3:].norm(dim=1), rtol=1e-3, atol=0)
 
 
-def test_a_change_of_a_constant_is_as_far_as_the_only_other_value_of_a_column_is():
-    neighbors, column = random_neighbors(count=60), np.eye(60)[0]
+def test_other_values_of_constants_are_as_far_as_the_only_other_value_of_a_column():
+    """One row alone has another value, which rows of its fold are compared with the others by."""
+    column, fold = np.eye(60)[0], torch.arange(60) % 5
     deviation = (column[0] - np.mean(column)) / np.std(column)
-    distance = neighbors.with_changes(np.array([3.0, 3.0, -1.0]), np.array([1, 0, 0]))
-    assert distance == pytest.approx([np.hypot(3, deviation), 3, -1], rel=0.01)
+    rows = torch.from_numpy(np.where(column, 0.3, -0.1)[:, None])
+    neighbors, (end, middle) = Neighbors(60, 1, 5).double().set(rows, fold), normal_ends(48)
+    expected = np.hypot(deviation, end - middle)
+    assert neighbors.distance(rows[:1], 0).item() == pytest.approx(expected, rel=0.03)
+    assert neighbors.distance(torch.zeros(1, 1), 0).item() < 3.5  # a missing value
+    others = random_neighbors(count=60).with_changes(np.array([3.0, 3, -1]), np.array([1, 0, 0]))
+    assert others == pytest.approx([np.hypot(3, deviation), 3, -1], rel=0.01)
+
+
+def test_normal_rows_with_new_values_in_rare_columns_are_not_farther_than_rows_of_a_fold():
+    rng, count = np.random.default_rng(0), 300
+    rows = (rng.random((count + 2000, 100)) < 1 / count).astype(float)
+    is_constant = rows[:count].std(0) == 0
+    places, changes = (
+        torch.from_numpy(rows[:, ~is_constant]) - 0.1,
+        rows[count:, is_constant].sum(1),
+    )
+    assert (changes > 0).mean() > 0.1
+    fold = torch.arange(count) % 5
+    neighbors = Neighbors(count, places.shape[1], 5).double().set(places[:count], fold)
+    held_out = np.zeros(count)
+    for number in range(5):
+        held_out[fold == number] = neighbors.distance(places[:count][fold == number], number)
+    new = neighbors.with_changes(neighbors.distance(places[count:]).numpy(), changes)
+    _, high = false_alarm_range(0.05, 2000, count)
+    assert (new > np.quantile(held_out, 0.95)).mean() < high
+
+
+def normal_ends(count):
+    return scipy.stats.norm.ppf((count - 0.25) / count), 0.0
 
 
 def test_normal_scores_are_those_of_ranks_and_of_monotone_functions():

@@ -1,5 +1,6 @@
 """Distances from events to their nearest neighbors among rows of the training."""
 
+import math
 from typing import Self
 
 import numpy as np
@@ -18,7 +19,8 @@ class Neighbors(nn.Module):
 
     Distances are those of the coordinates and their normal scores together
     (:func:`normal_scores`): the former are large far from the rows, the latter are equal for a
-    column and its logarithm.
+    column and its logarithm. Where all rows outside a fold have one value, another value is
+    :math:`\sqrt n` away, as many standard deviations as the only other value among n.
 
     Args:
         count: Number of rows.
@@ -58,8 +60,9 @@ class Neighbors(nn.Module):
         means = []
         for number in folds:
             outside = self.rows[self.fold != number].double()
+            of_x = self._with_constants(x.double(), outside)
             of_x, of_rows = (
-                torch.cat([each, normal_scores(each, outside)], 1) for each in (x.double(), outside)
+                torch.cat([each, normal_scores(each, outside)], 1) for each in (of_x, outside)
             )
             # products of matrices would round small distances
             mode = "donot_use_mm_for_euclid_dist"
@@ -68,11 +71,16 @@ class Neighbors(nn.Module):
             means.append(nearest.mean(1))
         return torch.stack(means).mean(0).nan_to_num(torch.inf, torch.inf)
 
-    def with_changes(self, distance: np.ndarray, changes: np.ndarray) -> np.ndarray:
-        r"""Return distances (N,) with columns that are constant in the rows but differ in x.
+    def _with_constants(self, x: Tensor, outside: Tensor) -> Tensor:
+        """Move other values of coordinates that are constant outside a fold; 0 is a missing one."""
+        differs = (outside == outside[0]).all(0) & (x != outside[0]) & (x != 0) & x.isfinite()
+        return torch.where(differs, outside[0] + math.sqrt(self.count), x)
 
-        The only other value in a column of n rows is about :math:`\sqrt{n}` standard deviations
-        from their mean, whatever it is; ``changes`` (N,) are the numbers of such columns.
+    def with_changes(self, distance: np.ndarray, changes: np.ndarray) -> np.ndarray:
+        """Return distances (N,) with other columns: ``changes`` (N,) of them are constant but in x.
+
+        Like the coordinates that are constant outside a fold, each is the deviation of the only
+        other value in a column.
         """
         return np.where(changes > 0, np.hypot(distance, np.sqrt(self.count * changes)), distance)
 
