@@ -62,8 +62,8 @@ class ManifoldFlow(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMix
     Columns are standardized; integers and other quantized columns are dequantized by uniform noise
     over their step, which the row determines. With missing values (NaN) the density is that of the
     others, given which are missing. A DataFrame may also have text of few values, which becomes
-    categories, and dates; constants are left out (``preprocessor_.description``); with ``cross``
-    calibration other values there are anomalous.
+    categories, and dates; constants are left out (``preprocessor_.description``), and other values
+    there are anomalous.
 
     P-values compare a row with rows that did not train the model that scores them. Either all rows
     calibrate them (``cross``): the density is the mean of five models, each trained without a fifth

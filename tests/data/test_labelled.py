@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from source_files import SIDE, write_idx, write_medmnist
 
+from sidecars import read_sidecar
 from submanifold.common.errors import UserError
-from submanifold.data.arrays import read_sidecar
 from submanifold.data.prepare import prepare
 from submanifold.data.settings import ImageSettings
 from submanifold.data.splits import SPLITS

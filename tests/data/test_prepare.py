@@ -12,8 +12,9 @@ import pytest
 import torch
 from source_files import numbered, plain, write_celeba, write_folder, write_zip
 
+from sidecars import read_sidecar
 from submanifold.common.errors import UserError
-from submanifold.data.arrays import load_events, read_sidecar
+from submanifold.data.arrays import load_events
 from submanifold.data.fields import Counts
 from submanifold.data.prepare import check, prepare
 from submanifold.data.settings import ImageSettings

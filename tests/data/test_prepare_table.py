@@ -8,12 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from sidecars import read_sidecar
 from submanifold.common.errors import UserError
 from submanifold.common.settings import read_settings
 from submanifold.config.loader import load_configuration
 from submanifold.config.merge import parse_params
 from submanifold.config.project import PACKAGED_CONF
-from submanifold.data.arrays import load_events, read_sidecar
+from submanifold.data.arrays import load_events
 from submanifold.data.settings import INSTALLED, TableSettings, read_data_settings
 from submanifold.data.tables import Preprocessor
 from submanifold.data.tables.files import read_table
@@ -467,6 +468,18 @@ def test_text_and_infinities_among_numbers_are_dropped_as_missing_values(tmp_pat
     ]
     assert manifest["dropped"] == 4
     assert min(read_sidecar(tmp_path / "out", "rows")["test"]) > 3
+
+
+def test_other_values_of_columns_that_the_training_rows_have_constant_are_counted(tmp_path):
+    table = FRAME.assign(valve=1.0, pump="on")
+    table.loc[100, "valve"], table.loc[163, ["valve", "pump"]] = 2.0, [0.0, "off"]
+    prepared(tmp_path, table, split="part", drop=["patient"])
+    for split, expected in {"train": [], "valid": [(100, 1)], "test": [(163, 2)]}.items():
+        events = load_events(tmp_path / "out" / f"{split}.npy")
+        changed = events[events.changes > 0]
+        assert [*zip(changed.rows, changed.changes, strict=True)] == expected
+    prepared(tmp_path / "varying", FRAME)
+    assert load_events(tmp_path / "varying" / "out" / "train.npy").changes is None
 
 
 def test_held_out_rows_of_unseen_categories_are_left_out(tmp_path):

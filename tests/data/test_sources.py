@@ -17,8 +17,8 @@ from source_files import (
     write_medmnist,
 )
 
+from sidecars import read_sidecar
 from submanifold.common.errors import UserError
-from submanifold.data.arrays import read_sidecar
 from submanifold.data.prepare import check, prepare
 from submanifold.data.settings import ImageSettings
 from submanifold.data.sources import SOURCES

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from conftest import command_environment
+from sidecars import read_sidecar
 from strategies import assert_close
 from submanifold.config.resolve import packaged_tables
-from submanifold.data.arrays import read_sidecar
 from submanifold.data.batches import Batches
 from submanifold.data.settings import ImageSettings
 from submanifold.evaluation.illustrations import pixel_errors

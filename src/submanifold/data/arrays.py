@@ -20,11 +20,11 @@ log = logging.getLogger(__name__)
 Prepared = tuple[Events, Events, Events, dict[str, Any]]
 """Train, valid and test as copy-on-write memory maps, and the manifest."""
 Sidecars = dict[str, dict[str, list[Any]]]
-"""Labels, groups and rows, if there are any: lists by split, in the order of the arrays."""
+"""What else events have, if anything: lists by split, in the order of the arrays."""
 Written = tuple[dict[str, Any], Sidecars]
 
 MANIFEST = "manifest.json"
-SIDECARS = ("labels", "groups", "rows")
+SIDECARS = ("labels", "groups", "rows", "changes")
 
 
 def context_path(path: Path) -> Path:
@@ -40,7 +40,7 @@ def _groups_path(path: Path) -> Path:
 def load_events(path: Path) -> Events:
     """Memory-map events in a ``.npy`` file copy-on-write, with what belongs to them.
 
-    That is their context and groups, and labels and rows in the splits of prepared data. A
+    That is their context and groups, and :data:`SIDECARS` in the splits of prepared data. A
     ValueError is raised for a file that differs from the hash in the manifest of its folder.
     """
     manifest = read_json(path.parent / MANIFEST) or {}
@@ -166,8 +166,3 @@ def _hash_once(path: Path, size: int, changed: int) -> str:
 def _hash(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_sidecar(folder: Path, name: str) -> dict[str, list[Any]]:
-    """Read ``labels``, ``groups`` or ``rows`` of prepared events by split; empty without them."""
-    return read_json(folder / f"{name}.json") or {}

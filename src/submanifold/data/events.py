@@ -22,6 +22,7 @@ class Events:
         groups: Numbers (N,) of groups of events that are not independent of each other.
         labels: Labels (N,), which the density does not depend on.
         rows: Numbers (N,) of rows in the table that the events are from.
+        changes: Numbers (N,) of values that differ from columns which the training has constant.
 
     Example:
         >>> events = Events(np.zeros((3, 2)), context=np.array([5, 6, 7]))
@@ -34,6 +35,7 @@ class Events:
     groups: np.ndarray | None = None
     labels: np.ndarray | None = None
     rows: np.ndarray | None = None
+    changes: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         """Raise a UserError if there are not as many of a kind as events."""

@@ -89,7 +89,7 @@ def explain(
     The contributions are increases of the log-density, smoothed if the model is noise-conditional,
     or decreases of the squared distance from the manifold if the model has no density. Categories
     of the ``table`` of the rows that the training data do not have add :data:`.UNKNOWN_NATS`, and
-    so do other values of constant columns, if the model has :class:`.Neighbors`, which score them.
+    so do other values of columns that were constant, if the log-density is smoothed.
     Missing values do not contribute.
 
     Returns entries of the ``number`` of a row, ``column``, ``value``, ``contribution``, and
@@ -103,9 +103,9 @@ def explain(
     x, contexts = events.x, to_context(events, weight.device)
     values = preprocessor.inverse_transform(events) if table is None else table
     unknown = preprocessor.unknown(values).reindex(columns=names, fill_value=False).to_numpy()
-    changed = pd.DataFrame(index=values.index)
-    if model.neighbors is not None:
-        changed = preprocessor.changed(values)
+    changed = preprocessor.changed(values)
+    if quantity != SMOOTHED_DENSITY:
+        changed = changed.iloc[:, :0]
     is_missing = np.zeros(x.shape, bool)
     is_missing[:, preprocessor.maskable] = preprocessor.missing(events.context, len(x))
 

@@ -134,6 +134,8 @@ def cross_calibrate(
         for number, held_out in enumerate(of_folds):
             distance = model.neighbors.distance(places[torch.from_numpy(held_out)], number)
             distances[held_out] = distance.cpu().numpy()
+        if events.changes is not None:
+            distances = model.neighbors.with_changes(distances, events.changes)
         scores[NEIGHBOR_DISTANCE] = distances
     if table is not None and has_missing:
         is_missing = table.missing(events.context, len(events)).astype(float)

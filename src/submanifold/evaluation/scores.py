@@ -14,6 +14,7 @@ from submanifold.common.progress import track
 from submanifold.data.batches import fixed_batches
 from submanifold.data.events import Events, EventsLike, as_events
 from submanifold.data.tables import Preprocessor
+from submanifold.data.tables.preprocessor import UNKNOWN_NATS
 from submanifold.evaluation.likelihood import log_prob, redraw, table_of
 from submanifold.evaluation.masks import fit_mask, mask_log_prob
 from submanifold.flows import is_noise_conditional
@@ -82,7 +83,26 @@ def score(
     batches = track(fixed_batches(events, SCORE_BATCH_SIZE, device), "scoring", len(events))
     for (x, context), of_batch in zip(batches, numbers, strict=True):
         rows.append(distributed.map_shards(score_rows, of_batch, x, context))
-    return dict(zip(columns, torch.cat(rows).cpu().numpy().T, strict=True))
+    scores = dict(zip(columns, torch.cat(rows).cpu().numpy().T, strict=True))
+    return scores if events.changes is None else with_changes(scores, events.changes, model)
+
+
+def with_changes(
+    scores: dict[str, np.ndarray], changes: np.ndarray, model: Model
+) -> dict[str, np.ndarray]:
+    """Add to scores (N,) by name what values cost that differ from columns of one value.
+
+    Each of the ``changes`` (N,) has a density of 1e-6 in ``smoothed_density``, like an unknown
+    category, and its distance in ``neighbor_distance`` (:meth:`.Neighbors.with_changes`).
+    """
+    changed = dict(scores)
+    if SMOOTHED_DENSITY in scores:
+        changed[SMOOTHED_DENSITY] = scores[SMOOTHED_DENSITY] + UNKNOWN_NATS * changes
+    if NEIGHBOR_DISTANCE in scores and model.neighbors is not None:
+        changed[NEIGHBOR_DISTANCE] = model.neighbors.with_changes(
+            scores[NEIGHBOR_DISTANCE], changes
+        )
+    return changed
 
 
 def score_batch(

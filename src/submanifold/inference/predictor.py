@@ -28,10 +28,10 @@ from submanifold.evaluation.likelihood import log_prob, to_bits_per_dim
 from submanifold.evaluation.samples import stored
 from submanifold.evaluation.scores import (
     MASK,
-    NEIGHBOR_DISTANCE,
     QUICK,
     SMOOTHED_DENSITY,
     score_batch,
+    with_changes,
 )
 from submanifold.flows import context_of
 from submanifold.flows.context import Context, context_array
@@ -215,19 +215,15 @@ class Predictor:
         calibration, model = self.calibrated(alpha), self.model
         names = (*QUICK, MASK, *(["nearest_distance"] if nearest else []))
 
-        def score(
-            x: Tensor, context: Context | None, events: np.ndarray, rows: Any
-        ) -> pd.DataFrame:
-            tensors = score_batch(model, x, events, names, context, self.preprocessor)
+        def score(x: Tensor, context: Context | None, events: Events, rows: Any) -> pd.DataFrame:
+            tensors = score_batch(model, x, events.x, names, context, self.preprocessor)
             # numbers near the largest float become NaN
             scores = {k: v.nan_to_num(np.inf, np.inf).cpu().numpy() for k, v in tensors.items()}
             penalties = self._penalties(rows)
             for name in {"density", SMOOTHED_DENSITY} & scores.keys():
                 scores[name] = scores[name] + penalties
-            if model.neighbors is not None:
-                scores[NEIGHBOR_DISTANCE] = model.neighbors.with_changes(
-                    scores[NEIGHBOR_DISTANCE], self.columns.changed(rows).sum(axis=1).to_numpy()
-                )
+            if events.changes is not None:
+                scores = with_changes(scores, events.changes, model)
             scores = calibration.complete(scores)
             columns = {}
             if model.has_density:
@@ -235,7 +231,7 @@ class Predictor:
                 if self.is_table:
                     columns["log_prob"] += self._log_det(x, context)
                 else:
-                    columns["bits_per_dim"] = to_bits_per_dim(-scores["density"], events)
+                    columns["bits_per_dim"] = to_bits_per_dim(-scores["density"], events.x)
                 constant = (model.event_dim - model.dim) / 2 * np.log(2 * np.pi)
                 columns["off_manifold_log_prob"] = -scores["off_manifold"] - constant
                 if "complexity" in scores:
@@ -304,7 +300,7 @@ class Predictor:
         smooths it at a ``noise_scale`` from 0 (the smallest of the training) to 1.
         """
 
-        def log_prob_of(x: Tensor, context: Context | None, _: np.ndarray, rows: Any) -> np.ndarray:
+        def log_prob_of(x: Tensor, context: Context | None, _: Events, rows: Any) -> np.ndarray:
             nats = log_prob(self.model, x, context, self.preprocessor, noise_scale)
             log_probs = nats.double().cpu().numpy() + self._log_det(x, context)
             return log_probs - self._penalties(rows)
@@ -425,17 +421,6 @@ class Predictor:
         """
         return self._standardized(self._checked(x, label))
 
-    def outside(self, rows: pd.DataFrame) -> np.ndarray:
-        """Return which rows (N,) of a table have values that no row of the training has.
-
-        These are unknown categories, and other values of columns that were constant, if the score
-        depends on them.
-        """
-        is_outside = self.columns.unknown(rows).any(axis=1).to_numpy()
-        if self.model.neighbors is not None:
-            is_outside = is_outside | self.columns.changed(rows).any(axis=1).to_numpy()
-        return is_outside
-
     @property
     def size(self) -> int:
         """The number of events in a batch."""
@@ -452,7 +437,7 @@ class Predictor:
                 rows = checked[start : start + self.size]
                 events = self._standardized(rows)
                 context = to_context(events, weight.device)
-                yield as_input(events.x).to(weight), context, events.x, rows
+                yield as_input(events.x).to(weight), context, events, rows
 
         prepared = tuned(batches()) if weight.device.type == "cpu" else batches()
         with torch.no_grad():

@@ -145,6 +145,8 @@ class Preprocessor:
     def transform(self, table: Table, salt: np.ndarray | None = None) -> Events:
         """Dequantize and standardize rows, float32 (N, D), whose context is :meth:`missing`.
 
+        Their changes are those of :meth:`changes`.
+
         There is no context if no column may have missing values. A missing column, and missing
         values of a column without them in the training table, raise a UserError.
 
@@ -159,7 +161,7 @@ class Preprocessor:
             numbers, self.encoder.noise(numbers, 0 if salt is None else salt)[0]
         )
         mask = np.isnan(numbers)[:, self.maskable].astype(np.float32)
-        return Events(x, mask if mask.shape[1] else None)
+        return Events(x, mask if mask.shape[1] else None, changes=self.changes(table))
 
     def indicators(self, table: Table) -> np.ndarray:
         """Standardize the columns of a condition, float32 (N, C).
@@ -259,12 +261,17 @@ class Preprocessor:
     def changed(self, table: Table) -> pd.DataFrame:
         """Return which values of a table differ from those of columns that were constant."""
         frame = as_frame(table, self.inputs).reset_index(drop=True)
+        constant = [column for column in self.columns if isinstance(column, Constant)]
         changed = {
-            column.name: column.differs(frame[column.name])
-            for column in self.columns
-            if isinstance(column, Constant) and column.name in frame
+            column.name: column.differs(frame[column.name]) if column.name in frame else False
+            for column in constant
         }
         return pd.DataFrame(changed, frame.index)
+
+    def changes(self, table: Table) -> np.ndarray | None:
+        """Return the numbers (N,) of values that are :meth:`changed`; None without constants."""
+        changed = self.changed(table)
+        return changed.to_numpy().sum(axis=1) if len(changed.columns) else None
 
     def beyond(self, table: Table) -> pd.Series:
         """Return the share of the rows that are beyond the training rows, by column of numbers."""
@@ -393,7 +400,7 @@ def events_of(
     parts = [condition.indicators(rows[_names(condition, rows)])]
     if events.context is not None:
         parts.insert(0, events.context)
-    return Events(events.x, np.concatenate(parts, axis=1))
+    return replace(events, context=np.concatenate(parts, axis=1))
 
 
 def _names(preprocessor: Preprocessor, rows: pd.DataFrame) -> list[str]:

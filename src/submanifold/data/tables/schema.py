@@ -259,6 +259,8 @@ def prepare_table(settings: TableFields, folder: Path, raw_folder: Path) -> Prep
         sidecars: Sidecars = {"rows": {s: r.tolist() for s, r in order.items()}}
         if (label := settings.label_column) is not None:
             sidecars["labels"] = {s: _to_json(frame[label].iloc[r]) for s, r in order.items()}
+        if (changes := schema.inputs.changes(used)) is not None:
+            sidecars["changes"] = {split: changes[rows].tolist() for split, rows in order.items()}
         if groups is not None:
             sidecars["groups"] = {split: groups[rows].tolist() for split, rows in order.items()}
         return manifest, sidecars

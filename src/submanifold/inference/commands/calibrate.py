@@ -93,8 +93,9 @@ def _fit(
         raise unexpected("INPUTS", expected, f"about {share:.0%} of these", "Use others")
     events = predictor.events(read.events, label)
     if predictor.is_table:
-        # they count as the most anomalous
-        x = np.where(predictor.outside(read.events)[:, None], np.nan, events.x).astype(np.float32)
+        # rows with unknown categories count as the most anomalous
+        is_unknown = predictor.columns.unknown(read.events).any(axis=1).to_numpy()
+        x = np.where(is_unknown[:, None], np.nan, events.x).astype(np.float32)
         events = replace(events, x=x, rows=np.array(read.names))
     return calibrate(predictor.model, events, predictor.device)
 
