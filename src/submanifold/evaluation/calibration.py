@@ -123,7 +123,8 @@ def cross_calibrate(
     for member, held_out in zip(model.folds, of_folds, strict=True):
         calibration = {NOISE_SCALE: scale, MASK: mask_weights(model, events[~held_out])}
         of_fold = member.with_facts(data=model.data, calibration=calibration)
-        scores = score(of_fold, events[held_out], (SMOOTHED_DENSITY, MASK))
+        of_held_out = replace(events[held_out], changes=None)  # changes count as distances
+        scores = score(of_fold, of_held_out, (SMOOTHED_DENSITY, MASK))
         smoothed[held_out] = scores[SMOOTHED_DENSITY]
         mask[held_out] = scores.get(MASK, 0.0)
     scored_with: dict[str, Any] = {NOISE_SCALE: scale}

@@ -92,13 +92,14 @@ def with_changes(
 ) -> dict[str, np.ndarray]:
     """Add to scores (N,) by name what values cost that differ from columns of one value.
 
-    Each of the ``changes`` (N,) has a density of 1e-6 in ``smoothed_density``, like an unknown
-    category, and its distance in ``neighbor_distance`` (:meth:`.Neighbors.with_changes`).
+    Each of the ``changes`` (N,) has its distance in ``neighbor_distance``
+    (:meth:`.Neighbors.with_changes`), of models without neighbors a density of 1e-6 in
+    ``smoothed_density``, like an unknown category.
     """
     changed = dict(scores)
-    if SMOOTHED_DENSITY in scores:
+    if model.neighbors is None and SMOOTHED_DENSITY in scores:
         changed[SMOOTHED_DENSITY] = scores[SMOOTHED_DENSITY] + UNKNOWN_NATS * changes
-    if NEIGHBOR_DISTANCE in scores and model.neighbors is not None:
+    elif model.neighbors is not None and NEIGHBOR_DISTANCE in scores:
         changed[NEIGHBOR_DISTANCE] = model.neighbors.with_changes(
             scores[NEIGHBOR_DISTANCE], changes
         )
