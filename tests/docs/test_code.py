@@ -26,7 +26,6 @@ SHOWN = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TESTED_OTHERWISE = {
     "docs/tutorials/python.md",
     "docs/how-to/add-a-node.md",
-    "docs/how-to/deploy.md",
 }
 FRAGMENTS = {"docs/how-to/extend.md"}
 """Pages on which only blocks that are whole files or programs run."""
