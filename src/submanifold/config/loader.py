@@ -92,10 +92,14 @@ class ExperimentConfigLoader(OmegaConfigLoader):
                     "encoding_stages": stages,
                 }
             return settings
-        config = self._read(key)
-        if key != "catalog":
-            return config  # without the experiment, which imports torch and may read a table
-        return expand(config, self.experiment.phases, self.artifact_keys)
+        if key == "catalog":
+            return copy.deepcopy(self._catalog)  # Kedro changes its paths
+        return self._read(key)  # without the experiment, which imports torch
+
+    @cached_property
+    def _catalog(self) -> dict[str, Any]:
+        """The catalog of all phases, which takes a tenth of a second to read."""
+        return expand(self._read("catalog"), self.experiment.phases, self.artifact_keys)
 
     @cached_property
     def experiment(self) -> "Experiment":
@@ -185,10 +189,11 @@ class ExperimentConfigLoader(OmegaConfigLoader):
                 return super().__getitem__(key)
         except MissingConfigException as error:
             conf = Path(self.conf_source)  # a folder, or an archive of `kedro package`
-            if not conf.is_dir() or (conf / (self.env or self.default_run_env)).is_dir():
+            env = self.env or self.default_run_env
+            if not conf.is_dir() or (conf / env).is_dir():
                 raise  # Kedro does not need every kind
             expected = f"the name of a folder of {self.conf_source}"
-            raise unexpected("--env", expected, self.env, "Change it with --env=<name>") from error
+            raise unexpected("--env", expected, env, "Change it with --env=<name>") from error
         except Exception as error:  # parsers of YAML raise many kinds of errors
             name = getattr(error, "full_key", None) or key
             reason = " ".join(str(getattr(error, "msg", None) or error).split())
