@@ -201,3 +201,17 @@ def test_an_unknown_cache_key_in_the_catalog_is_an_error_and_those_of_ood_may_be
         own_loader(own_conf)["catalog"]
     (own_conf / "local" / "catalog.yml").write_text(f"mine: {catalog % 'ood_run'}\n")
     assert own_loader(own_conf)["catalog"]["mine"]["filepath"] == "data/none.json"
+
+
+def test_a_changed_catalog_is_not_that_of_the_next_reader(own_conf):
+    """Kedro makes the paths of its catalog absolute, in place."""
+    configuration = own_loader(own_conf)
+    first = configuration["catalog"]["manifest"]["dataset"]
+    path, first["filepath"] = first["filepath"], "elsewhere"
+    assert configuration["catalog"]["manifest"]["dataset"]["filepath"] == path
+
+
+def test_a_missing_folder_of_the_default_environment_is_named(own_conf):
+    shutil.rmtree(own_conf / "local")
+    with pytest.raises(UserError, match=r"^--env: expected .*, got local"):
+        own_loader(own_conf)["parameters"]
