@@ -10,11 +10,11 @@ from submanifold.flows import RealNVP
 from submanifold.flows.registry import SELECTABLE
 from submanifold.models import (
     CrossFitted,
-    DefensiveComponent,
     Hierarchy,
     Mixture,
     Model,
     ModelSettings,
+    NormalComponents,
     Stage,
     manifold_density,
 )
@@ -187,7 +187,7 @@ def test_facts_are_those_of_one_model():
         model.notes = {"a": 1}
     with pytest.raises(TypeError, match="item assignment"):
         described.notes["a"] = 2
-    described.defensive = DefensiveComponent(4, 0.1)
+    described.defensive = NormalComponents(4, 0.1)
     assert model.defensive is None
 
 

@@ -1,4 +1,4 @@
-"""The normal component of a density: known answers, far events, files and samples."""
+"""Second components of a density: known answers, far events, files and samples."""
 
 import math
 
@@ -15,8 +15,15 @@ from submanifold.evaluation.defensive import (
     mixture_weights,
     with_defensive_component,
 )
-from submanifold.flows import Affine, RealNVP, Tabular, make_conditional, with_noise_scale
-from submanifold.models import DefensiveComponent, Hierarchy, Mixture, Model, Stage
+from submanifold.flows import Affine, Glow, RealNVP, Tabular, make_conditional, with_noise_scale
+from submanifold.models import (
+    Hierarchy,
+    Mixture,
+    Model,
+    NormalComponents,
+    Stage,
+    UniformComponent,
+)
 
 
 def events(count=200, dim=2, seed=0):
@@ -33,7 +40,7 @@ def flow_model(dim=2, manifold_dim=1, component=None):
 @pytest.mark.parametrize("dim", [1, 2])
 @pytest.mark.parametrize("weight", [0.01, 0.1])
 def test_the_density_integrates_to_one(dim, weight):
-    model = flow_model(dim, component=DefensiveComponent.fit(events(dim=dim), weight))
+    model = flow_model(dim, component=NormalComponents.fit(events(dim=dim), weight))
     line = torch.linspace(-40, 40, 40_001 if dim == 1 else 801, dtype=torch.float64)
     grid = torch.cartesian_prod(*[line] * dim).view(-1, dim)
     with torch.no_grad():
@@ -44,7 +51,7 @@ def test_the_density_integrates_to_one(dim, weight):
 def test_the_mixture_is_the_flow_or_the_normal_distribution_at_its_ends():
     x, model = torch.from_numpy(events()).double(), flow_model()
     flow = model.log_prob(x)
-    model.defensive = DefensiveComponent.fit(events(), 0.0).double()
+    model.defensive = NormalComponents.fit(events(), 0.0).double()
     torch.testing.assert_close(model.log_prob(x), flow)
     model.defensive.weight = 1.0
     fitted = LedoitWolf().fit(events())
@@ -58,15 +65,44 @@ def test_the_mixture_is_the_flow_or_the_normal_distribution_at_its_ends():
 
 @pytest.mark.parametrize("value", [-torch.inf, torch.nan, torch.inf])
 def test_far_events_are_ranked_by_their_distance_where_the_flow_overflows(value):
-    component = DefensiveComponent.fit(events(), 0.01)
+    component = NormalComponents.fit(events(), 0.01)
     x = component.means[0] + torch.logspace(1, 18, 18)[:, None] * torch.tensor([[1.0, -2.0]])
     mixed = component.mix(torch.full((18,), value), x)
     assert mixed.isfinite().all()
     assert (mixed.diff() < 0).all()
 
 
+def test_no_image_has_more_bits_than_the_uniform_distribution_with_its_weight(tmp_path):
+    torch.manual_seed(0)
+    glow = Hierarchy([Stage(Glow((3, 4, 4), levels=1, steps=8, width=8), 5)])
+    model = perturb(glow, 1.0).with_facts(data={"value_range": [-0.5, 0.5]})  # overflows
+    images = torch.rand(50, 3, 4, 4) - 0.5
+    bounded = with_defensive_component(model, images.numpy(), images.numpy(), torch.device("cpu"))
+    bounded.save(tmp_path / "model")
+    bounded = Model.load(tmp_path / "model")
+    with torch.no_grad():
+        log_probs = bounded.log_prob(images)
+        assert model.log_prob(images).min() < -1000
+        outside = images + 1
+        torch.testing.assert_close(bounded.log_prob(outside), model.log_prob(outside))
+    assert (log_probs >= math.log(1e-6) - 1e-4).all()
+
+
+def test_the_uniform_component_is_a_density_and_its_samples_are_in_its_range():
+    component = UniformComponent(-1.0, 3.0, weight=0.25)
+    grid = torch.linspace(-6, 6, 1201, dtype=torch.float64)[:, None]
+    flow = torch.distributions.Normal(0.0, 1.0).log_prob(grid[:, 0])
+    assert component.mix(flow, grid).exp().sum().item() / 100 == pytest.approx(1, abs=2e-3)
+    far = torch.full((10_000, 1), 9.0)
+    drawn = component.replace(far, 1.0, torch.Generator().manual_seed(0))
+    replaced = drawn[drawn < 9]
+    assert len(replaced) / len(far) == pytest.approx(0.25, abs=0.02)
+    assert -1 <= replaced.min() < -0.9
+    assert 2.9 < replaced.max() <= 3
+
+
 def test_a_view_and_a_file_have_the_same_density(tmp_path):
-    component = DefensiveComponent.fit(events(dim=3), 0.05, [1])
+    component = NormalComponents.fit(events(dim=3), 0.05, [1])
     x = torch.from_numpy(events(dim=3))
     charts = [Hierarchy([Stage(RealNVP(3, couplings=2), 2)]) for _ in range(2)]
     for model in (flow_model(3, 2, component).float(), Mixture(charts, component)):
@@ -80,7 +116,7 @@ def test_a_view_and_a_file_have_the_same_density(tmp_path):
 
 def test_samples_of_a_model_of_all_dimensions_are_draws_from_the_mixture():
     narrow = affine(1e3 * torch.eye(2))
-    component = DefensiveComponent.fit(events(1000), 0.1)
+    component = NormalComponents.fit(events(1000), 0.1)
     model = Hierarchy([Stage(narrow, 2)], defensive=component)
     drawn = model.sample(20_000, generator=torch.Generator().manual_seed(0))
     of_component = drawn[drawn.norm(dim=1) > 0.01]
@@ -93,11 +129,11 @@ def test_samples_of_a_model_of_all_dimensions_are_draws_from_the_mixture():
 
 
 def test_a_missing_value_has_the_marginal_of_the_observed_ones():
-    parts = [DefensiveComponent.fit(events(dim=3, seed=seed)) for seed in (0, 7)]
+    parts = [NormalComponents.fit(events(dim=3, seed=seed)) for seed in (0, 7)]
     means = np.stack([part.means[0].double().numpy() for part in parts])
     scales = np.stack([part.scales[0].double().numpy() for part in parts])
     covariances = scales @ scales.transpose(0, 2, 1)
-    component = DefensiveComponent(3, 1.0, [0, 2], [0.25, 0.75]).set(means, covariances)
+    component = NormalComponents(3, 1.0, [0, 2], [0.25, 0.75]).set(means, covariances)
     x = torch.from_numpy(events(4, 3, seed=1)).double()
     masks = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     expected = []
@@ -195,7 +231,7 @@ def test_a_gaussian_mixture_replaces_most_of_a_flow_that_fits_worse(tmp_path):
 
 def test_a_density_given_a_context_is_normalized():
     flow = perturb(make_conditional(Tabular(1, couplings=1, hidden=4), columns=2), 0.3)
-    component = DefensiveComponent.fit(events(dim=1), 0.1)
+    component = NormalComponents.fit(events(dim=1), 0.1)
     model = Hierarchy([Stage(flow, 1)], defensive=component).double()
     line = torch.linspace(-60, 60, 20_001, dtype=torch.float64)
     for row in ([0.0, 1.0], [2.0, -1.0]):

@@ -16,7 +16,7 @@ from submanifold.evaluation.likelihood import log_prob
 from submanifold.evaluation.scores import best_noise_scale
 from submanifold.flows import FLOWS, Affine, RealNVP, SoftRealNVP
 from submanifold.losses import InputNoise, Loss
-from submanifold.models import DefensiveComponent, Hierarchy, Stage
+from submanifold.models import Hierarchy, NormalComponents, Stage
 from submanifold.training import Phase, Trainer, fit, monitor
 from submanifold.training.loop import DEFENSIVE_WEIGHT
 from submanifold.training.trainer import validate
@@ -151,7 +151,7 @@ def test_the_best_validation_is_at_the_noise_scale_that_scores(tmp_path):
     )
     assert history["best_step"] == min(scored, key=scored.get) != min(losses, key=losses.get)
     scale = best_noise_scale(model, held_out)
-    model.defensive = DefensiveComponent.fit(data(60), DEFENSIVE_WEIGHT)
+    model.defensive = NormalComponents.fit(data(60), DEFENSIVE_WEIGHT)
     with torch.no_grad():
         log_probs = log_prob(model, torch.from_numpy(held_out), noise_scale=scale)
     bits = model.to_bits_per_dim(log_probs).mean().item()

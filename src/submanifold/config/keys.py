@@ -15,7 +15,7 @@ from submanifold.config.schema import Experiment, effective
 # each, and fails if they change.
 DATA = 1
 TRAINING = 3
-EVALUATION = 1
+EVALUATION = 2
 REPORT = 1
 
 

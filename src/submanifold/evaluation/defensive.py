@@ -1,4 +1,4 @@
-"""Normal components of a density and their weights, which held-out events choose."""
+"""Second components of densities; those of vectors have weights that held-out events choose."""
 
 import copy
 import math
@@ -16,7 +16,7 @@ from submanifold.data.events import EventsLike, as_events
 from submanifold.evaluation.likelihood import log_prob, table_of
 from submanifold.evaluation.scores import SCALE_BATCH_SIZE, best_noise_scale
 from submanifold.flows import is_noise_conditional
-from submanifold.models import DefensiveComponent, Model
+from submanifold.models import Model, NormalComponents, UniformComponent
 
 WIDE_WEIGHTS = 0.01, 0.1  #: Limits of the weight of the wide component.
 WEIGHT_STEPS = 200  #: Of the EM algorithm for the weights.
@@ -35,29 +35,34 @@ AnyModel = TypeVar("AnyModel", bound=Model)
 def with_defensive_component(
     model: AnyModel, train: EventsLike, held_out: EventsLike, device: torch.device
 ) -> AnyModel:
-    """Return a model of vectors with a :class:`.DefensiveComponent`; others as they are.
+    """Return a model with a :class:`.DefensiveComponent`, if its density is on R^D.
 
-    Held-out events (N, D) choose a Gaussian mixture, and by maximum likelihood the weights of the
-    flow, of the mixture and of the wide component; of a noise-conditional model at its best noise
-    scale. The components are fitted to ``train`` (N, D). ``model.data`` describes the table, if the
-    events are rows of one.
+    That of images is uniform on their range of values. That of vectors is normal: held-out events
+    (N, D) choose a Gaussian mixture, and by maximum likelihood the weights of the flow, of the
+    mixture and of the wide component; of a noise-conditional model at its best noise scale. The
+    components are fitted to ``train`` (N, D). ``model.data`` describes the images, or the table if
+    the events are rows of one.
     """
-    if not model.has_density or len(model.event_shape) > 1 or not len(held_out):
+    if not model.has_density or not len(held_out):
         return model
+    if len(model.event_shape) > 1:
+        bounded = copy.deepcopy(model)
+        bounded.defensive = UniformComponent(*model.data["value_range"])
+        return bounded
     table, held_out = table_of(model), as_events(held_out)[:MAX_HELD_OUT]
     mixed = copy.deepcopy(model).to(device)
     scale = best_noise_scale(mixed, held_out) if is_noise_conditional(mixed) else None
     like = next(model.parameters()).dtype
 
     @torch.no_grad()
-    def log_probs(component: DefensiveComponent | None) -> Tensor:
+    def log_probs(component: NormalComponents | None) -> Tensor:
         mixed.defensive = None if component is None else component.to(device, like)
         batches = fixed_batches(held_out, SCALE_BATCH_SIZE, device)
         parts = [log_prob(mixed, x, context, table, scale) for x, context in batches]
         return torch.cat(parts).double()
 
     x, maskable = as_events(train).x, [] if table is None else table.maskable.tolist()
-    wide = DefensiveComponent.fit(x, 1.0, maskable)
+    wide = NormalComponents.fit(x, 1.0, maskable)
     parts = [wide]
     if (mixture := best_gaussian_mixture(x, held_out.x, maskable)) is not None:
         parts.append(mixture)
@@ -91,7 +96,7 @@ def mixture_weights(log_probs: Tensor) -> Tensor:
 
 def best_gaussian_mixture(
     train: np.ndarray, held_out: np.ndarray, maskable: Sequence[int] = ()
-) -> DefensiveComponent | None:
+) -> NormalComponents | None:
     """Fit Gaussian mixtures to events (n, D), and return that of the largest density of others.
 
     None if the events are too few, or of too many columns.
@@ -118,7 +123,7 @@ def best_gaussian_mixture(
                 break
     if best is None:
         return None
-    component = DefensiveComponent(dim, 1.0, maskable, best.weights_.tolist())
+    component = NormalComponents(dim, 1.0, maskable, best.weights_.tolist())
     covariances = best.covariances_ * np.outer(width, width)
     return component.set(center + width * best.means_, covariances)
 
@@ -132,7 +137,7 @@ def _fit(x: np.ndarray, components: int, ridge: float) -> Any:
         return GaussianMixture(components, reg_covar=ridge, **options).fit(x)
 
 
-def _join(parts: Sequence[DefensiveComponent], weights: Sequence[float]) -> DefensiveComponent:
+def _join(parts: Sequence[NormalComponents], weights: Sequence[float]) -> NormalComponents:
     """Join components with their weights, whose sum is that of the result."""
     total = sum(weights)
     shares = [
@@ -140,7 +145,7 @@ def _join(parts: Sequence[DefensiveComponent], weights: Sequence[float]) -> Defe
         for part, weight in zip(parts, weights, strict=True)
         for share in part.shares
     ]
-    joined = DefensiveComponent(parts[0].dim, total, parts[0].maskable, shares)
+    joined = NormalComponents(parts[0].dim, total, parts[0].maskable, shares)
     joined.means = torch.cat([part.means for part in parts])
     joined.scales = torch.cat([part.scales for part in parts])
     return joined

@@ -2,7 +2,11 @@
 
 from submanifold.models.classifier import classify
 from submanifold.models.cross_fitted import CrossFitted
-from submanifold.models.defensive import DefensiveComponent
+from submanifold.models.defensive import (
+    DefensiveComponent,
+    NormalComponents,
+    UniformComponent,
+)
 from submanifold.models.density import manifold_density
 from submanifold.models.hierarchy import Hierarchy
 from submanifold.models.mixture import Mixture
@@ -19,8 +23,10 @@ __all__ = [
     "Model",
     "ModelSettings",
     "Neighbors",
+    "NormalComponents",
     "Stage",
     "StageSettings",
+    "UniformComponent",
     "classify",
     "manifold_density",
 ]

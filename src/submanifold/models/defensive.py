@@ -1,6 +1,7 @@
-"""Normal distributions that make a density finite everywhere, and better for few events."""
+"""Second components of a density: they make it finite everywhere, and better for few events."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,32 +17,107 @@ MAX_EVENTS = 100_000  #: Training events that determine mean and covariance.
 MATRIX_ELEMENTS = 2**22  # of the covariances that are factorized at once
 
 
-class DefensiveComponent(nn.Module):
-    r"""Normal components of a mixture with the flow's density: a wide one, and others.
+class DefensiveComponent(nn.Module, ABC):
+    r"""A density that is mixed with that of the flow (a defensive mixture: Hesterberg 1995).
 
-    .. math:: p(x) = (1 - \epsilon)\, p_{\text{flow}}(x)
-              + \epsilon \sum_k w_k\, N(x; \mu_k, S_k)
+    .. math:: p(x) = (1 - \epsilon)\, p_{\text{flow}}(x) + \epsilon\, q(x)
 
-    is normalized and finite everywhere (a defensive mixture: Hesterberg 1995). The first component
-    has the mean of training events and four times their Ledoit-Wolf covariance: far from them,
-    where the flow's density is arbitrary, it ranks events by their Mahalanobis distance. Others are
-    those of a Gaussian mixture, which fits few events better than a flow. Where the flow's
-    log-density is not a number, it counts as -inf.
+    is normalized, and at least :math:`\epsilon\, q(x)` where the flow's density is arbitrary, far
+    from the training data. Where the flow's log-density is not a number, it counts as -inf.
+
+    It acts on densities and on samples from R^D. Coordinates, projections and samples of manifolds
+    of fewer dimensions are those of the flow.
+
+    Args:
+        weight: epsilon, from 0 to 1.
+    """
+
+    def __init__(self, weight: float):
+        super().__init__()
+        self.weight = weight
+
+    @abstractmethod
+    def log_prob(self, x: Tensor, context: Context | None = None) -> Tensor:
+        """Compute log q at x (batch, *event_shape), float64 (batch,)."""
+
+    @abstractmethod
+    def draw(self, like: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
+        """Draw as many events of q as ``like`` has, of its shape, dtype and device."""
+
+    def mix(self, log_prob: Tensor, x: Tensor, context: Context | None = None) -> Tensor:
+        """Return log p at x (batch, *event_shape), given that of the flow, (batch,)."""
+        flow = torch.where(log_prob.isfinite(), log_prob, -torch.inf).double()
+        weights = x.new_tensor([1 - self.weight, self.weight], dtype=torch.float64).log()
+        mixed = torch.logaddexp(weights[0] + flow, weights[1] + self.log_prob(x, context))
+        return mixed.to(log_prob.dtype)
+
+    @torch.no_grad()
+    def replace(
+        self, events: Tensor, temperature: float, generator: torch.Generator | None
+    ) -> Tensor:
+        """Replace samples of the flow by draws from q, each with probability epsilon."""
+        drawn = self.draw(events, temperature, generator)
+        chosen = torch.rand(len(events), generator=generator).to(events.device) < self.weight
+        return torch.where(chosen.view(-1, *[1] * (events.dim() - 1)), drawn, events)
+
+
+class UniformComponent(DefensiveComponent):
+    r"""The uniform distribution on [low, high]^D, which bounds the bits of any image.
+
+    A deep affine flow amplifies what it has not seen: a single test image may otherwise have
+    millions of bits per dimension. With the mixture an image of 8 bits has at most
+    :math:`8 - \log_2(\epsilon) / D` of them.
+
+    Args:
+        low, high: The range of values of images.
+        weight: See :class:`DefensiveComponent`.
+
+    Example:
+        >>> component = UniformComponent(-0.5, 0.5)
+        >>> x = torch.zeros(2, 1, 2, 2)
+        >>> component.mix(torch.tensor([3.0, -1e9]), x)
+        tensor([  3.0000, -13.8155])
+    """
+
+    def __init__(self, low: float, high: float, weight: float = 1e-6):
+        super().__init__(weight)
+        self.low, self.high = low, high
+
+    def log_prob(self, x: Tensor, context: Context | None = None) -> Tensor:
+        """See :class:`DefensiveComponent`."""
+        x = x.flatten(1)
+        is_inside = ((x >= self.low) & (x <= self.high)).all(1)
+        log_density = x.new_tensor(-x.shape[1] * math.log(self.high - self.low)).double()
+        return torch.where(is_inside, log_density, -torch.inf)
+
+    def draw(self, like: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
+        """See :class:`DefensiveComponent`."""
+        drawn = torch.rand(like.shape, generator=generator).to(like)
+        return self.low + (self.high - self.low) * drawn
+
+
+class NormalComponents(DefensiveComponent):
+    r"""Normal distributions of vectors: a wide one, and others.
+
+    .. math:: q(x) = \sum_k w_k\, N(x; \mu_k, S_k)
+
+    The first component has the mean of training events and four times their Ledoit-Wolf covariance:
+    far from them it ranks events by their Mahalanobis distance. Others are those of a Gaussian
+    mixture, which fits few events better than a flow.
 
     They depend on no context but for the mask of missing values: in a blank, which is filled with
     noise of N(0, 1), they are N(0, 1) too, so that the density of the observed values is their
-    marginal. They act on densities and on samples from R^D. Coordinates, projections and samples of
-    manifolds of fewer dimensions are those of the flow.
+    marginal.
 
     Args:
         dim: D, the number of coordinates of an event.
-        weight: epsilon, from 0 to 1.
+        weight: See :class:`DefensiveComponent`.
         maskable: Coordinates that may be missing, in the order of the mask, with which the context
             starts.
         shares: w_k of the components, whose sum is 1.
 
     Example:
-        >>> component = DefensiveComponent.fit(np.random.default_rng(0).normal(size=(100, 2)))
+        >>> component = NormalComponents.fit(np.random.default_rng(0).normal(size=(100, 2)))
         >>> x = torch.tensor([[0.0, 0.0], [1e3, 0.0], [2e3, 0.0]])
         >>> component.mix(torch.tensor([-1.0, -torch.inf, torch.nan]), x).diff() < 0
         tensor([True, True])
@@ -57,8 +133,8 @@ class DefensiveComponent(nn.Module):
         maskable: Sequence[int] = (),
         shares: Sequence[float] = (1.0,),
     ):
-        super().__init__()
-        self.dim, self.weight, self.maskable = dim, weight, list(maskable)
+        super().__init__(weight)
+        self.dim, self.maskable = dim, list(maskable)
         self.shares = list(shares)
         self.register_buffer("means", torch.zeros(len(self.shares), dim))
         self.register_buffer("scales", torch.eye(dim).repeat(len(self.shares), 1, 1))
@@ -66,7 +142,7 @@ class DefensiveComponent(nn.Module):
     @classmethod
     def fit(
         cls, events: np.ndarray, weight: float = 0.01, maskable: Sequence[int] = ()
-    ) -> "DefensiveComponent":
+    ) -> "NormalComponents":
         """Fit the wide component to training events (N, D), of which the first are used."""
         from sklearn.covariance import ledoit_wolf  # loads slowly
 
@@ -74,21 +150,14 @@ class DefensiveComponent(nn.Module):
         covariance = WIDENING * ledoit_wolf(x)[0] + SMALLEST * np.eye(x.shape[1])
         return cls(x.shape[1], weight, maskable).set(x.mean(0)[None], covariance[None])
 
-    def set(self, means: np.ndarray, covariances: np.ndarray) -> "DefensiveComponent":
+    def set(self, means: np.ndarray, covariances: np.ndarray) -> "NormalComponents":
         """Set means (K, D) and covariances (K, D, D); returns the component."""
         self.means.copy_(torch.from_numpy(means))
         self.scales.copy_(torch.linalg.cholesky(torch.from_numpy(covariances)))
         return self
 
-    def mix(self, log_prob: Tensor, x: Tensor, context: Context | None = None) -> Tensor:
-        """Return the mixture's log-density of x (batch, D), given that of the flow, (batch,)."""
-        flow = torch.where(log_prob.isfinite(), log_prob, -torch.inf).double()
-        weights = x.new_tensor([1 - self.weight, self.weight], dtype=torch.float64).log()
-        mixed = torch.logaddexp(weights[0] + flow, weights[1] + self.log_prob(x, context))
-        return mixed.to(log_prob.dtype)
-
     def log_prob(self, x: Tensor, context: Context | None = None) -> Tensor:
-        """Compute the log-density of the normal components at x (batch, D), float64 (batch,)."""
+        """See :class:`DefensiveComponent`."""
         x, blank = x.double(), None
         if self.maskable and context is not None and context.values is not None:
             blank = torch.zeros_like(x, dtype=torch.bool)
@@ -104,19 +173,18 @@ class DefensiveComponent(nn.Module):
         log_shares = x.new_tensor(self.shares).log()
         return (log_shares[:, None] + log_probs).logsumexp(0)
 
-    @torch.no_grad()
-    def replace(
-        self, events: Tensor, temperature: float, generator: torch.Generator | None
-    ) -> Tensor:
-        """Replace samples of the flow (n, D) by the components', each with probability epsilon."""
-        options: Any = {"generator": generator, "dtype": self.means.dtype}
-        noise = torch.randn(len(events), self.dim, **options).to(events)
-        chosen = torch.rand(len(events), **options).to(events.device) < self.weight
+    def draw(self, like: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
+        """See :class:`DefensiveComponent`."""
+        noise = torch.randn(like.shape, generator=generator, dtype=self.means.dtype).to(like)
         shares = torch.tensor(self.shares)
-        kinds = torch.multinomial(shares, len(events), True, generator=generator).to(events.device)
+        kinds = torch.multinomial(shares, len(like), True, generator=generator).to(like.device)
         deviations = (self.scales[kinds] @ noise[:, :, None])[:, :, 0]
-        drawn = self.means[kinds] + temperature * deviations
-        return torch.where(chosen[:, None], drawn, events)
+        return self.means[kinds] + temperature * deviations
+
+
+def build_component(**arguments: Any) -> DefensiveComponent:
+    """Build a component from the arguments of its constructor, as model files have them."""
+    return (NormalComponents if "dim" in arguments else UniformComponent)(**arguments)
 
 
 def _marginal(x: Tensor, blank: Tensor, mean: Tensor, scale: Tensor) -> Tensor:

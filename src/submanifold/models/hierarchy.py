@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from submanifold.common.errors import unexpected
 from submanifold.flows.context import Context
 from submanifold.geometry.nearest import Nearest
-from submanifold.models.defensive import DefensiveComponent
+from submanifold.models.defensive import DefensiveComponent, build_component
 from submanifold.models.model import Model
 from submanifold.models.stage import Stage, check_dim, standard_normal_log_prob
 
@@ -51,7 +51,7 @@ class Hierarchy(Model):
         (torch.Size([3, 2]), torch.Size([3, 6]), torch.Size([3, 8]))
     """
 
-    kind, parts = "hierarchy", {"stages": Stage, "defensive": DefensiveComponent}
+    kind, parts = "hierarchy", {"stages": Stage, "defensive": build_component}
 
     def __init__(
         self,

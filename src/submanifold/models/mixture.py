@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from submanifold.flows import DataInitialized
 from submanifold.flows.context import Context
-from submanifold.models.defensive import DefensiveComponent
+from submanifold.models.defensive import DefensiveComponent, build_component
 from submanifold.models.hierarchy import Hierarchy
 from submanifold.models.model import Model
 from submanifold.models.stage import standard_normal_log_prob
@@ -45,7 +45,7 @@ class Mixture(DataInitialized, Model):
         (torch.Size([5, 3]), torch.Size([5, 1]), torch.Size([5, 3]))
     """
 
-    kind, parts = "mixture", {"charts": Hierarchy, "defensive": DefensiveComponent}
+    kind, parts = "mixture", {"charts": Hierarchy, "defensive": build_component}
 
     def __init__(self, charts: Sequence[Hierarchy], defensive: DefensiveComponent | None = None):
         chart = charts[0]

@@ -62,8 +62,8 @@ class Model(nn.Module, ABC):
         event_dim: D, the number of elements of an event.
         dim: Dimension d of the manifold.
         has_density: Whether the density is on R^D; otherwise it is on the manifold.
-        defensive: The normal component of a density that is finite far from the data, if any; of
-            tables and vectors.
+        defensive: The second component of a density on R^D, which bounds it far from the data, if
+            any.
         neighbors: Rows of the training, whose distance is a score of cross-fitted models of tables.
     """
 

@@ -20,7 +20,7 @@ from submanifold.data.batches import Batches
 from submanifold.flows import initialize, with_noise_scale
 from submanifold.flows.context import Context
 from submanifold.losses import draws
-from submanifold.models import DefensiveComponent
+from submanifold.models import NormalComponents
 from submanifold.models.io import describe
 from submanifold.training import monitor
 from submanifold.training.monitor import LOG_EVERY, Row
@@ -171,11 +171,11 @@ class _Loop:
         return time.monotonic() - self.started
 
 
-def _defensive_component(phase: Phase, train: Batches) -> DefensiveComponent | None:
+def _defensive_component(phase: Phase, train: Batches) -> NormalComponents | None:
     """Fit the component that bounds the influence of a single event on a validation."""
     if phase.noise.smallest is None or len(phase.model.event_shape) > 1:
         return None
-    component = DefensiveComponent.fit(train.events.x, DEFENSIVE_WEIGHT)
+    component = NormalComponents.fit(train.events.x, DEFENSIVE_WEIGHT)
     return component.to(train.device, train.rows.dtype)
 
 
