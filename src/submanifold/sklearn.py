@@ -185,8 +185,7 @@ class ManifoldFlow(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMix
                     model, density, model_settings, events, seed, device, folder, preprocessor
                 )
             else:
-                if preprocessor is not None:
-                    model = with_defensive_component(model, events[train], valid, device)
+                model = with_defensive_component(model, events[train], valid, device)
                 calibration = calibrate(model, valid, device, train=events[train])
                 model = model.with_facts(calibration=calibration)
         self.preprocessor_ = preprocessor
