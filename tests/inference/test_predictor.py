@@ -28,7 +28,14 @@ from submanifold.data import Events, dequantize
 from submanifold.data.batches import as_input, to_context
 from submanifold.data.images import load_pictures
 from submanifold.evaluation.calibration import calibrate
-from submanifold.flows import Glow, RealNVP, SoftRealNVP, make_conditional, with_noise_scale
+from submanifold.flows import (
+    Glow,
+    RealNVP,
+    SoftRealNVP,
+    Tabular,
+    make_conditional,
+    with_noise_scale,
+)
 from submanifold.models import Hierarchy, Stage
 from submanifold.models.io import load_tensors, save_tensors
 
@@ -172,7 +179,7 @@ def test_codes_decode_to_the_events_and_to_projections(case):
     u, v = case.predictor.encode(case.x, **case.of_events)
     assert (u.shape[1], v.shape[1]) == model.code_dims
     with torch.no_grad():
-        decoded = model.decode(torch.from_numpy(u), torch.from_numpy(v), context)
+        decoded = model.decode(torch.from_numpy(u).to(x), torch.from_numpy(v).to(x), context)
     np.testing.assert_allclose(decoded, x, atol=1e-3)
     projected, errors = case.predictor.project(case.x, nearest=True, **case.of_events)
     assert type(projected) is type(case.x)
@@ -185,6 +192,15 @@ def test_codes_decode_to_the_events_and_to_projections(case):
         pd.testing.assert_frame_equal(points.set_axis(projected.index), projected)
     else:
         np.testing.assert_allclose(points.astype(float), projected, atol=1 if x.ndim == 4 else 1e-4)
+
+
+@pytest.mark.parametrize("deviations", [1, 10, 100, 1000])
+def test_codes_of_vectors_far_from_the_data_decode_to_them(deviations):
+    torch.manual_seed(0)
+    predictor = Predictor(perturb(Hierarchy([Stage(Tabular(6), 6)]), 0.3))
+    x = (deviations * torch.randn(200, 6)).numpy()
+    error = np.linalg.norm(predictor.decode(predictor.encode(x)[0]) - x, axis=1)
+    assert (error < 1e-6 * np.linalg.norm(x, axis=1)).all()  # 40 times the norm in float32
 
 
 def test_an_event_has_the_same_results_in_any_batch(case):

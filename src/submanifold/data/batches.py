@@ -182,10 +182,14 @@ def fixed_batches(
     return tuned(map(batch, range(0, len(events), batch_size)), device)
 
 
-def to_context(events: Events, device: str | torch.device = "cpu") -> Context | None:
-    """Copy the context of events to a device; None if they have none."""
-    values = events.context
-    return None if values is None else Context(torch.from_numpy(np.array(values)).to(device))
+def to_context(
+    events: Events, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> Context | None:
+    """Copy the context of events to a device, columns with a dtype; None if they have none."""
+    if events.context is None:
+        return None
+    values = torch.from_numpy(np.array(events.context))
+    return Context(values.to(device, dtype if values.is_floating_point() else values.dtype))
 
 
 def add_noise(pixels: Tensor, noise: Tensor) -> Tensor:

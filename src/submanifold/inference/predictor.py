@@ -1,5 +1,6 @@
 """One predictor: a trained model, the preprocessing of its inputs, and its calibration."""
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -149,6 +150,11 @@ class Predictor:
     def is_conditional(self) -> bool:
         """Whether the density is given a label or other columns."""
         return self.condition is not None or "classes" in context_of(self.model)
+
+    @cached_property
+    def _exact_model(self) -> Model:
+        """The model of vectors in float64: far from the data float32 does not invert it."""
+        return self.model if self.is_image else copy.deepcopy(self.model).double()
 
     @cached_property
     def calibration(self) -> Calibration | None:
@@ -325,14 +331,14 @@ class Predictor:
         """Compute the coordinates on the manifold, u (N, d), and off it, v (N, D - d).
 
         By default (u, v) decodes to x; otherwise u is that of the ``default`` or the ``nearest``
-        projection.
+        projection. Those of vectors and tables are float64.
         """
+        model = self._exact_model
 
         def encode(x: Tensor, context: Context | None, *_: Any) -> tuple[np.ndarray, ...]:
-            codes = self.model.encode(x, projection, context)
-            return tuple(code.cpu().numpy() for code in codes)
+            return tuple(code.cpu().numpy() for code in model.encode(x, projection, context))
 
-        u, v = zip(*self._apply(encode, x, label, "encoding"), strict=True)
+        u, v = zip(*self._apply(encode, x, label, "encoding", model), strict=True)
         return np.concatenate(u), np.concatenate(v)
 
     def decode(self, u: np.ndarray) -> Any:
@@ -340,13 +346,14 @@ class Predictor:
 
         Of tables these are rows without missing values.
         """
-        codes = torch.from_numpy(np.array(u)).to(next(self.model.parameters())).split(self.size)
+        model = self._exact_model
+        codes = torch.from_numpy(np.array(u)).to(next(model.parameters())).split(self.size)
         mask = 0 if self.preprocessor is None else len(self.preprocessor.maskable)
         points = []
         with torch.no_grad():
             for of_batch in codes:
                 context = of_batch.new_zeros(len(of_batch), mask) if mask else None
-                points.append(stored(self.model.decode(of_batch, context=context)))
+                points.append(stored(model.decode(of_batch, context=context)))
         return self._in_units(np.concatenate(points))
 
     def project(
@@ -357,14 +364,15 @@ class Predictor:
         Returns projections in the type and units of x, without a condition, and their mean squared
         errors (N,), of pixels in [0, 1] or standardized columns. Missing values stay missing.
         """
+        model = self._exact_model
 
         def project(x: Tensor, context: Context | None, *_: Any) -> tuple[Any, np.ndarray]:
-            projected = self.model.project(x, nearest, context)
+            projected = model.project(x, nearest, context)
             errors = (x - projected).square().flatten(1).mean(1)
             in_units = self._in_units(stored(projected), context_array(context))
             return in_units, errors.cpu().numpy()
 
-        parts, of_batches = zip(*self._apply(project, x, label, "projecting"), strict=True)
+        parts, of_batches = zip(*self._apply(project, x, label, "projecting", model), strict=True)
         errors = np.concatenate(of_batches)
         if not self.is_table:
             return np.concatenate(parts), errors
@@ -427,16 +435,24 @@ class Predictor:
         return self.batch_size or (IMAGE_BATCH if self.is_image else ROW_BATCH)
 
     def _apply(
-        self, function: Callable[..., Any], x: Any, label: Label, description: str
+        self,
+        function: Callable[..., Any],
+        x: Any,
+        label: Label,
+        description: str,
+        model: Model | None = None,
     ) -> list[Any]:
-        """Apply a function to x, context, events before dequantization, and rows of each batch."""
-        checked, weight = self._checked(x, label), next(self.model.parameters())
+        """Apply a function to x, context, events before dequantization, and rows of each batch.
+
+        Tensors have the device and the precision of the model.
+        """
+        checked, weight = self._checked(x, label), next((model or self.model).parameters())
 
         def batches() -> Iterator[Any]:
             for start in range(0, len(checked), self.size):
                 rows = checked[start : start + self.size]
                 events = self._standardized(rows)
-                context = to_context(events, weight.device)
+                context = to_context(events, weight.device, weight.dtype)
                 yield as_input(events.x).to(weight), context, events, rows
 
         prepared = tuned(batches()) if weight.device.type == "cpu" else batches()
