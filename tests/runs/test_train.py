@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from calibrated import png, smooth_images
 from submanifold import Predictor
 from submanifold.cli import cli
+from submanifold.evaluation.defensive import with_defensive_component
 from submanifold.inference.inputs import read_images
 from submanifold.inference.records import read_records
 from submanifold.runs.experiments import CachedRun
@@ -128,7 +129,8 @@ def assert_scored_by_the_other_half(folder, name, pictures, scores, work, by_fol
         train, valid = images[half.train], images[half.valid]
         cpu = torch.device("cpu")
         model = train_phases(phases, settings.model, train, valid, 0, cpu, work / str(number))
-        of_bytes = Predictor(model.with_facts(data=data)).log_prob(images[half.scored])
+        model = with_defensive_component(model.with_facts(data=data), train, valid, cpu)
+        of_bytes = Predictor(model).log_prob(images[half.scored])
         expected = of_bytes + images[0].size * np.log(256)  # of pixels in [0, 1]
         found = log_probs.loc[[names[index] for index in half.scored]]
         np.testing.assert_allclose(found, expected, rtol=1e-4)

@@ -371,6 +371,7 @@ def fit_halves(
     inputs of a half and the predictor that has not seen them, for both halves. It is calibrated on
     these inputs except those with one of the highest scores.
     """
+    from submanifold.evaluation.defensive import with_defensive_component
     from submanifold.inference.predictor import Predictor
     from submanifold.training.cost import with_steps
     from submanifold.training.phases import train_phases
@@ -391,18 +392,19 @@ def fit_halves(
     parts = []
     for number, half in enumerate(split_halves(group, experiment.seed), 1):
         log.info("Half %d of 2", number)
-        train = events[half.train]
+        train, valid = events[half.train], events[half.valid]
         model = train_phases(
             phases,
             experiment.model,
             train,
-            events[half.valid],
+            valid,
             experiment.seed,
             predictor.device,
             folder / f"half_{number}",
             predictor.preprocessor,
         )
         model = model.with_facts(data=predictor.model.data)
+        model = with_defensive_component(model, train, valid, predictor.device)
         scored = replace(events[half.scored], groups=group[half.scored])
         calibrated = _calibrate_on_usual(model, scored, predictor, train)
         parts.append((half.scored, Predictor(calibrated)))
