@@ -19,7 +19,7 @@ from submanifold.data.settings import INSTALLED, TableSettings, read_data_settin
 from submanifold.data.tables import Preprocessor
 from submanifold.data.tables.files import read_table
 from submanifold.data.tables.schema import prepare_table
-from submanifold.runs.selection import select
+from submanifold.runs.selection import select_experiment
 
 RNG = np.random.default_rng(0)
 N = 200
@@ -426,7 +426,7 @@ def test_printed_settings_of_columns_work_in_a_shell(tmp_path):
     texts = [shlex.split(text) for text in printed]
     assert {len(words) for words in texts} == {1}
     params = parse_params([text for (text,) in texts])
-    record = select(tmp_path, str(path), {}, None, params)
+    record = select_experiment(tmp_path, str(path), {}, None, params)
     data = load_configuration(PACKAGED_CONF, record.params).experiment.data
     assert data.columns == dict.fromkeys(NAMES, "category")
     kinds = {column.name: column.kind for column in data.read().preprocessor.columns}

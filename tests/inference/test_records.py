@@ -9,7 +9,13 @@ from dataclasses import asdict
 import pytest
 
 from submanifold.common.errors import UserError
-from submanifold.inference.records import FOLDER, RunRecord, find_record, read_records, write_record
+from submanifold.inference.records import (
+    RECORDS,
+    RunRecord,
+    find_record,
+    read_records,
+    write_record,
+)
 
 
 def run(key, started="2026-01-01T00:00:00", name=""):
@@ -35,7 +41,7 @@ def test_a_record_keeps_the_name_and_the_start_of_an_equal_run(tmp_path):
 
 def test_a_record_that_cannot_be_read_is_named_and_keeps_its_name(tmp_path, caplog):
     first = write_record(tmp_path, run("a"), None)
-    path = tmp_path / FOLDER / f"{first.name}.json"
+    path = tmp_path / RECORDS / f"{first.name}.json"
     path.write_text("{")
     assert write_record(tmp_path, run("b"), None).name == f"{first.name}-2"
     with pytest.raises(UserError, match="name: expected a name that no run with other settings"):
@@ -47,10 +53,10 @@ def test_a_record_that_cannot_be_read_is_named_and_keeps_its_name(tmp_path, capl
 RUN = """
 from pathlib import Path
 from submanifold.common.files import locked
-from submanifold.inference.records import FOLDER, RunRecord, write_record
+from submanifold.inference.records import RECORDS, RunRecord, write_record
 project = Path(sys.argv[1])
 record = RunRecord("", "key", "photos", "Glow", "2026", "model", "metrics", "report", {}, ".1.lock")
-with locked(project / FOLDER, "it", record.lock):
+with locked(project / RECORDS, "it", record.lock):
     write_record(project, record, "mine")
     print("ready", flush=True)
     time.sleep(60)
@@ -77,8 +83,8 @@ def test_a_run_on_another_host_is_running_until_its_process_dies(tmp_path, conta
 def test_records_of_earlier_versions_are_read(tmp_path):
     old = asdict(run("a", name="old")) | {"host": "elsewhere", "pid": os.getpid()}
     del old["lock"]
-    (tmp_path / FOLDER).mkdir(parents=True)
-    (tmp_path / FOLDER / "old.json").write_text(json.dumps(old))
+    (tmp_path / RECORDS).mkdir(parents=True)
+    (tmp_path / RECORDS / "old.json").write_text(json.dumps(old))
     (record,) = read_records(tmp_path)
     assert record.state(tmp_path) == "interrupted"
 
@@ -98,6 +104,6 @@ def test_records_of_earlier_versions_are_read(tmp_path):
 )
 def test_other_json_in_the_folder_of_records_is_no_run(tmp_path, content):
     record = write_record(tmp_path, run("a"), "mine")
-    (tmp_path / FOLDER / "other.json").write_text(json.dumps(content))
+    (tmp_path / RECORDS / "other.json").write_text(json.dumps(content))
     assert read_records(tmp_path) == [record]
     assert find_record(tmp_path, "mine") == record

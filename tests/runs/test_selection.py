@@ -9,8 +9,8 @@ from submanifold.common.errors import UserError
 from submanifold.common.files import locked
 from submanifold.config.loader import load_configuration
 from submanifold.config.project import PACKAGED_CONF
-from submanifold.inference.records import FOLDER, read_records, write_record
-from submanifold.runs.selection import select
+from submanifold.inference.records import RECORDS, read_records, write_record
+from submanifold.runs.selection import select_experiment
 
 
 @pytest.fixture
@@ -37,22 +37,22 @@ def dims(record):
 def test_the_dimension_is_that_of_the_stages_of_the_method(
     folder, options, params, method, expected
 ):
-    record = select(folder, "photos", options, 7, params)
+    record = select_experiment(folder, "photos", options, 7, params)
     assert record.method == method
     assert dims(record) == expected
 
 
 def test_the_environment_is_that_of_the_session(folder, monkeypatch):
     monkeypatch.setenv("KEDRO_ENV", "test")
-    in_test = select(folder, "photos", {}, None, {}).key
+    in_test = select_experiment(folder, "photos", {}, None, {}).key
     environment = load_configuration(PACKAGED_CONF, {"dataset": "photos"}, "test")
     assert in_test == environment.artifact_keys["model"]
     monkeypatch.delenv("KEDRO_ENV")
-    assert select(folder, "photos", {}, None, {}).key != in_test
+    assert select_experiment(folder, "photos", {}, None, {}).key != in_test
 
 
 def test_a_name_is_given_again_after_all_settings_are_checked(folder):
-    first = write_record(folder, select(folder, "photos", {"seed": 1}, None, {}), "mine")
+    first = write_record(folder, select_experiment(folder, "photos", {"seed": 1}, None, {}), "mine")
     victim = folder / "data" / "victim.json"
     victim.write_text("{}")
     for options, message in (
@@ -62,18 +62,24 @@ def test_a_name_is_given_again_after_all_settings_are_checked(folder):
         ({}, "--again: expected a name with it, got none. Add --name=<name>, or omit it."),
     ):
         with pytest.raises(UserError, match=re.escape(message)):
-            select(folder, "photos", options, None, {}, again=True)
+            select_experiment(folder, "photos", options, None, {}, again=True)
     assert victim.exists()
     assert read_records(folder) == [first]
-    assert select(folder, "photos", {"name": "mine"}, None, {}, again=True).name == "mine"
+    assert (
+        select_experiment(folder, "photos", {"name": "mine"}, None, {}, again=True).name == "mine"
+    )
     assert read_records(folder) == []
 
 
 def test_the_name_of_a_running_run_is_not_given_again(folder):
-    running = replace(select(folder, "photos", {"seed": 1}, None, {}), lock=".lock-of-run")
-    with locked(folder / FOLDER, "it", running.lock):
+    running = replace(
+        select_experiment(folder, "photos", {"seed": 1}, None, {}), lock=".lock-of-run"
+    )
+    with locked(folder / RECORDS, "it", running.lock):
         running = write_record(folder, running, "mine")
         with pytest.raises(UserError, match=r"^--name: expected a name that no running run has"):
-            select(folder, "photos", {"name": "mine"}, None, {}, again=True)
-        select(folder, "photos", {"name": "mine", "seed": 1}, None, {}, again=True)  # itself
+            select_experiment(folder, "photos", {"name": "mine"}, None, {}, again=True)
+        select_experiment(
+            folder, "photos", {"name": "mine", "seed": 1}, None, {}, again=True
+        )  # itself
     assert read_records(folder) == [running]

@@ -22,8 +22,8 @@ from submanifold.training.rotation import RotationSettings
 BRIEF_MINUTES = 10  # time budgets below have a brief evaluation
 IMAGES_ONLY = ("dequantizations", "inception_weights")
 VECTOR_FLOWS = {"soft_glow": "soft_realnvp"}  # for the flow of images with the same property
-TABLES = ("datasets", "methods", "stage_defaults", "training_defaults")
-GROUPS = ("data", "training", "evaluation")
+CONFIGURATION_TABLES = ("datasets", "methods", "stage_defaults", "training_defaults")
+SETTING_GROUPS = ("data", "training", "evaluation")
 PHASE_FIELDS = {*PhaseSettings.model_fields, *RotationSettings.model_fields}
 TRAINING = {
     name: field.default
@@ -44,13 +44,13 @@ def resolve(parameters: Mapping[str, Any]) -> Experiment:
     """
     # names with an underscore hold YAML anchors; Kedro drops them from all other configuration
     user = {name: value for name, value in parameters.items() if not name.startswith("_")}
-    tables = {name: group(name, user.pop(name, None)) for name in TABLES}
+    tables = {name: group(name, user.pop(name, None)) for name in CONFIGURATION_TABLES}
     dataset = entry(tables["datasets"], user.get("dataset"), "dataset")
     if user.get("method") == AUTO:
         user["method"] = dataset.get("method")
     method = entry(tables["methods"], user.get("method"), "method")
     user_stages, user_phases = _user_groups(user, method)
-    groups = {name: group(name, user.pop(name, None)) for name in GROUPS}
+    groups = {name: group(name, user.pop(name, None)) for name in SETTING_GROUPS}
     training = groups["training"]
     minutes = _minutes(training.pop("minutes", None), {"training": training, **user_phases})
     data = read_data_settings(merge(_data_entry(dataset), groups["data"], "data"))
@@ -111,7 +111,7 @@ def _evaluation(settings: Tree, data: DataSettings, minutes: float | None) -> Ev
 
 def _refuse_unknown(user: Tree, phases: Sequence[str]) -> None:
     if unknown := [str(name) for name in user if name not in Choices.model_fields]:
-        known = [*dict.fromkeys([*Choices.model_fields, *GROUPS, "stage_<n>", *phases])]
+        known = [*dict.fromkeys([*Choices.model_fields, *SETTING_GROUPS, "stage_<n>", *phases])]
         hint = did_you_mean(unknown[0], known)
         expected = f"one of {list_names(known, unknown[0])}"
         raise UserError(f"{', '.join(unknown)}: expected {expected}.{hint}")

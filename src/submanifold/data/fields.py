@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 from submanifold.common.files import expand_user
 from submanifold.common.settings import Settings, flatten
 
-FOLDER = "folder"  #: Value of the setting `groups` that makes each folder a group.
+FOLDER_GROUPS = "folder"  #: Value of the setting `groups` that makes each folder a group.
 
 Missing = Literal["model", "drop"]
 Scale = Literal["standard", "none"]

@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt, model_validator
 from submanifold.common.errors import did_you_mean, unexpected
 from submanifold.common.files import expand_user
 from submanifold.common.settings import Settings, read_settings
-from submanifold.data.fields import FOLDER, Fields, ImageFields, Seed, TableFields
+from submanifold.data.fields import FOLDER_GROUPS, Fields, ImageFields, Seed, TableFields
 from submanifold.data.sources import SOURCES, Source
 from submanifold.data.sources.stores import identify
 from submanifold.data.synthetic import MANIFOLDS, Manifold, manifold
@@ -24,7 +24,7 @@ INSTALLED = {
     "wine": "178 wines, 13 chemical measurements; the label is the cultivar",
 }
 """Tables that are installed with scikit-learn, with descriptions."""
-TABLES = ("table", *INSTALLED)
+TABLE_SOURCES = ("table", *INSTALLED)
 
 Kind = Literal["images", "synthetic", "table"]
 """Kind of data: images, points of a manifold with a known density, or rows of a table."""
@@ -78,7 +78,7 @@ class ImageSettings(ImageFields):
         """
         files, groups = SOURCES[self.source].files(self, raw_folder), self.groups
         try:
-            if groups not in (None, FOLDER):
+            if groups not in (None, FOLDER_GROUPS):
                 groups = identify(expand_user(groups))
             return f"{'standard' if files is None else identify(*files)}+groups:{groups}"
         except OSError as error:
@@ -134,7 +134,7 @@ class TableSettings(TableFields):
     """Rows of a table."""
 
     kind: ClassVar[Kind] = "table"
-    source: Literal[TABLES] = "table"  # type: ignore[valid-type]
+    source: Literal[TABLE_SOURCES] = "table"  # type: ignore[valid-type]
     _schema: Any = None
 
     @model_validator(mode="after")
@@ -184,7 +184,9 @@ def read_data_settings(mapping: Mapping[str, Any]) -> DataSettings:
     """
     source = mapping.get("source", "photos")
     kinds: dict[str, type[DataSettings]] = dict.fromkeys(SOURCES, ImageSettings)
-    kinds |= dict.fromkeys(MANIFOLDS, SyntheticSettings) | dict.fromkeys(TABLES, TableSettings)
+    kinds |= dict.fromkeys(MANIFOLDS, SyntheticSettings) | dict.fromkeys(
+        TABLE_SOURCES, TableSettings
+    )
     if source not in kinds:
         fix = "Change it with --params=dataset=<name>"
         hint = did_you_mean(str(source), kinds)

@@ -8,7 +8,7 @@ import numpy as np
 
 from submanifold.common.errors import unexpected
 from submanifold.common.files import expand_user
-from submanifold.data.fields import FOLDER, Counts
+from submanifold.data.fields import FOLDER_GROUPS, Counts
 
 SPLITS = ("train", "valid", "test")
 
@@ -18,7 +18,7 @@ def group_images(groups: str, names: Iterable[str]) -> dict[str, str]:
 
     A file may list the images without their folders, as CelebA's identity_CelebA.txt does.
     """
-    if groups == FOLDER:
+    if groups == FOLDER_GROUPS:
         return {name: name.rpartition("/")[0] for name in names}
     try:
         lines = expand_user(groups).read_text("utf-8", "surrogateescape").splitlines()

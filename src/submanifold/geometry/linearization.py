@@ -86,7 +86,7 @@ def jacobian(
     with torch.autocast(u.device.type, enabled=False):
         for chosen in directions.to(u.dtype).transpose(0, 1).split(count):
             at, of_all = u.repeat(len(chosen), 1), chosen.flatten(0, 1)
-            tangents = jvp(select(decode, repeat(context, len(at))), at, of_all)
+            tangents = jvp(bind_context(decode, repeat(context, len(at))), at, of_all)
             columns.append(tangents.flatten(1).unflatten(0, (len(chosen), batch)))
     return torch.cat(columns).permute(1, 2, 0)
 
@@ -98,7 +98,7 @@ def repeat(context: Context | None, count: int) -> Context | None:
     return context.repeat(count // len(context))
 
 
-def select(
+def bind_context(
     decode: Callable[..., Tensor], context: Context | None, rows: Tensor | None = None
 ) -> Callable[[Tensor], Tensor]:
     """Bind a decoder to the context, or to some of its rows, if there is one."""

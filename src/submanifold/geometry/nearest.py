@@ -8,7 +8,7 @@ from torch import Tensor
 
 from submanifold.common.device import autocast
 from submanifold.flows.context import Context
-from submanifold.geometry.linearization import Linearization, jacobian, select
+from submanifold.geometry.linearization import Linearization, bind_context, jacobian
 from submanifold.geometry.solvers import damped_steps
 
 FIRST_LENGTH = 0.06  # of steps with eigenvalues; 0.03 to 0.1 have equal errors after three
@@ -58,7 +58,7 @@ def nearest_point(
         precision: Precision of gradients; that of x by default. Errors are compared in that of x.
         context: Context of each event, which the decoder receives as ``context``.
     """
-    search = _Search(select(decode, context), x, u, eigenvalues, precision or x.dtype)
+    search = _Search(bind_context(decode, context), x, u, eigenvalues, precision or x.dtype)
     for iteration in range(gradients):
         search.turn(iteration)
         if iteration < gradients - 1:
@@ -69,7 +69,7 @@ def nearest_point(
     rows = (~is_nearer | (error > search.best_error)).nonzero()[:, 0]
     if len(rows):
         others = search.best_or_start()[rows]
-        images = select(decode, context, rows)(others)
+        images = bind_context(decode, context, rows)(others)
         replaced = _squared_error(x[rows], images) <= error[rows]
         found.u[rows[replaced]], found.image[rows[replaced]] = others[replaced], images[replaced]
     return found
@@ -214,14 +214,16 @@ def gauss_newton(
     every = torch.arange(len(x), device=x.device)
 
     def error(u: Tensor, rows: Tensor) -> Tensor:
-        return _squared_error(x[rows], select(decode, context, rows)(u))
+        return _squared_error(x[rows], bind_context(decode, context, rows)(u))
 
     def step(u: Tensor, rows: Tensor) -> Tensor:
         chosen = None if context is None else context.rows(rows)
         columns = jacobian(decode, u, context=chosen).mT
-        return _least_squares(columns, (x[rows] - select(decode, context, rows)(u)).flatten(1))
+        return _least_squares(
+            columns, (x[rows] - bind_context(decode, context, rows)(u)).flatten(1)
+        )
 
-    decode_all = select(decode, context)
+    decode_all = bind_context(decode, context)
     lost = _is_lost(decode_all, x, u, error(u, every))
     u = damped_steps(error, step, torch.where(lost[:, None], 0.0, u), steps)
     return Nearest(u, decode_all(u))

@@ -14,7 +14,7 @@ from submanifold.common.files import expand_user, is_locked, locked, read_json, 
 
 log = logging.getLogger(__name__)
 
-FOLDER = Path("data/runs")
+RECORDS = Path("data/runs")
 MODEL_FILE = "hierarchy.safetensors"
 
 
@@ -37,7 +37,7 @@ class RunRecord:
         """Return ``finished``, ``running``, ``trained`` (not evaluated) or ``interrupted``."""
         if (project / self.report).exists():
             return "finished"
-        if is_locked(project / FOLDER / self.lock):
+        if is_locked(project / RECORDS / self.lock):
             return "running"
         return "trained" if (project / self.model).exists() else "interrupted"
 
@@ -50,7 +50,7 @@ def read_records(project: Path) -> list[RunRecord]:
     from pydantic import TypeAdapter, ValidationError  # loads slowly
 
     reader, records = TypeAdapter(RunRecord), list[RunRecord]()
-    for path in sorted((project / FOLDER).glob("*.json")):
+    for path in sorted((project / RECORDS).glob("*.json")):
         if (content := read_json(path)) is None:
             _warn_of(path)
         with suppress(ValidationError):  # earlier versions have written more fields
@@ -73,7 +73,7 @@ def choose_name(project: Path, chosen: str | None, key: str, method: str) -> str
     A chosen name that a run with other settings, or of an earlier version, has raises a UserError.
     """
     keys = {record.name: record.key for record in read_records(project)}
-    taken = {path.stem for path in (project / FOLDER).glob("*.json")}
+    taken = {path.stem for path in (project / RECORDS).glob("*.json")}
     if chosen is not None and chosen in taken and keys.get(chosen) != key:
         expected = "a name that no run with other settings, data, or code has"
         fix = "Choose another one, or give it to this run with `submanifold train --again`"
@@ -95,14 +95,14 @@ def release_name(project: Path, name: str, key: str) -> None:
         if record.name == name and record.state(project) == "running":
             fix = "Wait for its end, or choose another one"
             raise unexpected("--name", "a name that no running run has", name, fix)
-    Path(project, FOLDER, f"{name}.json").unlink(missing_ok=True)
+    Path(project, RECORDS, f"{name}.json").unlink(missing_ok=True)
 
 
 def write_record(project: Path, record: RunRecord, chosen: str | None) -> RunRecord:
     """Record a run that starts, with a name that only equal runs have, and their first start."""
-    with locked(project / FOLDER, "its record"):
+    with locked(project / RECORDS, "its record"):
         name = choose_name(project, chosen, record.key, record.method)
-        path = project / FOLDER / f"{name}.json"
+        path = project / RECORDS / f"{name}.json"
         starts = {record.name: record.started for record in read_records(project)}
         if name not in starts:
             path.touch(exist_ok=False)  # also where the folder cannot be locked
@@ -125,7 +125,7 @@ def find_record(
 def records_folder() -> Path:
     """Return the closest parent of the current folder with runs, or the current folder."""
     folders = (Path.cwd(), *Path.cwd().parents)
-    return next((folder for folder in folders if (folder / FOLDER).is_dir()), Path.cwd())
+    return next((folder for folder in folders if (folder / RECORDS).is_dir()), Path.cwd())
 
 
 def model_path(name: str) -> Path:

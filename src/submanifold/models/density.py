@@ -7,7 +7,7 @@ from torch import Tensor
 
 from submanifold.flows.context import ContextLike, as_context
 from submanifold.geometry import volume as volumes
-from submanifold.geometry.linearization import jacobian, select
+from submanifold.geometry.linearization import bind_context, jacobian
 from submanifold.models.mixture import Mixture
 from submanifold.models.model import Model
 
@@ -64,7 +64,7 @@ def manifold_density(
         return ManifoldDensity(log_prob + model.overlap(u, context), error, excess)
     log_prob = model.code_log_prob(u, context)
     if model.dim > exact_up_to:
-        decode = select(model.decode, context)
+        decode = bind_context(model.decode, context)
         volume, error = volumes.estimate_log_volume(decode, u, generator=generator)
         return ManifoldDensity(log_prob - volume, error, unknown)
     columns = jacobian(model.decode, u, None, volumes.POINTS_PER_DECODING, context).double()

@@ -90,11 +90,11 @@ def train(
     """
     project = project_folder()
     set_kedro_defaults()
-    from submanifold.runs.selection import select
+    from submanifold.runs.selection import select_experiment
 
     options |= {"data.size": size, "training.minutes": minutes, "data.id": identifier}
     options |= {"data.strict": True} if strict else {}
-    record = select(project, data, options, dim, params, again)
+    record = select_experiment(project, data, options, dim, params, again)
     from submanifold.runs.runner import run_pipeline  # imports MLflow
 
     run_pipeline(project, "hierarchical", record.params)

@@ -21,7 +21,7 @@ from kedro.pipeline import Node, Pipeline
 from submanifold.common.errors import UserError
 from submanifold.common.files import DISK, locked
 from submanifold.config.loader import ExperimentConfigLoader
-from submanifold.inference.records import FOLDER, write_record
+from submanifold.inference.records import RECORDS, write_record
 from submanifold.runs.checks import check_experiment, check_inputs, is_kept, select_missing
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class RunHooks:
                 write_record(self._loader.project, record, name)
             return
         record = replace(record, lock=f".{uuid4().hex}.lock")
-        self._lock.enter_context(locked(self._loader.project / FOLDER, "this run", record.lock))
+        self._lock.enter_context(locked(self._loader.project / RECORDS, "this run", record.lock))
         record = write_record(self._loader.project, record, name)
         log.info("Run %s: if interrupted, the same command continues it", record.name)
 

@@ -13,7 +13,7 @@ from submanifold.config.schema import nest
 from submanifold.inference.records import RunRecord, release_name
 
 
-def select(
+def select_experiment(
     project: Path,
     data: str,
     options: Mapping[str, Any],

@@ -25,7 +25,7 @@ TARGETS = {
     "ood": ood.TARGET,
     "related": related.TARGET,
 }
-GROUPS = {"paper": [*PAPER], "all": [*TARGETS]}  # names that stand for several targets
+TARGET_SETS = {"paper": [*PAPER], "all": [*TARGETS]}  # names that stand for several targets
 
 FINISHED, TO_RUN = "finished", "to run"
 
@@ -44,11 +44,11 @@ def plan(
     ``seeds`` is the number of seeds of the targets that use several; ``params`` are parameters of
     all experiments by names with dots, such as ``data.path``.
     """
-    if unknown := [name for name in names if name not in (*TARGETS, *GROUPS)]:
-        expected = list_names([*GROUPS, *TARGETS], unknown[0])
+    if unknown := [name for name in names if name not in (*TARGETS, *TARGET_SETS)]:
+        expected = list_names([*TARGET_SETS, *TARGETS], unknown[0])
         hint = did_you_mean(unknown[0], TARGETS)
         raise unexpected("TARGETS", expected, ", ".join(unknown), hint=hint)
-    chosen = {target for name in names for target in GROUPS.get(name, [name])}
+    chosen = {target for name in names for target in TARGET_SETS.get(name, [name])}
     changed = dict(params or {})
     for target in chosen:
         needs = TARGETS[target].needs.values()

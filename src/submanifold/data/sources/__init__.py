@@ -4,7 +4,7 @@ from submanifold.data.sources.base import Source, SourceType
 from submanifold.data.sources.digits import DIGITS
 from submanifold.data.sources.labelled import MEDMNIST, torchvision_source
 from submanifold.data.sources.photos import PHOTOS
-from submanifold.data.sources.stores import CELEBA, FILES
+from submanifold.data.sources.stores import CELEBA, IMAGE_FILES
 
 __all__ = ["SOURCES", "Source", "SourceType"]
 
@@ -12,8 +12,8 @@ SOURCES: dict[str, SourceType] = {
     "digits": DIGITS,
     "photos": PHOTOS,
     "celeba": CELEBA,
-    "lsun_bedroom": FILES,
-    "folder": FILES,
+    "lsun_bedroom": IMAGE_FILES,
+    "folder": IMAGE_FILES,
     "mnist": torchvision_source("MNIST"),
     "fashion_mnist": torchvision_source("FashionMNIST"),
     "kmnist": torchvision_source("KMNIST"),

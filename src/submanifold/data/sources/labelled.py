@@ -14,7 +14,10 @@ from submanifold.data.fields import ImageFields
 from submanifold.data.images import crop_and_resize
 from submanifold.data.sources.base import Source, SourceType
 
-FILES = {"CIFAR10": ["cifar-10-batches-py"], "SVHN": ["train_32x32.mat", "test_32x32.mat"]}
+TORCHVISION_FILES = {
+    "CIFAR10": ["cifar-10-batches-py"],
+    "SVHN": ["train_32x32.mat", "test_32x32.mat"],
+}
 IDX_FILES = [
     f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
 ]
@@ -90,7 +93,7 @@ def torchvision_source(name: str) -> SourceType:
             folder = raw_folder / "torchvision"
             with locked(folder, f"the download of {name}"):
                 return _load(name, folder, download=True)
-        if name in FILES:
+        if name in TORCHVISION_FILES:
             return _load(name, settings.file)
         images, labels, test_images, test_labels = map(_read_idx, _files(name, settings.file))
         return {"train": (images, labels), "test": (test_images, test_labels)}
@@ -102,9 +105,9 @@ def torchvision_source(name: str) -> SourceType:
 
 
 def _files(name: str, root: Path) -> list[Path]:
-    folders = (root,) if name in FILES else (root, root / "raw", root / name / "raw")
+    folders = (root,) if name in TORCHVISION_FILES else (root, root / "raw", root / name / "raw")
     files = []
-    for file in FILES.get(name, IDX_FILES):
+    for file in TORCHVISION_FILES.get(name, IDX_FILES):
         places = [folder / f"{file}{suffix}" for folder in folders for suffix in ("", ".gz")]
         place = next(filter(Path.exists, places), places[0])
         files += sorted(place.glob("*")) if place.is_dir() else [place]

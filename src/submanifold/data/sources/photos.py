@@ -15,7 +15,7 @@ from submanifold.common.errors import import_extra, unexpected
 from submanifold.data.fields import ImageFields
 from submanifold.data.sources.base import Source, SourceType
 
-FILES = {
+PHOTO_FILES = {
     "astronaut": ("skimage", "data/astronaut.png"),
     "chelsea": ("skimage", "data/chelsea.png"),
     "china": ("sklearn", "datasets/images/china.jpg"),
@@ -79,7 +79,7 @@ def read_photos(channels: int) -> dict[str, np.ndarray]:
     """Read the installed photographs, uint8 (height, width, channels), by name."""
     import_extra("skimage", "photos")
     photos = {}
-    for name, (package, inside) in FILES.items():
+    for name, (package, inside) in PHOTO_FILES.items():
         with (resources.files(package) / inside).open("rb") as stream, Image.open(stream) as image:
             pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
         photos[name] = pixels.reshape(*pixels.shape[:2], channels)

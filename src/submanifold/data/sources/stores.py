@@ -207,7 +207,7 @@ def _download_celeba(raw_folder: Path) -> list[Path]:
     return [folder / CELEBA_ZIP, folder / PARTITION]
 
 
-FILES = SourceType(
+IMAGE_FILES = SourceType(
     open=lambda settings, raw_folder: open_files(settings, settings.file),
     path=STORES,
     path_required=True,
