@@ -8,14 +8,12 @@ import torch
 
 from submanifold.common.errors import error_prefix, unexpected
 from submanifold.config.schema import Experiment
-from submanifold.data.settings import ImageSettings, TableSettings
+from submanifold.data.settings import TableSettings
 from submanifold.flows import is_noise_conditional
 from submanifold.losses.volume import ManifoldLikelihood
 from submanifold.models import ModelSettings, Stage
 from submanifold.training.phases import DENSITY, PhaseSettings
 from submanifold.training.rotation import RotationSettings
-
-SMALLEST_IMAGE = 7  # pixels: the side of the patches of the structural similarity
 
 
 def validate(experiment: Experiment, record: Path | None = None) -> None:
@@ -25,9 +23,6 @@ def validate(experiment: Experiment, record: Path | None = None) -> None:
     ``record`` (:func:`.tables.schema.record_path`), or recorded there.
     """
     model, data = experiment.model, experiment.data
-    if isinstance(data, ImageSettings) and data.size < SMALLEST_IMAGE:
-        fix = "Change it with --params=data.size=32"
-        raise unexpected("data.size", f"at least {SMALLEST_IMAGE}", data.size, fix)
     if isinstance(data, TableSettings):
         with error_prefix("data"):
             data.read(record)
@@ -50,7 +45,7 @@ def validate(experiment: Experiment, record: Path | None = None) -> None:
     for name, phase in experiment.phases.items():
         if isinstance(phase, PhaseSettings):
             _check_stages(name, phase, trained, rotated)
-            _check_terms(name, phase, stages)
+            _check_volume(name, phase, stages)
             _check_noise(name, phase, stages)
             trained = max(trained, phase.stages[-1])
             continue
@@ -122,17 +117,14 @@ def _check_stages(name: str, phase: PhaseSettings, trained: int, rotated: set[in
         raise unexpected(f"{name}.reconstruction.space", "image or latent", got, fix)
 
 
-def _check_terms(name: str, phase: PhaseSettings, stages: Sequence[Stage]) -> None:
-    """Refuse a loss without terms, and a density that has no closed form."""
-    weight, setting = phase.likelihood.weight, f"{name}.likelihood.weight"
-    if not phase.terms:
-        fix = "Set this weight or another"
-        raise unexpected(setting, "a term with a weight", f"{weight:g}", fix)
+def _check_volume(name: str, phase: PhaseSettings, stages: Sequence[Stage]) -> None:
+    """Refuse a density that has no closed form."""
+    weight = phase.likelihood.weight
     without_volume = [number for number in phase.stages if not stages[number - 1].has_volume]
     if weight > 0 and without_volume:
         got = f"{weight:g}: the volume of the flow of stages {without_volume} has no closed form"
         fix = f"Set it to 0, and set a reconstruction or {name}.manifold_likelihood.weight"
-        raise unexpected(setting, "0", got, fix)
+        raise unexpected(f"{name}.likelihood.weight", "0", got, fix)
 
 
 def _check_noise(name: str, phase: PhaseSettings, stages: Sequence[Stage]) -> None:

@@ -152,7 +152,7 @@ def volume(
     generator = torch.Generator().manual_seed(0)
     result = manifold_density(model, images, generator=generator, context=context)
     nll = mean_interval(-result.log_prob.double().cpu().numpy(), groups)
-    metrics: Metrics = {"manifold_nll": nll | {"estimate_error": float(result.error.mean())}}
+    metrics: Metrics = {"manifold_nll": nll}
     values = result.non_orthogonality.double().cpu().numpy()
     if np.isfinite(values).all():
         metrics["non_orthogonality"] = mean_interval(values, groups)

@@ -20,7 +20,7 @@ from submanifold.evaluation.masks import fit_mask, mask_log_prob
 from submanifold.flows import is_noise_conditional
 from submanifold.flows.context import Context, context_array
 from submanifold.geometry.linearization import jacobian
-from submanifold.models import Hierarchy, Model
+from submanifold.models import Model
 from submanifold.models.stage import standard_normal_log_prob
 
 SCORES = {
@@ -243,32 +243,21 @@ def without_offsets(values: Tensor, offsets: Sequence[float], missing: np.ndarra
 
 
 def leading_spectrum(
-    model: Model,
-    u: Tensor,
-    count: int = LEADING,
-    v: Tensor | None = None,
-    context: Context | None = None,
+    model: Model, u: Tensor, count: int = LEADING, context: Context | None = None
 ) -> Tensor:
     """Compute eigenvalues (batch, min(d, count)) of J^T J at u for the leading coordinates.
 
     J is the derivative of the decoder. The coordinates of a rotated model are sorted by importance,
-    behind a flow on the code only roughly. The coordinates v of a hierarchy, if given, follow those
-    of u, in units of their standard deviations.
+    behind a flow on the code only roughly.
     """
-    parts, scales = [u], u.new_ones(model.coordinates(u).shape[1])
-    if v is not None and isinstance(model, Hierarchy):
-        parts, scales = [u, v], torch.cat([scales, model.off_manifold_scales])
-    sizes, scales = [part.shape[1] for part in parts], scales[:count]
-    axes = scales[:, None] * torch.eye(len(scales), sum(sizes), device=u.device)
+    axes = torch.eye(u.shape[1], device=u.device)[: min(count, model.coordinates(u).shape[1])]
 
-    def decode(z: Tensor, context: Context | None = None) -> Tensor:
-        u, v = z.tensor_split(sizes[:1], 1)
-        return model.decode(u, v if len(sizes) > 1 else None, context)
+    def decode(u: Tensor, context: Context | None = None) -> Tensor:
+        return model.decode(u, context=context)
 
     with torch.no_grad():
         directions = axes.expand(len(u), -1, -1)
-        z = torch.cat(parts, 1)
-        columns = jacobian(decode, z, directions, len(u), context).double()
+        columns = jacobian(decode, u, directions, len(u), context).double()
     return torch.linalg.eigvalsh(columns.mT @ columns).clamp_min(0)
 
 

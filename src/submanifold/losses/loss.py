@@ -40,7 +40,7 @@ class Loss(Settings):
     def _check_terms(self) -> Self:
         if not self.terms:
             expected = "a positive weight of this or of another term"
-            raise unexpected("likelihood.weight", expected, "0 for all")
+            raise unexpected("likelihood.weight", expected, "0 for all", "Set one")
         return self
 
     def __call__(self, encoding: Encoding) -> dict[str, Tensor]:

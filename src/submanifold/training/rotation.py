@@ -85,8 +85,8 @@ def fit_rotation(
     resumes from a checkpoint in the folder, which then has the result; one of another model, other
     data or another number of probes raises a UserError.
 
-    Returns ``probes``, ``left_out``, ``seconds``, ``decomposition_seconds``, and by d in ``dims``
-    the first-order mean squared error ``mse`` on the held-out probes (sums of the eigenvalues).
+    Returns ``probes``, ``seconds``, and by d in ``dims`` the first-order mean squared error ``mse``
+    on the held-out probes (sums of the eigenvalues).
     """
     stage = model.stages[-1]
     rotation = stage.rotation or stage.add_rotation()
@@ -110,7 +110,7 @@ def fit_rotation(
             drawn.append(inliers)
             meter.update(len(computed))
             stored.write_rounds(drawn)
-    drawing_seconds, kept = stored.seconds(), sum(map(len, drawn))
+    kept = sum(map(len, drawn))
     fitting, testing = _hold_out(drawn)
     if min(len(fitting), len(testing)) < 2:
         fix = "Train this stage again, with a lower training.learning_rate"
@@ -119,14 +119,11 @@ def fit_rotation(
     mse = _set_rotation(stage, fitting, testing)
     dims = _spaced(stage.latent_dim, len(mse))
     event_dim = (outer or model).event_dim
-    seconds = stored.seconds()
     fitted = {
         "probes": kept,
-        "left_out": rounds * per_round - kept,
         "dims": dims,
         "mse": [float(mse[d]) / event_dim for d in dims],
-        "seconds": seconds,
-        "decomposition_seconds": seconds - drawing_seconds,
+        "seconds": stored.seconds(),
     }
     stored.write(rotation.state_dict(), fitted=fitted)
     return fitted

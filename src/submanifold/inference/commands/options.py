@@ -63,11 +63,9 @@ id_option = click.option(
 dim_option = click.option("--dim", type=int, metavar="N", help="Use only the first N coordinates.")
 
 
-def out_option(text: str, default: str | None = None) -> Callable[[Any], Any]:
+def out_option(text: str) -> Callable[[Any], Any]:
     """Add the option of the path of an output."""
-    return click.option(
-        "--out", type=ExpandedPath(path_type=Path), default=default, help=text, show_default=True
-    )
+    return click.option("--out", type=ExpandedPath(path_type=Path), help=text)
 
 
 def input_options(command: Any) -> Any:
