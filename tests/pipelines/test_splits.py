@@ -18,6 +18,7 @@ from submanifold.data.settings import ImageSettings
 from submanifold.evaluation import illustrations
 from submanifold.evaluation.baselines import PCA, fit_baselines
 from submanifold.evaluation.calibration import calibrate
+from submanifold.evaluation.defensive import with_defensive_component
 from submanifold.evaluation.events import generalization_gap, measure_events
 from submanifold.evaluation.intervals import (
     false_alarm_range,
@@ -60,10 +61,12 @@ def model():
 
 
 def test_validation_images_and_their_groups_calibrate(model):
-    calibrated = calibrate_model(
-        model, SimpleNamespace(facts={}), EVENTS["train"], EVENTS["valid"], "cpu"
+    data = SimpleNamespace(facts={"value_range": [-0.5, 0.5]})
+    calibrated = calibrate_model(model, data, EVENTS["train"], EVENTS["valid"], "cpu")
+    bounded = with_defensive_component(
+        model.with_facts(data=data.facts), EVENTS["train"], EVENTS["valid"], CPU
     )
-    expected = calibrate(model, EVENTS["valid"], CPU)
+    expected = calibrate(bounded, EVENTS["valid"], CPU)
     hashes = sorted({zlib.crc32(image.tobytes()) for image in TRAIN})
     assert calibrated.calibration == expected | {"training": hashes}
 
