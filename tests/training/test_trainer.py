@@ -337,6 +337,22 @@ def test_a_batch_that_overflows_changes_no_weight_to_nan(tmp_path, wrong):
     assert all(torch.isfinite(p).all() for p in hierarchy.parameters())
 
 
+def test_a_phase_that_continues_others_ends_with_its_best_weights_if_it_diverges(tmp_path, caplog):
+    hierarchy = small()
+    start = {name: weight.clone() for name, weight in hierarchy.state_dict().items()}
+    train, valid = Batches(data(), 16, seed=1), Batches(data(40, seed=5), 16)
+    loss = Faulty(bad=range(1, 1000), wrong=lambda loss: loss * math.nan)
+    phase = Phase(hierarchy, loss, settings(), fresh=())
+    with caplog.at_level(logging.WARNING, "submanifold"):
+        history = fit(phase, train, valid, tmp_path, "reconstruction")
+    assert (history["best_step"], history["rollbacks"]) == (0, 3)
+    assert "halved 3 times; the weights of step 0 are kept" in history["warnings"]["divergence"]
+    assert history["warnings"]["divergence"] in caplog.text
+    assert all(torch.equal(weight, start[name]) for name, weight in hierarchy.state_dict().items())
+    with pytest.raises(UserError, match="stage_1: the loss or its gradient was not finite at step"):
+        run(tmp_path / "first", loss)
+
+
 def test_losses_that_are_not_finite_roll_back_and_halve_the_learning_rate(tmp_path, caplog):
     rates, loss = [], Faulty(bad=range(11, 31))
     hook = register_optimizer_step_pre_hook(

@@ -60,9 +60,9 @@ def fit(
 
     Returns the history: ``name``, rows by step in ``train`` and ``valid``, ``best_step``,
     ``steps``, ``rollbacks``, ``warnings``, ``seconds``, and ``steps_trained`` by this call. A
-    UserError says that the training diverged again after three rollbacks, that the checkpoint is of
-    another phase, that the model could not be saved, or that the batch size is not divisible by the
-    number of shards.
+    UserError says that the training diverged again after three rollbacks (a phase without ``fresh``
+    modules then ends, with a warning), that the checkpoint is of another phase, that the model
+    could not be saved, or that the batch size is not divisible by the number of shards.
     """
     describe(phase.model)
     trainer = Trainer(phase, phase.identity(train), _defensive_component(phase, train))
@@ -200,7 +200,7 @@ def _restore_or_initialize(
         with random.block() if random else nullcontext():
             _initialize(trainer.phase, train)
         trainer.reset_average()
-        if trainer.phase.fresh is not None and not trainer.phase.fresh:
+        if trainer.phase.is_continued:
             trainer.validate(valid)  # the weights of an earlier phase can be the best
         trainer.save(folder)
 

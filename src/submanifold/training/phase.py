@@ -103,6 +103,11 @@ class Phase:
     noise: InputNoise = InputNoise()  # noqa: RUF009  immutable
     fresh: Sequence[nn.Module] | None = None
 
+    @property
+    def is_continued(self) -> bool:
+        """Whether all weights come from earlier phases."""
+        return self.fresh is not None and not self.fresh
+
     def evaluate(
         self,
         x: Tensor,

@@ -250,18 +250,31 @@ class Trainer:
         return True
 
     def roll_back(self, folder: str | Path, name: str, problem: str) -> None:
-        """Go back to the last checkpoint and halve the learning rates, or raise a UserError."""
+        """Go back to the last checkpoint and halve the learning rates, at most three times.
+
+        Then a phase that continues others ends with the weights of its best validation, which may
+        be those that it started from; another one raises a UserError.
+        """
         step, rollbacks, warnings = self.state.step, self.state.rollbacks + 1, self.state.warnings
         if rollbacks > MAX_ROLLBACKS:
             settings = self.settings
             muon = f" or training.muon_lr (now {settings.muon_lr})" if settings.muon_lr else ""
-            raise UserError(
-                f"{name}: the loss or its gradient was {problem} at step {step}, after the "
-                f"learning rate had been halved {MAX_ROLLBACKS} times. Lower "
-                f"training.learning_rate (now {settings.learning_rate}){muon}, set training.clip "
-                f"(now {settings.clip or 'null'}), or lower reconstruction.weight. Warnings of "
-                "earlier phases may name the cause."
+            text = (
+                f"the loss or its gradient was {problem} at step {step}, after the learning rate "
+                f"had been halved {MAX_ROLLBACKS} times"
             )
+            fix = (
+                f"Lower training.learning_rate (now {settings.learning_rate}){muon}, set "
+                f"training.clip (now {settings.clip or 'null'}), or lower reconstruction.weight. "
+                "Warnings of earlier phases may name the cause."
+            )
+            if not self.phase.is_continued:
+                raise UserError(f"{name}: {text}. {fix}")
+            text += f"; the weights of step {self.state.best_step} are kept"
+            log.warning("%s: %s. %s", name, text, fix)
+            self.state.warnings["divergence"] = f"{text}. {fix}"
+            self.state.steps = step
+            return
         self.model.zero_grad()
         if not self.restore(folder):
             fix = "Train again, with a lower training.learning_rate"
