@@ -374,6 +374,22 @@ def test_rows_of_another_table_depend_on_the_training_data_that_standardize_them
     assert before["ood_data"] != after["ood_data"]
 
 
+@pytest.mark.parametrize(
+    ("method", "size", "dims"),
+    [
+        ("density-first", 32, [500, None]),
+        ("density-first", 8, [96, None]),
+        ("H-MM", 32, [1000, 500]),
+        ("H-MM", 16, [384, 192]),
+    ],
+)
+def test_small_images_have_manifolds_of_fewer_dimensions_than_pixels(method, size, dims):
+    given = {**BASE, "dataset": "photos", "method": method, "data": {"size": size}}
+    assert [stage.dim for stage in resolve(given).model.stages] == dims
+    with pytest.raises(UserError, match=f"expected 1 to {3 * size**2}, the latents of the flow"):
+        resolve({**given, "stage_1": {"dim": 3 * size**2 + 1}})
+
+
 def test_a_dataset_has_a_default_method(tables):
     tables["datasets"]["photos"]["method"] = "one"
     experiment = resolve({**tables, "method": "auto"})

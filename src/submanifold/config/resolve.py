@@ -1,5 +1,6 @@
 """From the tables in conf/ and the user's settings to one typed experiment."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cache, partial, reduce
 from itertools import accumulate, pairwise
@@ -55,6 +56,8 @@ def resolve(parameters: Mapping[str, Any]) -> Experiment:
     minutes = _minutes(training.pop("minutes", None), {"training": training, **user_phases})
     data = read_data_settings(merge(_data_entry(dataset), groups["data"], "data"))
     stages, phase_defaults = _stages(dataset, method, user_stages, tables)
+    if isinstance(data, ImageSettings):
+        _fit_dims(stages, user_stages, math.prod(data.event_shape))
     phases = _phases(_method_phases(dataset, method), user_phases, training, phase_defaults)
     _refuse_unknown(user, [*phases])
     choices = read_settings(Choices, user, "")
@@ -174,6 +177,18 @@ def _stages(
         usual = merge(usual, by_flow[0]["phase"] if by_flow else {})
         phase_defaults.append(merge(usual, phase))
     return stages, phase_defaults
+
+
+def _fit_dims(stages: dict[str, Tree], user: dict[str, Tree], size: int) -> None:
+    """Halve the size of the events where a method's dimension exceeds it, but not a user's.
+
+    Methods are for 32 pixels and three channels, and smaller images have fewer coordinates.
+    """
+    for name, stage in stages.items():
+        dim = stage.get("dim")
+        if isinstance(dim, int) and dim > size and "dim" not in user.get(name, {}):
+            dim = stage["dim"] = max(1, size // 2)
+        size = size // 2 if dim == "half" else dim or size
 
 
 def _fitting_flow(of_dataset: Tree, stage: Tree) -> Tree:
