@@ -17,6 +17,7 @@ MEMORY = 6  # previous moves that are recombined
 REGULARIZATION = 1e-6
 FAILED, SHORTER = 4.0, 0.1  # ratio of errors above which a step failed; it is shortened by
 RESTART_FACTOR = 10.0
+FAR_GRADIENTS = 16  # before Gauss-Newton steps from u = 0
 ROUNDING = 0.97, 1e-3  # relative and absolute margin for RMSE in bfloat16, in units of pixels
 
 
@@ -209,7 +210,8 @@ def gauss_newton(
 ) -> Nearest:
     """Reduce the distance by Gauss-Newton steps with all columns of J, for few coordinates.
 
-    Arguments and results are those of :func:`nearest_point`; steps are :func:`.damped_steps`.
+    Arguments and results are those of :func:`nearest_point`; steps are :func:`.damped_steps`. Far
+    from the data, where they may find nothing from u = 0, gradients come first.
     """
     every = torch.arange(len(x), device=x.device)
 
@@ -224,8 +226,12 @@ def gauss_newton(
         )
 
     decode_all = bind_context(decode, context)
-    lost = _is_lost(decode_all, x, u, error(u, every))
-    u = damped_steps(error, step, torch.where(lost[:, None], 0.0, u), steps)
+    lost = _is_lost(decode_all, x, u, error(u, every)).nonzero()[:, 0]
+    if len(lost):
+        of_lost = None if context is None else context.rows(lost)
+        found = nearest_point(decode, x[lost], u[lost], FAR_GRADIENTS, context=of_lost)
+        u = u.index_copy(0, lost, found.u)
+    u = damped_steps(error, step, u, steps)
     return Nearest(u, decode_all(u))
 
 
