@@ -29,6 +29,7 @@ from submanifold.data.events import Events
 from submanifold.data.fields import Scale
 from submanifold.data.settings import ImageSettings
 from submanifold.data.tables import Preprocessor
+from submanifold.data.tables.columns import Logarithmic
 from submanifold.evaluation.calibration import COMBINATION, MIN_IMAGES, calibrate
 from submanifold.evaluation.defensive import with_defensive_component
 from submanifold.evaluation.scores import NOISE_SCALE, SMOOTHED_DENSITY
@@ -91,7 +92,8 @@ class ManifoldFlow(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMix
         noise_scale_: Noise scale of the density, from 0 (the smallest of the training) to 1; None
             if the model is not noise-conditional.
         offset_: Log-density below which rows are outliers; None if it does not determine them, as
-            of images, and with cross-calibration, whose score also has a distance to neighbors.
+            of images, with logarithmic columns, and with cross-calibration, whose score also has a
+            distance to neighbors.
         n_features_in_: Number of columns, or of pixels and channels.
         feature_names_in_: Names of the columns of a DataFrame.
 
@@ -258,12 +260,12 @@ class ManifoldFlow(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMix
     def decision_function(self, X: Any) -> np.ndarray:  # noqa: N803
         """Compute how far rows are from being outliers, (n,); it is negative for outliers.
 
-        With ``split`` calibration of rows without missing values it is the log-density minus a
-        constant (``offset_``); of others the effect of a missing value on the log-density is
-        subtracted. With cross-calibration it is a constant minus the sum of two scores, as in
-        :class:`.Calibration`: minus the mean log-density of the five models, and the distance to
-        :class:`.Neighbors`, at most 2,000 training rows, with means in place of missing values. Of
-        images it depends on other scores, too.
+        With ``split`` calibration of rows without missing values it is the log-density, that of
+        the logarithms of logarithmic columns, minus a constant (``offset_``); of others the effect
+        of a missing value on the log-density is subtracted. With cross-calibration it is a constant
+        minus the sum of two scores, as in :class:`.Calibration`: minus the mean log-density of the
+        five models, and the distance to :class:`.Neighbors`, at most 2,000 training rows, with
+        means in place of missing values. Of images it depends on other scores, too.
         """
         predictor = self._predictor
         scores = predictor.score(self._validated(X), alpha=self.alpha)["anomaly_score"]
@@ -282,7 +284,11 @@ class ManifoldFlow(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMix
             return None  # the score has a distance, and the density is their mean
         if self.preprocessor_ is None or calibration.combined != (SMOOTHED_DENSITY,):
             return None
-        return float(self.preprocessor_.log_det - calibration.threshold(COMBINATION, self.alpha))
+        columns = self.preprocessor_.varying
+        if any(isinstance(column, Logarithmic) for column in columns):
+            return None  # the derivatives of logarithms are no constant
+        log_det = self.preprocessor_.log_dets(np.zeros((1, len(columns))), None)[0]
+        return float(log_det - calibration.threshold(COMBINATION, self.alpha))
 
     def transform(self, X: Any) -> np.ndarray:  # noqa: N803
         """Compute the coordinates of :meth:`project` on the manifold, (n, n_components).

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from calibrated import table_rows
 from submanifold.common.errors import UserError
@@ -32,6 +33,8 @@ KINDS = {
     "booleans": (RNG.random(N) < 0.3, "quantized", 1),
     "three values": (RNG.choice([-1.3, math.pi, 9.0], N), "continuous", None),
     "sorted": (np.repeat([1.5, 2.0], [2000, 3000]), "quantized", 0.5),
+    "prices": (np.exp(2 * NORMAL), "logarithmic", None),
+    "slightly skewed": (np.exp(NORMAL / 2), "continuous", None),
     "rounding errors": (1000 + 1e-13 * NORMAL, "constant", None),
     "one value": (np.full(N, 3.25), "constant", None),
 }
@@ -56,7 +59,7 @@ def test_rows_come_back_with_their_type(name, scale):
     preprocessor = Preprocessor.fit(frame, scale=scale)
     found = preprocessor.inverse_transform(preprocessor.transform(frame))
     assert (found.dtypes == frame.dtypes).all()
-    if KINDS[name][1] == "continuous":
+    if KINDS[name][1] in ("continuous", "logarithmic"):
         spread = float(np.std(frame["a"].astype(float)))
         assert np.allclose(
             found["a"] - frame["a"].iloc[0], frame["a"] - frame["a"].iloc[0], atol=1e-5 * spread
@@ -92,7 +95,30 @@ def test_the_log_determinant_is_that_of_the_transformation():
     """Of a normal variable in its own units, log-density = standard log-density + log_det."""
     values = 1e6 + 250 * RNG.normal(size=(4000, 2))
     preprocessor = Preprocessor.fit(values)
-    assert preprocessor.log_det == pytest.approx(-2 * math.log(250), abs=0.05)
+    log_dets = preprocessor.log_dets(preprocessor.transform(values).x, None)
+    np.testing.assert_allclose(log_dets, -2 * math.log(250), atol=0.05)
+
+
+def test_the_logarithm_of_a_log_normal_variable_is_normal():
+    """Its density, the normal one and the log-determinant, is the log-normal density."""
+    prices = np.exp(3 + 2 * RNG.normal(size=4000))
+    frame = pd.DataFrame({"price": prices})
+    preprocessor = Preprocessor.fit(frame)
+    x = preprocessor.transform(frame).x
+    found = stats.norm.logpdf(x[:, 0]) + preprocessor.log_dets(x, None)
+    expected = stats.lognorm.logpdf(prices, 2, scale=math.exp(3))
+    assert abs(found - expected)[prices > 50 * prices.min()].max() < 0.3
+    assert found.mean() == pytest.approx(expected.mean(), abs=0.02)
+    # around zero it is linear, so that the density is one on all numbers
+    numbers = np.linspace(-1, 1, 2001)[:, None] * prices.min()
+    near_zero = preprocessor.transform(numbers).x
+    slopes = np.log(np.gradient(near_zero[:, 0].astype(float), numbers[:, 0]))
+    log_dets = preprocessor.log_dets(near_zero, None)
+    np.testing.assert_allclose(slopes[1:-1], log_dets[1:-1], atol=0.01)
+    values = preprocessor.inverse_transform(near_zero)["price"]
+    np.testing.assert_allclose(values, numbers[:, 0], atol=1e-5 * prices.min())
+    as_number = Preprocessor.fit(frame, columns={"price": "number"})
+    assert as_number.columns[0].kind == "continuous"
 
 
 def test_the_density_of_a_quantized_column_bounds_its_probability():
@@ -104,7 +130,8 @@ def test_the_density_of_a_quantized_column_bounds_its_probability():
     ends = (np.array([0.0, 6.0]) - column.offset) / column.scale
     assert x.min() == pytest.approx(ends[0], abs=0.01)
     assert x.max() == pytest.approx(ends[1], abs=0.01)
-    log_density = -math.log(ends[1] - ends[0]) + preprocessor.log_det
+    (log_det,) = preprocessor.log_dets(np.zeros((1, 1)), None)
+    log_density = -math.log(ends[1] - ends[0]) + log_det
     assert np.exp(log_density) == pytest.approx(1 / 6)
 
 
@@ -144,7 +171,8 @@ def test_noise_of_missing_values_is_normal_and_has_its_density():
     np.testing.assert_allclose(log_weights, expected, atol=1e-4)
     noise = drawn[:, gaps[:, 0], 0]
     assert (noise.mean(), noise.std()) == pytest.approx((0, 1), abs=0.1)
-    in_units = preprocessor.log_dets(events.context, len(events)) - preprocessor.log_det
+    of_all = preprocessor.log_dets(events.x, None)
+    in_units = preprocessor.log_dets(events.x, events.context) - of_all
     scale = preprocessor.varying[0].scale
     assert in_units.tolist() == pytest.approx((gaps[:, 0] * math.log(scale)).tolist())
 

@@ -47,7 +47,7 @@ def measure_events(
         nats = -scores["density"] if "density" in scores else np.full(len(numbers), math.nan)
         table["bits_per_dim"] = to_bits_per_dim(nats, chosen.x)
         if (columns := table_of(model)) is not None:
-            table[NLL] = -nats - columns.log_dets(chosen.context, len(chosen))
+            table[NLL] = -nats - columns.log_dets(chosen.x, chosen.context)
         if is_test:
             table = table.assign(**scores, **_projection_errors(model, chosen))
             if (calibration := Calibration.of(model)) is not None:

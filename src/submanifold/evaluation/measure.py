@@ -97,7 +97,7 @@ def gaussian_density(model: Model, test: Events, gaussian: Metrics) -> Metrics:
     # of the density of complete rows, less the entropy of the noise of missing values
     missing = table.missing(contexts, len(test)).sum(1).mean()
     noise = missing * (1 + math.log(2 * math.pi)) / 2
-    constant = float(table.log_dets(contexts, len(test)).mean() + noise)
+    constant = float(table.log_dets(test.x, contexts).mean() + noise)
     scale = model.event_dim * math.log(2)
     return {
         **gaussian,

@@ -316,7 +316,7 @@ class Predictor:
     def _log_det(self, x: Tensor, context: Context | None) -> Any:
         if self.preprocessor is None:
             return -self.model.event_dim * np.log(256) if self.is_image else 0.0
-        return self.preprocessor.log_dets(context_array(context), len(x))
+        return self.preprocessor.log_dets(x.double().cpu().numpy(), context_array(context))
 
     def _penalties(self, rows: Any) -> Any:
         """Return the nats that unknown categories of rows subtract from their log-densities."""

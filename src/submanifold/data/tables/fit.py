@@ -26,6 +26,7 @@ from submanifold.data.tables.columns import (
     Constant,
     Continuous,
     Date,
+    Logarithmic,
     Quantized,
     TableError,
     named,
@@ -59,7 +60,9 @@ def fit_columns(
     2. A column of one value, up to rounding errors, or of none is constant.
     3. Numbers that are multiples of a step, at most 65,536 of them, are quantized (integers,
        decimals).
-    4. All other numbers are continuous.
+    4. Other numbers are logarithmic if they are positive and of several orders of magnitude
+       (:meth:`.Logarithmic.suits`), unless their kind is set.
+    5. All other numbers are continuous.
 
     Text among numbers, and infinities, are missing values. Other columns, of which it is not clear
     what they mean, and columns that are not of a set kind raise a :class:`.TableError`.
@@ -127,7 +130,10 @@ def _fit_column(
         return _fit_categories(values, training, {"name": name, "dtype": dtype})
     if is_constant:
         return Constant.fit(values[training & ~is_missing], name=name, dtype=dtype)
-    facts |= {"grid": grid, "is_scaled": scale == "standard"}
+    is_scaled = scale == "standard"
+    if not grid and form is None and kind is None and is_scaled and Logarithmic.suits(known):
+        return Logarithmic.fit(known, **facts)
+    facts |= {"grid": grid, "is_scaled": is_scaled}
     if form is not None:
         return Date.fit(known, format=form, unit_us=_resolution(known), **facts)
     return Quantized.fit(known, **facts) if grid else Continuous.fit(known, **facts)
@@ -275,6 +281,8 @@ def describe_columns(columns: Sequence[Column]) -> pd.DataFrame:
             used += ", given which are missing"
         if isinstance(column, Constant):
             change = ""
+        elif isinstance(column, Logarithmic):
+            change = kind_setting(column.name, "number")
         elif isinstance(column, Continuous | Quantized) and (column.few or column.texts):
             change = kind_setting(column.name, "category")
         rows.append((column.name, found, used, change))

@@ -282,19 +282,17 @@ class Preprocessor:
                 shares[column.name] = ((numbers < column.low) | (numbers > column.high)).mean()
         return pd.Series(shares, dtype=float)
 
-    @property
-    def log_det(self) -> float:
-        """The log-determinant of the standardization of rows without missing values.
+    def log_dets(self, x: np.ndarray, context: np.ndarray | None) -> np.ndarray:
+        """Return the log-determinants (N,) of the standardization at transformed rows x (N, D).
 
-        Added to the log-density of transformed rows (:meth:`draw`) it gives the log-density in
-        the units of the table: of its dequantized values, and of categories their probability.
+        Added to their log-density (:meth:`draw`) they give the log-density in the units of the
+        table: of its dequantized values, and of categories their probability. Missing values have
+        a determinant of 1.
         """
-        return -sum(math.log(column.unit) for column in self.varying)
-
-    def log_dets(self, context: np.ndarray | None, count: int) -> np.ndarray:
-        """Return the log-determinants (count,) of rows with a context: missing values have 1."""
-        log_units = np.log([column.unit for column in self.varying])
-        return self.log_det + self._is_missing(context, count) @ log_units
+        log_dets = [
+            column.log_det(values) for column, values in zip(self.varying, x.T, strict=True)
+        ]
+        return np.where(self._is_missing(context, len(x)), 0, np.stack(log_dets, 1)).sum(1)
 
     def missing(self, context: np.ndarray | None, count: int) -> np.ndarray:
         """Return the mask (count, M) of missing values in a context, which it starts with."""

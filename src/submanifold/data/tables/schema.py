@@ -30,6 +30,7 @@ from submanifold.data.tables.columns import (
     ColumnProblem,
     Constant,
     Continuous,
+    Logarithmic,
     Quantized,
     TableError,
     matching,
@@ -193,7 +194,7 @@ def _refuse_all_but_numbers(preprocessor: Preprocessor, kinds: Mapping[str, Colu
         for column, row in zip(
             preprocessor.columns, preprocessor.description.to_dict("records"), strict=True
         )
-        if not isinstance(column, Continuous | Quantized | Constant) or column.missing
+        if not isinstance(column, Continuous | Logarithmic | Quantized | Constant) or column.missing
         if column.name not in kinds
     ]
     if problems:
