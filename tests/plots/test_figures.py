@@ -362,6 +362,16 @@ def test_columns_and_pairs_show_data_and_samples():
     assert [labels(axes) for axes in grid.ravel()] == [("", "a"), ("", ""), ("a", "b"), ("b", "")]
 
 
+def test_prices_have_logarithmic_axes():
+    normal = np.linspace(-2, 2, 60)
+    table = pd.DataFrame({"price": np.exp(3 * normal), "age": normal})
+    price, age = marginals({"test rows": table, "samples": table}).axes
+    assert (price.get_xscale(), age.get_xscale()) == ("log", "linear")
+    grid = np.reshape(pairs(table, table).axes, (2, 2))
+    assert (grid[1, 0].get_xscale(), grid[1, 0].get_yscale()) == ("log", "linear")
+    assert (grid[0, 1].get_xscale(), grid[0, 1].get_yscale()) == ("linear", "log")
+
+
 def test_tables_of_one_constant_or_missing_value_have_figures():
     table = pd.DataFrame({"a": [1.0, 1.0], "b": [np.nan, 2.0], "c": [0.5, 1.5]})
     rendered(marginals({"test rows": table, "samples": table}))

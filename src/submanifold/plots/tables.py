@@ -9,6 +9,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from submanifold.data.tables.columns import Logarithmic
 from submanifold.evaluation.metrics import format_value
 from submanifold.plots.images import panel_grid
 
@@ -51,6 +52,7 @@ def pairs(data: pd.DataFrame, samples: pd.DataFrame) -> Figure:
                 table, color = (data, "C0") if row > column else (samples, "C1")
                 points = table[[x, y]].iloc[:MAX_POINTS].to_numpy(float)
                 axes.scatter(*points.T, s=4, alpha=0.35, lw=0, color=color)
+                axes.set(xscale=_scale(data[x]), yscale=_scale(data[y]))
                 axes.set(xlim=ranges[x], ylim=ranges[y])
             axes.tick_params(labelsize=6, labelbottom=row == size - 1, labelleft=column == 0)
             _set_ticks(axes.xaxis)
@@ -93,6 +95,8 @@ def _marginal(axes: Axes, columns: Mapping[str, pd.Series]) -> None:
 
 
 def _set_ticks(axis: Axis) -> None:
+    if axis.get_scale() == "log":
+        return  # which has ticks of its own
     axis.set_major_locator(MaxNLocator(3))
     axis.set_major_formatter(lambda x, _: format_value(x))
 
@@ -100,8 +104,11 @@ def _set_ticks(axis: Axis) -> None:
 def _histogram(axes: Axes, columns: Mapping[str, pd.Series]) -> None:
     axes.tick_params(labelsize=6)
     axes.set_yticks([])
-    low, high = _range(next(iter(columns.values())))
-    edges = np.linspace(low, high, BINS + 1).tolist()
+    first = next(iter(columns.values()))
+    low, high = _range(first)
+    spaced = np.geomspace if _scale(first) == "log" else np.linspace
+    edges = spaced(low, high, BINS + 1).tolist()
+    axes.set_xscale(_scale(first))
     for number, (label, column) in enumerate(columns.items()):
         numbers = column.to_numpy(float)
         numbers = numbers[np.isfinite(numbers)].clip(low, high)
@@ -120,8 +127,17 @@ def _histogram(axes: Axes, columns: Mapping[str, pd.Series]) -> None:
 def _range(column: pd.Series) -> tuple[float, float]:
     values = column.to_numpy(float)
     low, high = np.quantile(values[np.isfinite(values)], ENDS)
+    if _scale(column) == "log":
+        margin = (high / low) ** 0.05
+        return float(low / margin), float(high * margin)
     margin = 0.05 * (high - low) or 0.5
     return float(low - margin), float(high + margin)
+
+
+def _scale(column: pd.Series) -> str:
+    """Return matplotlib's name of the scale of an axis for a column of the data."""
+    values = column.to_numpy(float)
+    return "log" if Logarithmic.suits(values[np.isfinite(values)]) else "linear"
 
 
 def _short(value: object, length: int = 22) -> str:
