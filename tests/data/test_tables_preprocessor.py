@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from scipy.special import logsumexp
 
 from calibrated import table_rows
 from submanifold.common.errors import UserError
@@ -34,6 +35,7 @@ KINDS = {
     "three values": (RNG.choice([-1.3, math.pi, 9.0], N), "continuous", None),
     "sorted": (np.repeat([1.5, 2.0], [2000, 3000]), "quantized", 0.5),
     "prices": (np.exp(2 * NORMAL), "logarithmic", None),
+    "cents": (np.round(0.5 + np.exp(2 * NORMAL), 2), "logarithmic", 0.01),
     "slightly skewed": (np.exp(NORMAL / 2), "continuous", None),
     "rounding errors": (1000 + 1e-13 * NORMAL, "constant", None),
     "one value": (np.full(N, 3.25), "constant", None),
@@ -59,7 +61,7 @@ def test_rows_come_back_with_their_type(name, scale):
     preprocessor = Preprocessor.fit(frame, scale=scale)
     found = preprocessor.inverse_transform(preprocessor.transform(frame))
     assert (found.dtypes == frame.dtypes).all()
-    if KINDS[name][1] in ("continuous", "logarithmic"):
+    if KINDS[name][1:] in (("continuous", None), ("logarithmic", None)):
         spread = float(np.std(frame["a"].astype(float)))
         assert np.allclose(
             found["a"] - frame["a"].iloc[0], frame["a"] - frame["a"].iloc[0], atol=1e-5 * spread
@@ -119,6 +121,23 @@ def test_the_logarithm_of_a_log_normal_variable_is_normal():
     np.testing.assert_allclose(values, numbers[:, 0], atol=1e-5 * prices.min())
     as_number = Preprocessor.fit(frame, columns={"price": "number"})
     assert as_number.columns[0].kind == "continuous"
+
+
+def test_draws_of_a_logarithmic_column_with_a_step_estimate_its_probability():
+    """The mean of p(x) / q(x) over draws of the noise is the integral of p over the step."""
+    prices = np.round(np.exp(2 + 2 * RNG.normal(size=4000)) + 0.5)
+    frame = pd.DataFrame({"price": prices[prices < 40_000]})
+    preprocessor = Preprocessor.fit(frame)
+    (column,) = preprocessor.columns
+    assert (column.kind, column.step, column.low) == ("logarithmic", 1, 1)
+    chosen = pd.DataFrame({"price": [1.0, 2.0, 5.0, 300.0]})
+    events = preprocessor.transform(chosen)
+    draws, log_weights = preprocessor.draw(events.x, None, 4000)
+    terms = stats.norm.logpdf(draws[:, :, 0]) + log_weights
+    found = logsumexp(terms, 0) - math.log(4000) + preprocessor.log_dets(events.x, None)
+    ends = np.arcsinh(np.add.outer([0.0, 1.0], chosen["price"]) / column.linear_width)
+    low, high = stats.norm.cdf((ends - column.offset) / column.scale)
+    np.testing.assert_allclose(np.exp(found), high - low, rtol=0.02)
 
 
 def test_the_density_of_a_quantized_column_bounds_its_probability():

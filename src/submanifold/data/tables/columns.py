@@ -23,7 +23,7 @@ MAX_NAMED = 5  #: Number of columns that a message names.
 MAX_CATEGORIES = 256
 MAX_CODES = 20  #: Number of different values up to which numbers may be codes.
 SNAP = 1e-3  #: Largest distance below a value of the grid that counts as on it, in steps.
-MAX_LOGARITHM = 600.0  #: Beyond it values are too large for float64.
+MIN_RATIO = 100.0  #: Smallest ratio of the largest to the smallest value of a logarithmic column.
 FIRST_DATE, LAST_DATE = -62135596800.0, 253402300799.0  #: Seconds of the years 1 to 9999.
 PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
@@ -126,10 +126,6 @@ class _Number(_Column):
         """Whether values are on a grid."""
         return self.step is not None
 
-    def log_det(self, x: np.ndarray) -> np.ndarray:
-        """Return the logarithms of the derivatives of x (N,) by the dequantized value, (N,)."""
-        return np.full(len(x), -math.log(self.scale * (self.step or 1)))
-
     @property
     def found(self) -> str:
         """The range and the step, as text."""
@@ -167,57 +163,57 @@ class Continuous(_Number):
 
 @dataclass(frozen=True, kw_only=True)
 class Logarithmic(_Number):
-    r"""Positive numbers v of several orders of magnitude, such as prices.
+    r"""Positive numbers v of several orders of magnitude, such as prices, with or without a step.
 
-    n is :math:`\operatorname{arsinh}(v / c)`, where c, the ``linear_width``, is a tenth of the
-    smallest training value: a logarithm for all training values, and linear around zero, so that
-    zero and negative values have a place.
+    The dequantized v becomes :math:`x = (\operatorname{arsinh}(v / c) - \text{offset}) /
+    \text{scale}`, where c, the ``linear_width``, is a tenth of the smallest training value: a
+    logarithm for all training values, and linear around zero, so that zero and negative values have
+    a place.
     """
 
     kind: Literal["logarithmic"] = "logarithmic"
-    linear_width: Positive  #: Size of the values among which n is linear.
+    linear_width: Positive  #: Size of the values among which x is linear.
     used: ClassVar[str] = "as logarithms"
 
     @classmethod
-    def fit(cls, values: np.ndarray, **facts: Any) -> "Logarithmic":  # type: ignore[override]
-        """Standardize the logarithms of positive values (N,)."""
+    def fit(  # type: ignore[override]
+        cls, values: np.ndarray, grid: tuple[float, int] | None = None, **facts: Any
+    ) -> "Logarithmic":
+        """Standardize the logarithms of positive values (N,) of a grid with a step and decimals."""
         low, high = float(values.min()), float(values.max())
-        numbers = np.arcsinh(values / (low / 10))
-        place: dict[str, Any] = {
-            "origin": 0.0,
-            "offset": float(numbers.mean()),
-            "scale": float(numbers.std()),
-        }
-        return cls(low=low, high=high, linear_width=low / 10, **place, **facts)
+        middles = values
+        if grid is not None:
+            step, decimals = grid
+            middles = values + step / 2
+            facts |= {"step": step, "decimals": decimals}
+        numbers = np.arcsinh(middles / (low / 10))
+        return cls(
+            low=low,
+            high=high,
+            origin=low if grid else 0.0,
+            linear_width=low / 10,
+            offset=float(numbers.mean()),
+            scale=float(numbers.std()),
+            **facts,
+        )
 
     @staticmethod
     def suits(values: np.ndarray) -> bool:
-        """Return whether a log-normal distribution fits values (N,) far better than a normal one.
+        """Return whether values (N,) are of several orders of magnitude, and rather log-normal.
 
-        Its largest log-likelihood is then larger by more than a nat for each value.
+        The largest log-likelihood of a log-normal distribution is then larger than that of a normal
+        one, by more than a nat for each value.
 
         Example:
             >>> normal = np.random.default_rng(0).normal(size=1000)
             >>> Logarithmic.suits(np.exp(normal / 2)), Logarithmic.suits(np.exp(2 * normal))
             (False, True)
         """
-        if values.min() <= 0:
+        low, high = values.min(), values.max()
+        if low <= 0 or high < MIN_RATIO * low:
             return False
         logs = np.log(values)
         return bool(np.log(values.std()) - np.log(logs.std()) - logs.mean() > 1)
-
-    def encode(self, values: pd.Series) -> np.ndarray:
-        """Return the logarithms (N,)."""
-        return np.arcsinh(self.to_numbers(values) / self.linear_width)
-
-    def _from_numbers(self, numbers: np.ndarray) -> np.ndarray:
-        return self.linear_width * np.sinh(numbers.clip(-MAX_LOGARITHM, MAX_LOGARITHM))
-
-    def log_det(self, x: np.ndarray) -> np.ndarray:
-        """Return the logarithms of the derivatives of x by v, (N,)."""
-        numbers = x * self.scale + self.offset
-        log_cosh = np.logaddexp(numbers, -numbers) - math.log(2)
-        return -math.log(self.scale * self.linear_width) - log_cosh
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,10 +298,6 @@ class Categorical(_Column):
     def category_count(self) -> float:  # type: ignore[override]
         """Number of categories."""
         return len(self.names)
-
-    def log_det(self, x: np.ndarray) -> np.ndarray:
-        """Return the logarithms of the derivatives of x (N,) by z, (N,)."""
-        return np.full(len(x), -math.log(self.scale))
 
     @property
     def found(self) -> str:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 import scipy  # submodules load on first use
 
-from submanifold.data.tables.columns import Varying
+from submanifold.data.tables.columns import Categorical, Logarithmic, Varying
 
 TAIL = 0.2  #: Part of the outer intervals of categories that becomes an exponential tail.
 LOG_2_PI = float(np.log(2 * np.pi))
+MAX_LOGARITHM = 300.0  #: Beyond it squares of values are too large for float64.
 HASH_STEPS, MAX_HASHED = 2.0**16, 2.0**32  #: Rounding of standardized values before their hash.
 SMALLEST_NOISE = 2.0**-54  # 0 would be an infinite number of the normal distribution
 
@@ -36,6 +37,14 @@ class RowEncoder:
         counts = np.array([column.category_count for column in columns], np.float64)
         self.categorical = np.flatnonzero(np.isfinite(counts))
         self.counts = counts[self.categorical]
+        self.steps = np.array(
+            [1.0 if isinstance(column, Categorical) else column.step or 1.0 for column in columns]
+        )
+        logarithmic = {n: c for n, c in enumerate(columns) if isinstance(c, Logarithmic)}
+        self.logarithmic = np.array([*logarithmic], int)
+        steps = self.steps[self.logarithmic]
+        self.starts = np.array([c.origin for c in logarithmic.values()], np.float64) / steps
+        self.widths = np.array([c.linear_width for c in logarithmic.values()], np.float64) / steps
 
     def encode(self, numbers: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         r"""Dequantize and standardize numbers (N, D), with noise in (0, 1) of the same shape.
@@ -51,13 +60,14 @@ class RowEncoder:
             line = to_line(categories, of_noise, self.counts)
             z[:, self.categorical] = line
             log_weights += np.nan_to_num(tail_log_weight(line, self.counts)).sum(1)
-        z -= self.offset
-        z /= self.scale
-        x = z.astype(np.float32)
+        if self.is_discrete[self.logarithmic].any():
+            slopes = self._log_slopes(z) - self._log_slopes(self.middles(numbers))
+            log_weights += np.nan_to_num(slopes).sum(1)
+        x = self.standardize(z).astype(np.float32)
         # float32 may round to another integer
         moved = self.is_discrete & ~is_missing & (self._round(x) != numbers)
         if moved.any():
-            x[moved] = ((numbers + 0.5 - self.offset) / self.scale)[moved]
+            x[moved] = self.standardize(self.middles(numbers))[moved]
         if is_missing.any():
             normal = scipy.special.ndtri(noise[is_missing])
             x[is_missing] = normal
@@ -69,9 +79,40 @@ class RowEncoder:
         """Map vectors x (N, D) to numbers, NaN where values are missing (N, D)."""
         return np.where(is_missing, np.nan, self._round(x))
 
+    def standardize(self, z: np.ndarray) -> np.ndarray:
+        """Map dequantized numbers z (N, D) to vectors x, float64 (N, D)."""
+        x = z.copy()
+        x[:, self.logarithmic] = np.arcsinh(self._ratios(z))
+        x -= self.offset
+        x /= self.scale
+        return x
+
+    def log_dets(self, x: np.ndarray, is_missing: np.ndarray) -> np.ndarray:
+        """Return the log-determinants (N,) of the map of dequantized values to vectors x (N, D).
+
+        In the middle of the step of discrete columns; missing values have a determinant of 1.
+        """
+        log_dets = np.tile(-np.log(self.scale * self.steps), (len(x), 1))
+        log_dets[:, self.logarithmic] += self._log_slopes(self.middles(self._round(x)))
+        return np.where(is_missing, 0, log_dets).sum(1)
+
+    def middles(self, numbers: np.ndarray) -> np.ndarray:
+        """Return the middles of the steps of discrete columns, and the numbers of others."""
+        return numbers + 0.5 * self.is_discrete
+
+    def _ratios(self, z: np.ndarray) -> np.ndarray:
+        """Return the values of logarithmic columns in units of their linear widths, (N, L)."""
+        return (z[:, self.logarithmic] + self.starts) / self.widths
+
+    def _log_slopes(self, z: np.ndarray) -> np.ndarray:
+        """Return the logarithms of the derivatives of the logarithms by z, (N, L)."""
+        return -np.log(self.widths) - np.log1p(self._ratios(z) ** 2) / 2
+
     def _round(self, x: np.ndarray) -> np.ndarray:
         numbers = x * self.scale
         numbers += self.offset
+        logarithms = numbers[:, self.logarithmic].clip(-MAX_LOGARITHM, MAX_LOGARITHM)
+        numbers[:, self.logarithmic] = self.widths * np.sinh(logarithms) - self.starts
         np.floor(numbers, out=numbers, where=self.is_discrete)
         numbers[:, self.categorical] = numbers[:, self.categorical].clip(0, self.counts - 1)
         return numbers
@@ -82,7 +123,7 @@ class RowEncoder:
         Numbers are rounded in standardized units, so that a copy of a row in other units has the
         same noise.
         """
-        standard = (numbers - self.offset) / self.scale
+        standard = self.standardize(numbers)
         fixed = np.rint(
             HASH_STEPS * np.where(self.is_discrete, numbers, standard).clip(-MAX_HASHED, MAX_HASHED)
         )

@@ -130,10 +130,11 @@ def _fit_column(
         return _fit_categories(values, training, {"name": name, "dtype": dtype})
     if is_constant:
         return Constant.fit(values[training & ~is_missing], name=name, dtype=dtype)
+    facts["grid"] = grid
     is_scaled = scale == "standard"
-    if not grid and form is None and kind is None and is_scaled and Logarithmic.suits(known):
+    if kind is None and form is None and is_scaled and Logarithmic.suits(known):
         return Logarithmic.fit(known, **facts)
-    facts |= {"grid": grid, "is_scaled": is_scaled}
+    facts["is_scaled"] = is_scaled
     if form is not None:
         return Date.fit(known, format=form, unit_us=_resolution(known), **facts)
     return Quantized.fit(known, **facts) if grid else Continuous.fit(known, **facts)

@@ -170,15 +170,15 @@ class Preprocessor:
         """
         frame = self.check_names(as_frame(table, self.inputs))
         numbers, parts = self._numbers(frame), list[np.ndarray]()
-        for column, of_column in zip(self.varying, numbers.T, strict=True):
+        x = self.encoder.standardize(self.encoder.middles(numbers))
+        for column, of_column, standard in zip(self.varying, numbers.T, x.T, strict=True):
             if isinstance(column, Categorical):
                 is_known = ~column.unknown(frame[column.name])[:, None]
                 shares = np.array(column.shares)
                 indicator = (of_column[:, None] == np.arange(len(shares))) & is_known
                 values = (indicator - shares) / np.sqrt(shares * (1 - shares))
             else:
-                middle = 0.5 if column.is_discrete else 0.0
-                values = ((of_column + middle - column.offset) / column.scale)[:, None]
+                values = standard[:, None]
             parts.append(np.where(np.isnan(of_column)[:, None], 0, values))
         mask = np.isnan(numbers)[:, self.maskable]
         return np.concatenate([*parts, mask], axis=1).astype(np.float32)
@@ -289,10 +289,7 @@ class Preprocessor:
         table: of its dequantized values, and of categories their probability. Missing values have
         a determinant of 1.
         """
-        log_dets = [
-            column.log_det(values) for column, values in zip(self.varying, x.T, strict=True)
-        ]
-        return np.where(self._is_missing(context, len(x)), 0, np.stack(log_dets, 1)).sum(1)
+        return self.encoder.log_dets(x, self._is_missing(context, len(x)))
 
     def missing(self, context: np.ndarray | None, count: int) -> np.ndarray:
         """Return the mask (count, M) of missing values in a context, which it starts with."""
