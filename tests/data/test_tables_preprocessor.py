@@ -135,7 +135,7 @@ def test_draws_of_a_logarithmic_column_with_a_step_estimate_its_probability():
     draws, log_weights = preprocessor.draw(events.x, None, 4000)
     terms = stats.norm.logpdf(draws[:, :, 0]) + log_weights
     found = logsumexp(terms, 0) - math.log(4000) + preprocessor.log_dets(events.x, None)
-    ends = np.arcsinh(np.add.outer([0.0, 1.0], chosen["price"]) / column.linear_width)
+    ends = np.arcsinh(np.add.outer([0.0, 1.0], chosen["price"].to_numpy()) / column.linear_width)
     low, high = stats.norm.cdf((ends - column.offset) / column.scale)
     np.testing.assert_allclose(np.exp(found), high - low, rtol=0.02)
 
