@@ -1,15 +1,14 @@
 """Conformal calibration of anomaly scores on normal events: p-values and a combined score."""
 
 import logging
-import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import scipy  # submodules load on first use; scipy.stats takes half a second
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, PlainSerializer, PlainValidator, model_validator
 
 from submanifold.common.errors import UserError, unexpected
 from submanifold.common.settings import Settings, read_settings
@@ -51,7 +50,21 @@ MAX_TRAINING = 10_000  # training rows that determine the scores of missing valu
 MIN_IMAGES = 20
 """Nine of ten folds have 18, more than two for each score, and the smallest p-value is below 5%."""
 
-Scores = Mapping[str, np.ndarray]  # scores (N,) by name
+
+def _read_array(numbers: Any) -> np.ndarray:
+    """Convert nested lists to an array, with NaN for None."""
+    return np.array(numbers, float)
+
+
+def _list_numbers(array: np.ndarray) -> Any:
+    """Invert :func:`_read_array`, without rounding: rounded quantiles would break ties."""
+    numbers = array.astype(object)
+    numbers[~np.isfinite(array)] = None
+    return numbers.tolist()
+
+
+Array = Annotated[np.ndarray, PlainValidator(_read_array), PlainSerializer(_list_numbers)]
+Scores = Mapping[str, Array]  # scores (N,) by name
 
 
 def calibrate(
@@ -100,7 +113,7 @@ def _fitted(
     except UserError as error:
         return {**scored_with, "why": str(error)}
     quantiles = column_quantiles(events.x[is_finite]).tolist() if events.x.ndim == 2 else []
-    return replace(fitted, **scored_with, column_quantiles=quantiles).to_dict()
+    return fitted.model_copy(update={**scored_with, "column_quantiles": quantiles}).to_dict()
 
 
 def cross_calibrate(
@@ -179,8 +192,7 @@ def false_alarms(
     return rows
 
 
-@dataclass(frozen=True)
-class Calibration:
+class Calibration(Settings):
     r"""Quantiles of the scores of normal images, which turn scores into p-values.
 
     The p-value of a score is the fraction of normal images, including the new one, that score at
@@ -210,23 +222,44 @@ class Calibration:
     that anomalies among them can be set aside (:meth:`without`).
     """
 
-    count: int  # of images
-    groups: int  # by default each image is one
+    count: int = Field(ge=1, le=2**53)  # of images
+    groups: int = Field(ge=1, le=2**53)  # by default each image is one
     median: float | None  # negative median of the density in nats, if there is one
-    combined: tuple[str, ...]  # names of scores
+    combined: tuple[str, ...] = Field(min_length=1)  # names of scores
     quantiles: Scores  # at LEVELS, including those of the combination
-    mean: np.ndarray  # of z, (scores,)
-    precision: np.ndarray  # inverse of C, (scores, scores)
-    noise_scale: float | None = None  # of smoothed_density, if it is a score
+    mean: Array  # of z, (scores,)
+    precision: Array  # inverse of C, (scores, scores)
+    noise_scale: float | None = Field(default=None, ge=0, le=1)  # of smoothed_density, if a score
     missing_offsets: Sequence[float] = ()  # of smoothed_density by column with missing values
     neighbor_offsets: Sequence[float] = ()  # of neighbor_distance
     mask: Sequence[Sequence[float]] = ()  # weights of the score of this name
-    events: str = "images"  # or rows; what is scored, in messages
+    events: Literal["images", "rows"] = "images"  # what is scored, in messages
     training: Sequence[int] = ()  # hashes of training events
     column_quantiles: Sequence[Sequence[float]] = ()  # of rows, (levels, D), to explain others
-    infinite_share: float = 0.0  # of images without finite scores; `quantiles` are of the others
+    # the share of images without finite scores; quantiles are of the others
+    infinite_share: float = Field(default=0.0, ge=0, lt=1)
     rows: Sequence[str] = ()  # names in the table
-    scores: Scores = field(default_factory=dict)  # of these rows
+    scores: Scores = Field(default_factory=dict)  # of these rows
+
+    @model_validator(mode="after")
+    def _check_shapes(self) -> "Calibration":
+        size = len(self.combined)
+        is_sorted = all(
+            values.shape == LEVELS.shape and (np.diff(values) >= 0).all()
+            for values in self.quantiles.values()
+        )
+        fits = {
+            "groups": self.groups <= self.count,
+            "quantiles": is_sorted and {*self.combined, COMBINATION} <= self.quantiles.keys(),
+            "mean": self.mean.shape == (size,) and np.isfinite(self.mean).all(),
+            "precision": self.precision.shape == (size, size) and np.isfinite(self.precision).all(),
+            "scores": not self.rows or {*self.combined} <= self.scores.keys(),
+            "rows": all(len(values) == len(self.rows) for values in self.scores.values()),
+            "column_quantiles": len({len(row) for row in self.column_quantiles}) <= 1,
+        }
+        if wrong := [name for name, is_right in fits.items() if not is_right]:
+            raise ValueError(f"{wrong[0]}: expected values of Calibration.to_dict, got others")
+        return self
 
     @classmethod
     def fit(
@@ -246,8 +279,10 @@ class Calibration:
         numbers = np.arange(len(scores[combined[0]])) if groups is None else groups
         _, group, sizes = np.unique(numbers, return_inverse=True, return_counts=True)
         fold = np.random.default_rng(0).permutation(len(sizes))[group] % FOLDS
-        is_finite, none, count = _has_finite_scores(scores), np.zeros(0), len(numbers)
-        empty = cls(count, len(sizes), None, combined, {}, none, np.eye(0), events=events)
+        is_finite, count = _has_finite_scores(scores), len(numbers)
+        empty = cls.model_construct(
+            count=count, groups=len(sizes), median=None, combined=combined, events=events
+        )
         finite_in_folds = np.bincount(fold[is_finite], minlength=FOLDS)
         if finite_in_folds.sum() - finite_in_folds.max() < MIN_IMAGES * (1 - 1 / FOLDS):
             expected = f"at least {MIN_IMAGES}, of which nine tenths are outside any one group"
@@ -260,7 +295,8 @@ class Calibration:
         weights = 1 / sizes[group]
         infinite_share = float(weights[~is_finite].sum() / weights.sum())
         if rows is not None:
-            empty = replace(empty, rows=[str(row) for row in rows], scores=scores)
+            names = [str(row) for row in rows]
+            empty = empty.model_copy(update={"rows": names, "scores": scores})
         scores = {name: values[is_finite] for name, values in scores.items()}
         fold, weights = fold[is_finite], weights[is_finite]
         held_out: dict[str, np.ndarray] = {}
@@ -269,19 +305,23 @@ class Calibration:
             kept, left = ({k: v[rows] for k, v in scores.items()} for rows in (~is_left, is_left))
             for name, values in empty._fit(kept, weights[~is_left]).complete(left).items():
                 held_out.setdefault(name, np.zeros(len(fold)))[is_left] = values
-        quantiles = _quantiles(held_out, weights)
-        fitted = empty._fit(scores, weights)
-        return replace(fitted, count=count, quantiles=quantiles, infinite_share=infinite_share)
+        about_all = {
+            "count": count,
+            "quantiles": _quantiles(held_out, weights),
+            "infinite_share": infinite_share,
+        }
+        return empty._fit(scores, weights).model_copy(update=about_all)
 
     def _fit(self, scores: Scores, weights: np.ndarray) -> "Calibration":
         """Fit what :meth:`complete` needs to the scores (N,) of images with weights (N,)."""
         median = -float(np.median(scores["density"])) if "density" in scores else None
         quantiles = _quantiles(scores, weights)
-        fitted = replace(self, count=len(weights), median=median, quantiles=quantiles)
+        about = {"count": len(weights), "median": median, "quantiles": quantiles}
+        fitted = self.model_copy(update=about)
         z = fitted._normal_scores(scores)
         covariance = np.atleast_2d(np.cov(z.T, aweights=weights)) + RIDGE * np.eye(z.shape[1])
         mean = np.average(z, axis=0, weights=weights)
-        return replace(fitted, mean=mean, precision=np.linalg.inv(covariance))
+        return fitted.model_copy(update={"mean": mean, "precision": np.linalg.inv(covariance)})
 
     @property
     def basis(self) -> str:
@@ -307,15 +347,15 @@ class Calibration:
         scores = {name: values[kept] for name, values in self.scores.items()}
         names = np.array(self.rows)[kept]
         fitted = Calibration.fit(scores, self.combined, None, self.events, names)
-        return replace(
-            fitted,
-            noise_scale=self.noise_scale,
-            missing_offsets=self.missing_offsets,
-            neighbor_offsets=self.neighbor_offsets,
-            mask=self.mask,
-            training=self.training,
-            column_quantiles=self.column_quantiles,
-        )
+        kept_fields = {
+            "noise_scale",
+            "missing_offsets",
+            "neighbor_offsets",
+            "mask",
+            "training",
+            "column_quantiles",
+        }
+        return fitted.model_copy(update={name: getattr(self, name) for name in kept_fields})
 
     def complete(self, scores: Scores) -> dict[str, np.ndarray]:
         """Add the ``combination`` and, if there is a ``density``, the ``typicality``."""
@@ -375,15 +415,8 @@ class Calibration:
         return np.stack(columns, 1).clip(-MAX_DEVIATIONS, MAX_DEVIATIONS)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-able dict, without rounding: rounded quantiles would break ties."""
-        quantiles = {name: values.tolist() for name, values in self.quantiles.items()}
-        scores = {
-            name: [value if math.isfinite(value) else None for value in values.tolist()]
-            for name, values in self.scores.items()
-        }
-        arrays = {"mean": self.mean.tolist(), "precision": self.precision.tolist()}
-        lists = {"combined": list(self.combined), "quantiles": quantiles, "scores": scores}
-        return {**vars(self), **lists, **arrays}
+        """Return a JSON-able dict."""
+        return self.model_dump(mode="json")
 
     @classmethod
     def of(cls, model: Model) -> "Calibration | None":
@@ -394,56 +427,7 @@ class Calibration:
     def from_dict(cls, stored: Mapping[str, Any]) -> "Calibration":
         """Invert :meth:`to_dict`; a UserError if another description is given."""
         fix = "Write it again with `submanifold calibrate`, or train the model again."
-        read_settings(_Stored, stored, "calibration", fix)
-        arrays = {name: np.array(stored[name]) for name in ("mean", "precision")}
-        quantiles = {name: np.array(values) for name, values in stored["quantiles"].items()}
-        scores = {
-            name: np.array(values, float) for name, values in stored.get("scores", {}).items()
-        }
-        read = {"combined": tuple(stored["combined"]), "quantiles": quantiles, "scores": scores}
-        return cls(**{**stored, **read, **arrays})
-
-
-class _Stored(Settings):
-    """Types and shapes of :meth:`Calibration.to_dict`."""
-
-    count: int = Field(ge=1, le=2**53)
-    groups: int = Field(ge=1, le=2**53)
-    median: float | None
-    combined: list[str] = Field(min_length=1)
-    quantiles: dict[str, list[float]]
-    mean: list[float]
-    precision: list[list[float]]
-    noise_scale: float | None = Field(default=None, ge=0, le=1)
-    missing_offsets: tuple[float, ...] = ()
-    neighbor_offsets: tuple[float, ...] = ()
-    mask: tuple[tuple[float, ...], ...] = ()
-    events: Literal["images", "rows"] = "images"
-    training: tuple[int, ...] = ()
-    column_quantiles: tuple[tuple[float, ...], ...] = ()
-    infinite_share: float = Field(default=0.0, ge=0, lt=1)
-    rows: tuple[str, ...] = ()
-    scores: dict[str, list[float | None]] = Field(default_factory=dict)  # None: not finite
-
-    @model_validator(mode="after")
-    def _check_shapes(self) -> "_Stored":
-        size = len(self.combined)
-        is_sorted = all(
-            len(values) == len(LEVELS) and (np.diff(values) >= 0).all()
-            for values in self.quantiles.values()
-        )
-        fits = {
-            "groups": self.groups <= self.count,
-            "quantiles": is_sorted and {*self.combined, COMBINATION} <= self.quantiles.keys(),
-            "mean": len(self.mean) == size,
-            "precision": [len(row) for row in self.precision] == [size] * size,
-            "scores": not self.rows or {*self.combined} <= self.scores.keys(),
-            "rows": all(len(values) == len(self.rows) for values in self.scores.values()),
-            "column_quantiles": len({len(row) for row in self.column_quantiles}) <= 1,
-        }
-        if wrong := [name for name, is_right in fits.items() if not is_right]:
-            raise ValueError(f"{wrong[0]}: expected values of Calibration.to_dict, got others")
-        return self
+        return read_settings(cls, stored, "calibration", fix)
 
 
 def _has_finite_scores(scores: Scores) -> np.ndarray:
