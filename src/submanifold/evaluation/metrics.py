@@ -31,7 +31,7 @@ class Metric:
 
     name: str  # in metrics.json or truth.json, with dots between nested keys
     label: str  # column heading
-    format: str  # specification for values without an interval
+    format: str  # specification for values without an interval; empty for format_value
     unit: str = ""  # empty for fractions and counts
     better: Literal["lower", "higher"] | None = "lower"  # direction of improvement
     column: str = ""  # in files of results; by default the name
@@ -62,6 +62,7 @@ def format_interval(measured: Any, spec: str, signed: bool = False, label: str =
 
     The half-width of the interval has two significant digits, as the Guide to the Expression of
     Uncertainty in Measurement (7.2.6) recommends. A missing value is a dash or the reason ``why``.
+    An empty ``spec`` is that of :func:`format_value`.
 
     Example:
         >>> format_interval({"value": 3.7411, "low": 3.72, "high": 3.761}, ".3f", label="BPD")
@@ -76,6 +77,8 @@ def format_interval(measured: Any, spec: str, signed: bool = False, label: str =
     value, low, high = ends
     if is_missing(value):
         return str(interval.get("why", NONE)).split(":")[0]
+    if not spec:
+        return format_value(value)
     sign, spec = "+" if signed or spec.startswith("+") else "", spec.removeprefix("+")
     has_interval = not (is_missing(low) or is_missing(high))
     scale, unit = (100, "%") if spec.endswith("%") else (1, "f")

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,8 @@ from submanifold.runs.score import score
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+
+    from submanifold.evaluation.metrics import Metric
 
 HELP = "Any settings, such as stage_1.dim=300,density.training.steps=200; a list is [8,4,2]."
 FIGURES = ("bits_per_dim", "nll", "projection_mse", "encoder_mse", "nearest_mse")  # of a run
@@ -149,6 +150,8 @@ def compare(names: tuple[str, ...], out: Path | None) -> None:
     import mlflow
     import pandas as pd
 
+    from submanifold.evaluation.intervals import ENDS
+    from submanifold.evaluation.metrics import is_missing
     from submanifold.runs.tracking import PART, connect, runs_of
 
     with session(project, None, {}) as kedro:
@@ -156,10 +159,20 @@ def compare(names: tuple[str, ...], out: Path | None) -> None:
     logged = {record.name: runs_of(record.key) for record in records}
     settings = {record.name: _settings(record, project, logged[record.name]) for record in records}
     measured = {record.name: _measured(record, project) for record in records}
-    rows = [*_compare_settings(settings), *_compare_metrics(measured), *_compare_own(logged)]
-    click.echo(format_table([row.shown() for row in rows]))
+    shown, values = [], []
+    for label in next(iter(settings.values())):
+        texts = {name: of_run[label] for name, of_run in settings.items()}
+        if any(texts.values()):
+            shown.append({"metric": label, "better": "", **texts})
+    for metric, intervals in _metrics_by_run(measured, logged):
+        if not all(is_missing(interval.get("value")) for interval in intervals.values()):
+            about = {"metric": metric.name, "unit": metric.unit, "better": metric.better or ""}
+            texts = {name: metric.write(interval) for name, interval in intervals.items()}
+            shown.append({"metric": metric.label, "better": about["better"], **texts})
+            for name, interval in intervals.items():
+                values.append({**about, "run": name, **{end: interval.get(end) for end in ENDS}})
+    click.echo(format_table(shown))
     with output("--out", out) as partial:
-        values = [value for row in rows for value in row.written()]
         pd.DataFrame(values).to_csv(partial, index=False)
     click.echo(f"\n{printable(str(out))}")
     newest = max(records, key=lambda record: record.started)
@@ -176,77 +189,27 @@ def _finished_run(project: Path, name: str) -> RunRecord:
     return record
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A row of a comparison: a setting or a metric of several runs.
+def _metrics_by_run(
+    measured: Mapping[str, Mapping[str, Any]], logged: "Mapping[str, Sequence[Run]]"
+) -> "Iterator[tuple[Metric, dict[str, Any]]]":
+    """Yield the metrics of the table and those that nodes of the user have logged to MLflow.
 
-    Attributes:
-        label: What is compared, as it is shown.
-        texts: Values by run, as they are shown.
-        metric: Its name in the CSV file.
-        intervals: Values of a metric by run, and the ends of their intervals.
-        unit: Unit of the values.
-        better: Direction of improvement, if there is one.
+    Each has a mapping with its ``value`` for each run, and mostly with the ends of its interval.
     """
-
-    label: str
-    texts: Mapping[str, str]
-    metric: str = ""
-    intervals: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
-    unit: str = ""
-    better: str = ""
-
-    def shown(self) -> dict[str, str]:
-        """Return the row of the table that is printed."""
-        return {"metric": self.label, "better": self.better, **self.texts}
-
-    def written(self) -> list[dict[str, Any]]:
-        """Return the rows of the CSV file, one for each run."""
-        about = {"metric": self.metric, "unit": self.unit, "better": self.better}
-        return [about | {"run": name} | {**ends} for name, ends in self.intervals.items()]
-
-
-def _compare_settings(settings: Mapping[str, Mapping[str, str]]) -> Iterator[_Row]:
-    """Yield the settings of runs that any of them has."""
-    for label in next(iter(settings.values())):
-        texts = {name: of_run[label] for name, of_run in settings.items()}
-        if any(texts.values()):
-            yield _Row(label, texts)
-
-
-def _compare_metrics(measured: Mapping[str, Mapping[str, Any]]) -> Iterator[_Row]:
-    """Yield the metrics of runs that any of them has."""
-    from submanifold.evaluation.intervals import ENDS
-    from submanifold.evaluation.metrics import METRICS, is_missing
+    from submanifold.evaluation.metrics import METRICS, Metric
+    from submanifold.runs.tracking import own_metrics
 
     for metric in METRICS.values():
         values = {name: metric.read(metrics) for name, metrics in measured.items()}
         intervals = {
-            name: {end: value.get(end) for end in ENDS}
-            if isinstance(value, dict)
-            else {**dict.fromkeys(ENDS), "value": value}
+            name: value if isinstance(value, Mapping) else {"value": value}
             for name, value in values.items()
         }
-        if not all(is_missing(ends["value"]) for ends in intervals.values()):
-            texts = {name: metric.write(value) for name, value in values.items()}
-            better = metric.better or ""
-            yield _Row(metric.label, texts, metric.name, intervals, metric.unit, better)
-
-
-def _compare_own(logged: "Mapping[str, Sequence[Run]]") -> Iterator[_Row]:
-    """Yield the metrics that nodes of the user have logged to MLflow."""
-    from submanifold.evaluation.metrics import NONE, format_value
-    from submanifold.runs.tracking import own_metrics
-
+        yield metric, intervals
     own = {name: own_metrics(runs) for name, runs in logged.items()}
-    for metric in sorted({metric for values in own.values() for metric in values}):
-        numbers = {name: values.get(metric) for name, values in own.items()}
-        texts = {
-            name: NONE if number is None else format_value(number)
-            for name, number in numbers.items()
-        }
-        intervals = {name: {"value": number} for name, number in numbers.items()}
-        yield _Row(metric, texts, metric, intervals)
+    for label in sorted({label for values in own.values() for label in values}):
+        intervals = {name: {"value": values.get(label)} for name, values in own.items()}
+        yield Metric(label, label, format="", better=None), intervals
 
 
 def _settings(record: RunRecord, project: Path, runs: "Sequence[Run]") -> dict[str, str]:
