@@ -1,6 +1,7 @@
 """Projections onto a manifold by nonlinear conjugate gradients or Gauss-Newton steps."""
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -85,6 +86,8 @@ class _Search:
         point: The points from which a step along ``direction`` is tried.
         tried: The points where it ends.
         failed: Whether the last step failed, after which a shorter one is tried, (batch, 1).
+        moves: The last moves of u.
+        changes: How they changed images, (batch, D).
     """
 
     def __init__(
@@ -113,7 +116,8 @@ class _Search:
         self.squared_norm = self.length = start.new_zeros(len(start), 1)
         self.failed = torch.zeros_like(lost)[:, None]
         # as many moves as coordinates would explain residuals off a curved manifold
-        self.moves = _Moves(max(1, min(MEMORY, start.shape[1] - 1)))
+        memory = max(1, min(MEMORY, start.shape[1] - 1))
+        self.moves, self.changes = deque[Tensor](maxlen=memory), deque[Tensor](maxlen=memory)
 
     def _linearize(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Decode points for the next gradient; returns images (batch, D) and squared errors."""
@@ -126,7 +130,11 @@ class _Search:
         """Choose the next direction and length by one gradient."""
         point, residual = self.u, self.x.flatten(1) - self.image
         if iteration:
-            point, residual, growth = self.moves.combine(point, residual)
+            # the combination that leaves the smallest residual, if images were linear
+            weights = _least_squares(torch.stack([*self.changes], 1), residual)
+            growth = (1 + weights[:, -1:]).clamp(0.1, 10.0)  # of the last step, which is optimal
+            point = point + _combine(self.moves, weights)
+            residual = residual - _combine(self.changes, weights)
         with autocast(self.x.device, self.precision):
             gradient = self.at.vjp(residual.view_as(self.x).to(self.at.image))
         squared_norm = (gradient * self.scale * gradient).sum(1, keepdim=True)
@@ -150,7 +158,8 @@ class _Search:
         image, error = self._linearize(self.tried)
         self.failed = ~(error < FAILED * self.best_error)[:, None]
         move = torch.where(self.failed, 0.0, self.tried - self.u)
-        self.moves.append(move, torch.where(self.failed, 0.0, image - self.image))
+        self.moves.append(move)
+        self.changes.append(torch.where(self.failed, 0.0, image - self.image))
         self.u = torch.where(self.failed, self.u, self.tried)
         self.image = torch.where(self.failed, self.image, image)
         is_best = error < self.best_error
@@ -161,29 +170,6 @@ class _Search:
         """Return the best points, or the start where they are not nearer but by rounding."""
         is_nearer = _is_smaller(self.best_error, self.start_error, self.rounded_size)
         return torch.where(is_nearer[:, None], self.best, self.start)
-
-
-class _Moves:
-    """The last moves of points u (batch, d), and how they changed images (batch, D)."""
-
-    def __init__(self, memory: int) -> None:
-        self.memory = memory
-        self.moves: list[Tensor] = []
-        self.changes: list[Tensor] = []
-
-    def append(self, move: Tensor, change: Tensor) -> None:
-        """Add a move; the oldest one is forgotten."""
-        self.moves = [*self.moves, move][-self.memory :]
-        self.changes = [*self.changes, change][-self.memory :]
-
-    def combine(self, u: Tensor, residual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Move u by the combination that leaves the smallest residual, if images were linear.
-
-        Returns u, the residual, and the growth of the last step (batch, 1) that is optimal.
-        """
-        weights = _least_squares(torch.stack(self.changes, 1), residual)
-        growth = (1 + weights[:, -1:]).clamp(0.1, 10.0)
-        return u + _combine(self.moves, weights), residual - _combine(self.changes, weights), growth
 
 
 def _is_smaller(error: Tensor, other: Tensor, rounded_size: int | None) -> Tensor:
@@ -256,10 +242,11 @@ def _least_squares(columns: Tensor, target: Tensor) -> Tensor:
     return torch.linalg.solve_ex(gram, products)[0][:, :, 0].to(target.dtype)
 
 
-def _combine(vectors: list[Tensor], weights: Tensor) -> Tensor:
+def _combine(vectors: Iterable[Tensor], weights: Tensor) -> Tensor:
     """Add vectors (batch, m) with weights (batch, n)."""
-    total = weights[:, :1] * vectors[0]
-    for vector, weight in zip(vectors[1:], weights.T[1:], strict=True):
+    first, *others = vectors
+    total = weights[:, :1] * first
+    for vector, weight in zip(others, weights.T[1:], strict=True):
         total = torch.addcmul(total, weight[:, None], vector)
     return total
 
