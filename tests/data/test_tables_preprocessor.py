@@ -312,6 +312,20 @@ def test_unknown_categories_are_found(caplog):
     assert given.unknown(rows[["city"]])["city"].tolist() == [False, True, False, False]
 
 
+def test_values_between_steps_are_warned_of(caplog):
+    frame = pd.DataFrame({"age": RNG.integers(20, 60, N), "price": RNG.integers(0, 90, N) / 10})
+    preprocessor = Preprocessor.fit(frame)
+    preprocessor.transform(frame)
+    assert not caplog.records
+    events = preprocessor.transform(frame[:3].assign(age=[31.5, 20, 70], price=[0.1, 8.9, 0.3]))
+    assert preprocessor.inverse_transform(events)["age"].tolist() == [31, 20, 70]
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "column age: values between the training data's steps of 1, such as 31.5, are rounded "
+        "down (1 of 3 rows)"
+    )
+
+
 def table_with_gaps(count=2000):
     """Columns of every kind with a tenth of missing values, and the same without them."""
     rng = np.random.default_rng(1)

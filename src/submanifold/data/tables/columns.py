@@ -22,7 +22,7 @@ MAX_EXACT = 2.0**53  #: Up to it float64 represents all integers.
 MAX_NAMED = 5  #: Number of columns that a message names.
 MAX_CATEGORIES = 256
 MAX_CODES = 20  #: Number of different values up to which numbers may be codes.
-SNAP = 1e-3  #: Largest distance below a value of the grid that counts as on it, in steps.
+SNAP = 1e-3  #: Largest distance from a value of the grid that counts as on it, in steps.
 MIN_RATIO = 100.0  #: Smallest ratio of the largest to the smallest value of a logarithmic column.
 FIRST_DATE, LAST_DATE = -62135596800.0, 253402300799.0  #: Seconds of the years 1 to 9999.
 PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
@@ -142,6 +142,13 @@ class _Number(_Column):
         """Return the differences from the origin (N,), in steps and rounded down if there are."""
         shifted = self.to_numbers(values) - self.origin
         return shifted if self.step is None else np.floor(shifted / self.step + SNAP)
+
+    def off_grid(self, values: pd.Series) -> np.ndarray:
+        """Return which values (N,) are between those of the grid, so that they are rounded."""
+        if self.step is None:
+            return np.zeros(len(values), bool)
+        steps = (self.to_numbers(values) - self.origin) / self.step
+        return np.abs(steps - np.rint(steps)) > SNAP
 
     def decode(self, numbers: np.ndarray) -> Any:
         """Invert :meth:`encode`."""

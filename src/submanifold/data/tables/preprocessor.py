@@ -368,6 +368,20 @@ class Preprocessor:
                     named([str(name)]),
                     named(names),
                 )
+        for column in self.varying:
+            if isinstance(column, Categorical):
+                continue
+            values = frame[column.name]
+            if (off_grid := column.off_grid(values)).any():
+                log.warning(
+                    "column %s: values between the training data's steps of %.6g, such as %s, are "
+                    "rounded down (%d of %d rows)",
+                    named([column.name]),
+                    column.step,
+                    printable(str(values[off_grid].iloc[0])),
+                    off_grid.sum(),
+                    len(values),
+                )
 
     def check_names(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Return the known columns, with a warning of others; raise UserError for missing ones."""
