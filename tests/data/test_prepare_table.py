@@ -268,7 +268,9 @@ FORMATTED = {
 def test_numbers_in_other_formats_are_refused_unless_they_are_categories(tmp_path, separator, text):
     lines = "".join(f'"{text}"{separator}{n}\n' for n in range(40))
     table = f"price{separator}b\n{lines}"
-    message = "text of numbers with units or several marks, such as .*, in price.*price=ignore"
+    message = (
+        "text of numbers with units, a comma or several marks, such as .*, in price.*price=ignore"
+    )
     with pytest.raises(UserError, match=message):
         prepared(tmp_path, table.replace(text, f"{text[:-1]}1", 1))
     kinds = {"columns": {"price": "category"}}

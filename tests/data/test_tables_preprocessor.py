@@ -312,6 +312,52 @@ def test_unknown_categories_are_found(caplog):
     assert given.unknown(rows[["city"]])["city"].tolist() == [False, True, False, False]
 
 
+def test_codes_are_the_same_categories_as_floats_beside_blanks():
+    codes = RNG.integers(0, 4, N)
+    blanks = np.where(np.arange(N) % 9 == 0, np.nan, codes)
+    fitted = Preprocessor.fit(
+        pd.DataFrame({"code": blanks, "a": NORMAL}), columns={"code": "category"}
+    )
+    whole = pd.DataFrame({"code": codes, "a": NORMAL})
+    assert not fitted.unknown(whole).any(axis=None)
+    kept = ~np.isnan(blanks)
+    decoded = fitted.inverse_transform(fitted.transform(whole))["code"]
+    assert decoded[kept].tolist() == blanks[kept].tolist()
+
+
+def test_text_of_dates_with_an_unclear_month_is_refused_by_a_model_of_typed_dates():
+    days = pd.Series(pd.date_range("2024-01-01", periods=N, freq="D"))
+    fitted = Preprocessor.fit(pd.DataFrame({"day": days, "a": NORMAL}))
+    iso = pd.DataFrame({"day": days.dt.strftime("%Y-%m-%d"), "a": NORMAL})
+    back = fitted.inverse_transform(fitted.transform(iso))["day"]
+    assert back.tolist() == days.tolist()
+    unclear = pd.DataFrame({"day": ["01.02.2024", "01.03.2024"], "a": NORMAL[:2]})
+    with pytest.raises(UserError, match=r"01\.02\.2024"):
+        fitted.transform(unclear)
+
+
+def test_text_among_numbers_that_the_training_rows_do_not_have_is_warned_of(caplog):
+    values = pd.Series(RNG.integers(0, 9, N)).astype(object)
+    values[:20], values[20:30] = "unknown", None
+    frame = pd.DataFrame({"half": values, "a": NORMAL})
+    preprocessor = Preprocessor.fit(frame)
+    preprocessor.transform(frame)
+    assert not caplog.records
+    preprocessor.transform(frame[18:22].assign(half=["unknown", "0,5", None, 3]))
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "column half: values such as '0,5' are no finite numbers, and count as missing "
+        "(1 of 4 rows)"
+    )
+
+
+def test_numbers_with_a_mark_among_numbers_are_refused():
+    values = pd.Series(RNG.integers(0, 9, N)).astype(object)
+    values[::4] = "0,5"
+    with pytest.raises(UserError, match="such as '0,5', in dose"):
+        Preprocessor.fit(pd.DataFrame({"dose": values, "a": NORMAL}))
+
+
 def test_values_between_steps_are_warned_of(caplog):
     frame = pd.DataFrame({"age": RNG.integers(20, 60, N), "price": RNG.integers(0, 90, N) / 10})
     preprocessor = Preprocessor.fit(frame)

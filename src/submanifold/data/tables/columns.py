@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, cast
 
 import numpy as np
@@ -292,7 +293,7 @@ class Categorical(_Column):
     @classmethod
     def fit(cls, values: pd.Series, **facts: Any) -> "Categorical":
         """Count the training values, which differ; too many raise a ColumnProblem."""
-        counts = Counter(values.dropna().astype(object).astype(str))
+        counts = Counter(category_names(values.dropna()))
         if len(counts) > MAX_CATEGORIES:
             raise ColumnProblem(f"more than {MAX_CATEGORIES} categories", values.name)
         names = sorted(counts, key=lambda name: (-counts[name], name))
@@ -311,13 +312,19 @@ class Categorical(_Column):
         """The first categories, as text."""
         return f"{len(self.names)} categories: {named(self.names)}"
 
+    @cached_property
+    def _texts(self) -> list[str]:
+        """The names as :func:`category_names` writes them; model files before 0.3 have floats."""
+        is_float = self.dtype.lower().startswith("float")
+        return [name.removesuffix(".0") if is_float else name for name in self.names]
+
     def unknown(self, values: pd.Series) -> np.ndarray:
         """Return where values are categories that the training rows do not have, (N,)."""
-        return (values.notna() & ~values.astype(object).astype(str).isin(self.names)).to_numpy()
+        return (values.notna() & ~category_names(values).isin(self._texts)).to_numpy()
 
     def encode(self, values: pd.Series) -> np.ndarray:
         """Return the numbers of the categories (N,), of unknown ones the last."""
-        codes = pd.Index(self.names).get_indexer(pd.Index(values.astype(object).astype(str)))
+        codes = pd.Index(self._texts).get_indexer(pd.Index(category_names(values)))
         numbers = np.where(codes < 0, len(self.names) - 1, codes)
         return np.where(values.isna(), np.nan, numbers)
 
@@ -334,6 +341,22 @@ Column: TypeAlias = Varying | Constant
 def _scale(numbers: np.ndarray) -> float:
     """Return the standard deviation of integers with noise over the step."""
     return math.sqrt(float(numbers.var()) + 1 / 12)
+
+
+def category_names(values: pd.Series) -> pd.Series:
+    """Write values (N,) as text; whole numbers as integers, which are floats beside blanks.
+
+    Example:
+        >>> category_names(pd.Series([4.0, 2.5, "A"])).tolist()
+        ['4', '2.5', 'A']
+    """
+    return values.astype(object).map(
+        lambda value: str(int(value)) if _is_whole(value) else str(value)
+    )
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, float | np.floating) and float(value).is_integer()
 
 
 def restore_type(values: np.ndarray, dtype: str) -> Any:
@@ -386,7 +409,8 @@ def to_numbers(values: pd.Series, dates: str | None = None) -> tuple[np.ndarray,
     """
     is_value = values.notna().to_numpy()
     if dates is not None:
-        form = dates if types.infer_dtype(values) == "string" and dates else None
+        is_text = types.infer_dtype(values) == "string"
+        form = (dates or "ISO8601") if is_text else None  # no text whose month is not clear
         times = pd.to_datetime(values, format=form, errors="coerce", utc=True)
         count = times.astype("int64").astype(np.float64)
         values = (count / PER_SECOND[times.dt.unit]).where(times.notna())

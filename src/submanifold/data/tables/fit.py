@@ -29,6 +29,7 @@ from submanifold.data.tables.columns import (
     Logarithmic,
     Quantized,
     TableError,
+    category_names,
     named,
     to_numbers,
 )
@@ -119,6 +120,7 @@ def _fit_column(
         return Constant.fit(values[:0], **facts)
     facts["missing"] = _missing_share(is_missing, training)
     if not types.is_numeric_dtype(values.dtype):
+        _check_marks(values[is_text])
         counts = Counter(values[training & is_text].astype(str))
         facts["texts"] = tuple(text for text, _ in counts.most_common(MAX_NAMED + 1))
     precision = PRECISIONS.get(dtype.lower(), 2.0**-53)
@@ -151,10 +153,17 @@ def _check_text(values: pd.Series) -> None:
     texts = values.dropna().astype(str)
     is_category = isinstance(values.dtype, pd.CategoricalDtype)
     if not is_category and texts.map(FORMATTED.fullmatch).notna().all():
-        what = f"text of numbers with units or several marks, such as {texts.iloc[0]!r},"
-        raise ColumnProblem(what, values.name)
+        _check_marks(texts)
     if not _has_few_values(values):
         raise ColumnProblem(f"text of {texts.nunique():,} different values", values.name)
+
+
+def _check_marks(texts: pd.Series) -> None:
+    """Raise a ColumnProblem for a number with units, a decimal comma, or several marks."""
+    marked = [text for text in texts.astype(str) if FORMATTED.fullmatch(text)]
+    if marked:
+        what = f"text of numbers with units, a comma or several marks, such as {marked[0]!r},"
+        raise ColumnProblem(what, texts.name)
 
 
 def _has_few_values(values: pd.Series) -> bool:
@@ -172,7 +181,7 @@ def _missing_share(is_missing: np.ndarray, training: np.ndarray) -> float:
 
 def _fit_categories(values: pd.Series, training: np.ndarray, facts: dict[str, Any]) -> Column:
     known = values[training].dropna()
-    if known.astype(object).astype(str).nunique() < 2:
+    if category_names(known).nunique() < 2:
         return Constant.fit(known, **facts)
     facts["missing"] = _missing_share(values.isna().to_numpy(), training)
     return Categorical.fit(known, **facts)

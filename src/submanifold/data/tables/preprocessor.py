@@ -372,6 +372,17 @@ class Preprocessor:
             if isinstance(column, Categorical):
                 continue
             values = frame[column.name]
+            is_text = values.notna() & np.isnan(column.to_numbers(values))
+            is_new = is_text & ~values.astype(str).isin(column.texts)
+            if is_new.any():
+                log.warning(
+                    "column %s: values such as %r are no finite numbers, and count as missing "
+                    "(%d of %d rows)",
+                    named([column.name]),
+                    printable(str(values[is_new].iloc[0])),
+                    is_new.sum(),
+                    len(values),
+                )
             if (off_grid := column.off_grid(values)).any():
                 log.warning(
                     "column %s: values between the training data's steps of %.6g, such as %s, are "
