@@ -357,6 +357,32 @@ def test_every_row_is_calibrated_by_a_model_that_has_not_seen_it():
     assert low <= (flow.predict(rows[50:]) == -1).mean() <= high
 
 
+def test_a_row_does_not_train_a_model_that_scores_its_copy(monkeypatch):
+    splits, train_phases = [], sklearn.train_phases
+
+    def watched(phases, model, train, valid, *rest):
+        splits.extend([train.x[:, 0].tolist(), valid.x[:, 0].tolist()])
+        return train_phases(phases, model, train, valid, *rest)
+
+    monkeypatch.setattr(sklearn, "train_phases", watched)
+    rows = np.repeat(normal(100, 1.0, 2.0), 2, axis=0)
+    flow = ManifoldFlow(scale="none", calibration="split", **FEW).fit(rows)
+    train, valid = splits
+    assert len(valid) == 20
+    assert not {*train} & {*valid}
+    assert flow._predictor.calibrated().groups == len({*valid})
+
+
+def test_copies_do_not_break_the_promise_of_p_values():
+    """A model that is calibrated by copies of its training rows would flag too many new rows."""
+    rows = normal(2050, *[1.0] * 10)
+    twice = np.repeat(rows[:50], 2, axis=0)
+    flow = ManifoldFlow(steps=200, calibration="cross", alpha=0.2, random_state=0).fit(twice)
+    assert flow._predictor.calibrated().groups == 50
+    low, high = false_alarm_range(0.2, 2000, 50)
+    assert low <= (flow.predict(rows[50:]) == -1).mean() <= high
+
+
 @pytest.mark.parametrize("calibration", ["cross", "split"])
 def test_another_value_of_a_constant_column_is_anomalous(calibration, tmp_path, caplog):
     table = pd.DataFrame(normal(900, 1.0, 2.0), columns=["a", "b"]).assign(c=5.0, d="on", e=np.nan)

@@ -70,7 +70,7 @@ class ManifoldFlow(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMix
     calibrate them (``cross``): the density is the mean of five models, each trained without a fifth
     of the rows, which it scores. Or a tenth of the rows, at least 20, validates the training and
     calibrates (``split``); of fewer than 40 rows all do so and train the model, so that p-values of
-    new rows are too small.
+    new rows are too small. Copies of a row (:meth:`.Preprocessor.copies`) count as one.
 
     Args:
         n_components: Dimension d of the manifold; None is half of the columns, or of images the
@@ -170,6 +170,8 @@ class ManifoldFlow(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMix
             held_out, train = np.resize(order, max(len(rows), MIN_IMAGES)), order
         self._check_alpha(len(rows) if is_cross else len(held_out), 1 if is_cross else HELD_OUT)
         preprocessor, events = self._prepared(rows, np.isin(np.arange(len(rows)), train) | is_cross)
+        if events.groups is not None:
+            train = train[~np.isin(events.groups[train], events.groups[held_out])]
         valid, shape = events[held_out], events.x.shape[1:]
         model_settings, phases = self._method(shape, len(train), device, preprocessor is not None)
         with hidden_progress(not self.verbose), TemporaryDirectory() as folder:
@@ -214,7 +216,12 @@ class ManifoldFlow(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMix
         if not preprocessor.varying:
             raise UserError("X: expected a column with several values, got constant columns.")
         numbers = np.arange(len(rows))
-        return preprocessor, replace(preprocessor.transform(rows, salt=numbers), rows=numbers)
+        events = replace(preprocessor.transform(rows, salt=numbers), rows=numbers)
+        copies = preprocessor.copies(events)
+        count = len(np.unique(copies))
+        if MIN_ROWS <= count < len(rows):
+            events = replace(events, groups=copies)
+        return preprocessor, events
 
     def _facts(self) -> dict[str, Any]:
         """Return the parameters of the estimator, which its saved model keeps."""

@@ -154,6 +154,18 @@ def test_the_density_of_a_quantized_column_bounds_its_probability():
     assert np.exp(log_density) == pytest.approx(1 / 6)
 
 
+def test_copies_are_equal_rows_with_a_value_that_no_other_row_has():
+    """Rows of counts and categories are equal by chance, and so are the zeros of a column."""
+    zeros = np.where(np.arange(40) % 2, NORMAL[:40], 0)
+    frame = pd.DataFrame({"n": np.arange(40) % 3, "city": ["x", "y"] * 20, "size": zeros})
+    twice = pd.concat([frame, frame], ignore_index=True)
+    preprocessor = Preprocessor.fit(twice)
+    events = preprocessor.transform(twice, salt=np.arange(80))
+    expected = np.arange(80)
+    expected[41::2] -= 40
+    np.testing.assert_array_equal(preprocessor.copies(events), expected)
+
+
 def test_other_draws_stay_in_the_cells_of_their_rows():
     frame = pd.DataFrame(
         {

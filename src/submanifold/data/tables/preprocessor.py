@@ -223,6 +223,27 @@ class Preprocessor:
         numbers = self.encoder.decode(np.asarray(x), self._is_missing(context, len(x)))
         return self.encoder.encode(numbers, np.full(numbers.shape, 0.5))[0]
 
+    def copies(self, events: Events) -> np.ndarray:
+        """Return for each transformed row (N,) the number of the first row that it is a copy of.
+
+        Copies are equal rows with a continuous value that no other row has: equal rows of counts or
+        categories alone are as frequent in new tables.
+
+        Example:
+            >>> table = pd.DataFrame({"size": [0.1234567891, np.pi, np.pi, 0.1234567891, np.e]})
+            >>> preprocessor = Preprocessor.fit(table)
+            >>> preprocessor.copies(preprocessor.transform(table)).tolist()
+            [0, 1, 1, 0, 4]
+        """
+        places = self.without_noise(events.x, events.context)
+        _, first, group = np.unique(places, axis=0, return_index=True, return_inverse=True)
+        is_copied = np.zeros(len(first), bool)
+        for column in places[:, ~self.encoder.is_discrete].T:
+            _, value = np.unique(column, return_inverse=True)
+            values, groups = np.unique(np.stack([value, group]), axis=1)
+            is_copied[groups] |= np.bincount(values)[values] == 1
+        return np.where(is_copied[group], first[group], np.arange(len(places)))
+
     def inverse_transform(self, x: EventsLike, context: np.ndarray | None = None) -> pd.DataFrame:
         """Map vectors x (N, D) to rows of the table, with its names, units and types.
 
