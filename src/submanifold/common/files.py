@@ -1,11 +1,13 @@
-"""Atomic writes, and locks of folders."""
+"""Atomic writes, hashes, and locks of folders."""
 
 import errno
+import hashlib
 import json
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -45,6 +47,18 @@ def atomic_write(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # unlinking a missing file fails in a read-only folder
             temporary.unlink()
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, read once in a process unless its size or its time of change differs."""
+    status = path.stat()
+    return _hash_once(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache
+def _hash_once(path: Path, size: int, changed: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, content: Any) -> None:

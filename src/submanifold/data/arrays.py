@@ -5,13 +5,12 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from submanifold.common.files import atomic_write, locked, read_json, write_json
+from submanifold.common.files import atomic_write, hash_file, locked, read_json, write_json
 from submanifold.data.events import Events
 from submanifold.data.splits import SPLITS
 
@@ -46,9 +45,7 @@ def load_events(path: Path) -> Events:
     manifest = read_json(path.parent / MANIFEST) or {}
     names = {path.name, context_path(path).name}
     for name in names & manifest.get("sha256", {}).keys():
-        status = (path.parent / name).stat()
-        digest = _hash_once(path.parent / name, status.st_size, status.st_mtime_ns)
-        if digest != manifest["sha256"][name]:
+        if hash_file(path.parent / name) != manifest["sha256"][name]:
             raise ValueError(f"other bytes than those in {MANIFEST}")
     is_split = path.name in manifest.get("sha256", {})
     return _open(path, manifest["sidecars"] if is_split else ())
@@ -129,7 +126,7 @@ def prepare_once(
             counts = [len(np.load(file, mmap_mode="r")) for file in files]
             written = [file for file in [*files, *contexts] if file.exists()]
             hashes, groups = (
-                {file.name: _hash(file) for file in written},
+                {file.name: hash_file(file) for file in written},
                 sidecars.get("groups", {}),
             )
             of_arrays = "".join(hashes[file.name] for file in files)
@@ -155,14 +152,3 @@ def _is_complete(folder: Path, manifest: dict[str, Any]) -> bool:
         and all((folder / name).exists() for name in arrays)
         and all(read_json(folder / f"{name}.json") is not None for name in sidecars)
     )
-
-
-@lru_cache
-def _hash_once(path: Path, size: int, changed: int) -> str:
-    """Hash a file, once in a process unless its size or its time of change differs."""
-    return _hash(path)
-
-
-def _hash(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -72,10 +72,7 @@ class ImageSettings(ImageFields):
         return SOURCES[self.source].open(self, raw_folder)
 
     def fingerprint(self, raw_folder: Path) -> str:
-        """Identity of the files: names, sizes and times of change, but not the folder.
-
-        It is the same before and after a download.
-        """
+        """Identity of the files: not the place, and the same before and after a download."""
         files, groups = SOURCES[self.source].files(self, raw_folder), self.groups
         try:
             if groups not in (None, FOLDER_GROUPS):

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from submanifold.common.errors import UserError, import_extra, unexpected
-from submanifold.common.files import locked
+from submanifold.common.files import hash_file, locked
 from submanifold.data.fields import ImageFields
 from submanifold.data.images import SUFFIXES
 from submanifold.data.sources.base import Source, SourceType
@@ -112,17 +112,22 @@ def _open_lmdb(path: Path) -> Source:
 
 
 def identify(*paths: Path) -> str:
-    """Identity of files and folders of images: names, sizes and times of change; not the place."""
+    """Identity of files by their bytes, and of the files in folders by sizes and times of change.
+
+    Names count, places do not. Many images, or a database of some gigabytes, take long to read.
+    """
     digest = hashlib.sha256()
     for path in paths:
-        file = path / DATABASE if (path / DATABASE).is_file() else path
-        if not file.exists():
-            digest.update(f"missing {file}".encode())
-            continue
-        for name in open_folder(file).names if file.is_dir() else [file.name]:
-            stat = os.stat(os.path.join(file, name) if file.is_dir() else file)
-            stamp = f"{name} {stat.st_size} {stat.st_mtime_ns}\n"
-            digest.update(stamp.encode("utf-8", "surrogateescape"))
+        if path.is_dir():
+            names = [DATABASE] if (path / DATABASE).is_file() else open_folder(path).names
+            stats = (os.stat(os.path.join(path, name)) for name in names)
+            states = [f"{stat.st_size} {stat.st_mtime_ns}" for stat in stats]
+        elif path.exists():
+            names, states = [path.name], [hash_file(path)]
+        else:
+            names, states = [str(path)], ["missing"]
+        for name, state in zip(names, states, strict=True):
+            digest.update(f"{name} {state}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:32]
 
 

@@ -89,7 +89,7 @@ def record_path(raw_folder: Path, key: str) -> Path:
 
 
 def fingerprint(settings: TableFields) -> str:
-    """Identity of the files: names, sizes and times of change."""
+    """Identity of the files: names and bytes."""
     if settings.path is None:
         return f"scikit-learn {version('scikit-learn')}:{settings.source}"
     return f"table:{identify(*list_files(settings.path))}"
