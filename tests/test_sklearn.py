@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from scipy.stats import false_discovery_control
@@ -253,6 +254,26 @@ def test_names_of_columns_are_known_after_load_if_they_were(plane, of_flowers, f
     assert [*named.feature_names_in_] == [*flowers]
     assert not hasattr(unnamed, "feature_names_in_")
     assert (named.n_features_in_, unnamed.n_features_in_) == (4, 2)
+
+
+def test_columns_of_a_fit_to_an_array_are_matched_by_position(plane):
+    rows = of_plane(20)
+    with pytest.warns(UserWarning, match="fitted without feature names"):
+        found = plane.score_samples(pd.DataFrame(rows, columns=["width", "length"]))
+    np.testing.assert_array_equal(found, plane.score_samples(rows))
+
+
+def test_columns_of_one_name_are_refused(flowers):
+    with pytest.raises(UserError, match=r"columns of different names, got \['a'\]"):
+        ManifoldFlow(**FEW).fit(flowers.set_axis(["a", "b", "a", "c"], axis=1))
+
+
+def test_decimals_are_sampled_as_numbers():
+    decimals = pd.ArrowDtype(pa.decimal128(8, 2))
+    frame = pd.DataFrame(of_plane(60).round(2), columns=["a", "b"]).astype({"b": decimals})
+    sample = ManifoldFlow(n_components=1, **FEW).fit(frame).sample(3)
+    assert sample.dtype == np.float64
+    assert np.isfinite(sample).all()
 
 
 def test_that_values_are_missing_is_no_anomaly():

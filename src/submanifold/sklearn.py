@@ -397,7 +397,13 @@ class ManifoldFlow(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMix
         if isinstance(X, pd.DataFrame):  # whose columns the preprocessor checks
             if reset and (len(X) < 2 or not len(X.columns)):
                 raise unexpected("X", "at least 2 rows of at least one column", X.shape, "Add some")
-            return validate_data(self, X, reset=reset, skip_check_array=True)
+            if repeated := [*X.columns[X.columns.duplicated()].map(str)]:
+                raise unexpected("X", "columns of different names", repeated, "Rename them")
+            rows = validate_data(self, X, reset=reset, skip_check_array=True)
+            if known is None or hasattr(self, "feature_names_in_"):
+                return rows
+            is_of_array = {*rows.columns.map(str)} != {*known.inputs}
+            return rows.set_axis([*known.inputs], axis=1) if is_of_array else rows
         return validate_data(
             self,
             X,

@@ -228,6 +228,7 @@ RIGHT = {
     "spaces as separators": (NUMBERS.replace(",", "  "), {}),
     "decimal comma": (NUMBERS.replace(",", ";").replace(".", ","), {}),
     "blank lines first": ("\n  \r\n,\n" + NUMBERS.replace("\n7,", "\n\n7,"), {}),
+    "separator line of a spreadsheet": ("sep=;\n" + NUMBERS.replace(",", ";"), {}),
     "utf-16": (NUMBERS.encode("utf-16"), {}),
     "years as names": (
         NUMBERS.replace("\n", ",1,2,3\n").replace("1,2,3", "1999,2000,2001", 1),

@@ -361,6 +361,8 @@ def _is_whole(value: object) -> bool:
 
 def restore_type(values: np.ndarray, dtype: str) -> Any:
     """Convert numbers, or text, (N,) to the type of the table's column."""
+    if dtype.startswith("decimal"):  # of pyarrow, which pandas does not make from its name
+        return values
     if dtype in ("bool", "boolean"):
         return values == "True" if values.dtype.kind == "U" else values.astype(float) >= 0.5
     if dtype.startswith("timedelta"):

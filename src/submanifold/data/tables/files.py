@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 SNIFFED_LINES = 50
 SEPARATORS = ",;\t|"
 BLANKS = r"\s+"
+SEPARATOR_LINE = re.compile(r'"?sep=.?"?')  #: Of spreadsheets, above the names of columns.
 NUMBER = r"(?m)(^|;)-?\d+{}\d+(;|$)"  #: A number with a decimal mark between semicolons.
 ENCODINGS = "utf-8-sig", "cp1252"  # the second is that of spreadsheets on Windows
 UTF_16 = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
@@ -182,8 +183,10 @@ def _parse_csv(path: Path, encoding: str) -> pd.DataFrame:
 def _find_layout(path: Path, encoding: str) -> _Layout:
     with _open(path, "rt", encoding) as file:
         first = [line.rstrip("\n") for line in islice(file, SNIFFED_LINES)]
-    is_blank = [not line.strip(f'{SEPARATORS} "') for line in first]
-    start = next((number for number, blank in enumerate(is_blank) if not blank), len(first))
+    is_empty = [
+        not line.strip(f'{SEPARATORS} "') or SEPARATOR_LINE.fullmatch(line) for line in first
+    ]
+    start = next((number for number, empty in enumerate(is_empty) if not empty), len(first))
     lines = [line for line in first[start:] if line.strip()]
     if not lines:
         raise ValueError("No columns to parse from file")
