@@ -62,6 +62,7 @@ def test_every_method_of_the_tables_is_valid(method):
         "SoftFlow": "soft_glow",
         "trumpet": "trumpet",
         "autoencoder": "autoencoder",
+        "FIF": "autoencoder",
         "conformal": "conformal",
         "noise-conditional": "tabular",
     }.get(method, "glow")
@@ -75,7 +76,12 @@ def test_every_method_of_the_tables_is_valid(method):
         for phase, letter in zip(selected.trainings.values(), letters, strict=False):
             assert phase.reconstruction.penalty == penalties[letter]
     weight = next(iter(selected.trainings.values())).likelihood.weight
-    without = method.startswith("M-flow") or method in ("rectangular", "trumpet", "autoencoder")
+    without = method.startswith("M-flow") or method in (
+        "rectangular",
+        "trumpet",
+        "autoencoder",
+        "FIF",
+    )
     assert weight == (0.0 if without else 0.5 if "-star" in method else 1.0)
 
 

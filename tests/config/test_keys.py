@@ -195,6 +195,7 @@ def test_every_setting_of_a_stage_and_of_a_phase_is_in_its_key(tables):
         "nats": "bits_per_dim",
         "image": "latent",
         "huber": "mse",
+        "decoder": "encoder",
         "float32": "bfloat16",
         "realnvp": "affine",
     }

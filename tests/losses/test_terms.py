@@ -25,6 +25,8 @@ def registered():
                     field.annotation(**chosen, **random),
                     id=f"{name}-{penalty}-{'random' if random else 'default'}",
                 )
+        if "gradient" in fields:
+            yield pytest.param(name, field.annotation(weight=0.5, gradient="encoder"), id="encoder")
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from strategies import affine, perturb
-from submanifold.flows import Affine, RealNVP
+from submanifold.flows import Affine, Autoencoder, RealNVP
 from submanifold.geometry.linearization import Linearization
 from submanifold.geometry.solvers import conjugate_gradients
 from submanifold.geometry.volume import log_volume
@@ -84,11 +84,30 @@ def gradient(term, model, seed):
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-def test_estimated_gradients_are_unbiased(model):
+@pytest.fixture
+def linear():
+    """An autoencoder whose encoder stays the pseudoinverse of its decoder: its nets are zero."""
+    torch.manual_seed(0)
+    flow = Autoencoder((6,), 3, width=4).double()
+    for net in (flow.encoder, flow.decoder):
+        net.requires_grad_(False)
+    with torch.no_grad():
+        flow.linear.weight.add_(0.3 * torch.randn(6, 3))
+        flow.linear.log_scale.copy_(torch.tensor([0.4, -0.2, 0.1]))
+    return Hierarchy([Stage(flow, 3)]).double()
+
+
+@pytest.mark.parametrize(
+    ("name", "term"),
+    [
+        ("model", ManifoldLikelihood(exact_up_to=2)),
+        ("linear", ManifoldLikelihood(gradient="encoder")),
+    ],
+)
+def test_estimated_gradients_are_unbiased(name, term, request):
+    model = request.getfixturevalue(name)
     exact = gradient(ManifoldLikelihood(), model, 0)
-    drawn = torch.stack(
-        [gradient(ManifoldLikelihood(exact_up_to=2), model, seed) for seed in range(40)]
-    )
+    drawn = torch.stack([gradient(term, model, seed) for seed in range(40)])
     error = drawn.std(0) / math.sqrt(len(drawn))
     deviations = (drawn.mean(0) - exact) / error.clamp_min(1e-12)
     moved = error > 1e-9
