@@ -1,15 +1,17 @@
 """The cases with a known answer (docs/theory.md, section 5), computed by the production code.
 
-``python tests/known_answers.py`` prints the tables of docs/evidence/known-answers.md, whose text
-explains them; tests/test_known_answers.py checks that every value is in its interval.
+``python tests/known_answers.py`` writes docs/evidence/known-answers.csv and prints the intervals of
+a correct program; tests/test_known_answers.py checks that every value is in its interval.
 """
 
+import csv
 import logging
 import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -514,25 +516,32 @@ CASES: dict[int, Callable[[], list[Answer]]] = {
     10: case_10,
     11: case_11,
 }
-HEADER = ["quantity", "exact", "reached", "allowed", "source"]
+PAGE = Path(__file__).parents[1] / "docs" / "evidence" / "known-answers.csv"
 
 
 def row(answer: Answer) -> list[str]:
-    """Cells of a row: quantity, exact, reached, allowed, source."""
+    """Cells of a row of the page: case, quantity, exact, reached."""
     exact = "none" if answer.exact is None else f"{answer.exact:.6g}"
-    allowed = f"{answer.low:.6g} to {answer.high:.6g}"
-    reached = f"{answer.reached:.6g}" + ("" if answer.holds else " (outside)")
-    return [answer.quantity, exact, reached, allowed, answer.why]
+    return [str(answer.case), answer.quantity, exact, f"{answer.reached:.6g}"]
+
+
+def allowed(answer: Answer) -> str:
+    """The interval of a correct program and its source, as text."""
+    outside = "" if answer.holds else ", OUTSIDE"
+    return f"{answer.low:.6g} to {answer.high:.6g} ({answer.why}){outside}"
 
 
 def main() -> None:
-    """Print the tables of all cases."""
+    """Write the table of all cases."""
     torch.set_num_threads(1)
     logging.getLogger("submanifold").setLevel(logging.ERROR)  # two cases are meant to warn
-    for number, case in CASES.items():
-        print(f"\n## {number}\n")
-        for cells in (HEADER, ["---"] * len(HEADER), *map(row, case())):
-            print(f"| {' | '.join(cells)} |", flush=True)
+    with PAGE.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["case", "quantity", "exact", "reached"])
+        for case in CASES.values():
+            for answer in case():
+                writer.writerow(row(answer))
+                print(*row(answer), allowed(answer), sep=" | ", flush=True)
 
 
 if __name__ == "__main__":
