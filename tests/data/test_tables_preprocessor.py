@@ -645,6 +645,42 @@ def test_values_come_back(name, caplog):
     assert not caplog.messages
 
 
+def test_pandas_categories_come_back_with_their_levels_and_order():
+    sizes = pd.CategoricalDtype(["S", "M", "L", "XL"], ordered=True)
+    frame = pd.DataFrame(
+        {
+            "size": pd.Series(["M", "S", None, "L", "M", "M"] * 9, dtype=sizes),
+            "code": pd.Categorical([3, 1, 2, 2, 1, 1] * 9),
+            "share": pd.Categorical([0.5, 2.0, 2.0, 0.5, 0.5, 0.5] * 9),
+            "flag": pd.Categorical([True, False, True] * 18),
+            "b": np.arange(54),
+        }
+    )
+    fitted = Preprocessor.from_dict(json.loads(json.dumps(Preprocessor.fit(frame).to_dict())))
+    pd.testing.assert_frame_equal(fitted.inverse_transform(fitted.transform(frame)), frame)
+
+
+def test_clipped_rows_of_grids_are_in_the_range_of_the_training_rows():
+    rng = np.random.default_rng(3)
+    frame = pd.DataFrame(
+        {
+            "count": rng.integers(0, 6, 200),
+            "tenths": rng.integers(-20, 30, 200) / 10,
+            "size": np.exp(rng.normal(size=200)),
+            "city": rng.choice(["A", "B", "C"], 200),
+        }
+    )
+    preprocessor = Preprocessor.fit(frame)
+    far = np.array([[-5.0] * 4, [5.0] * 4], np.float32)
+    free = preprocessor.inverse_transform(far)
+    clipped = preprocessor.inverse_transform(far, clip=True)
+    assert free["count"].min() < 0
+    assert free["tenths"].max() > 2.9
+    assert clipped["count"].tolist() == [0, 5]
+    assert clipped["tenths"].tolist() == [frame["tenths"].min(), frame["tenths"].max()]
+    assert clipped[["size", "city"]].equals(free[["size", "city"]])
+
+
 def test_text_that_is_missing_is_unknown_where_only_blanks_were():
     frame = pd.DataFrame({"a": ["x", None, "y"] * 9})
     rows = pd.DataFrame({"a": ["missing", None]})

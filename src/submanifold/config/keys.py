@@ -16,7 +16,7 @@ from submanifold.config.schema import Experiment, effective
 DATA = 3
 TRAINING = 3
 EVALUATION = 2
-REPORT = 1
+REPORT = 2
 
 
 def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:

@@ -394,7 +394,8 @@ class Predictor:
 
         A conditional model draws ``count`` samples for each of the labels, or for each row of a
         table with the columns of the ``condition``, which precede those of the samples. Values are
-        missing where they are in random training rows.
+        missing where they are in random training rows, and those of quantized columns are in the
+        range of the training rows: what the density has beyond is moved to its ends.
         """
         if not 1 <= count <= MAX_SAMPLES:
             raise UserError(f"count: expected 1 to {MAX_SAMPLES:,}, got {count:,}.")
@@ -416,7 +417,10 @@ class Predictor:
                     of_batch = torch.from_numpy(context[start : start + size]).to(self.device)
                 samples.append(stored(self.model.sample(size, temperature, generator, of_batch)))
                 progress.update(size)
-        drawn = self._in_units(np.concatenate(samples), context)
+        events = np.concatenate(samples)
+        if self.preprocessor is None:
+            return events
+        drawn = self.preprocessor.inverse_transform(events, context, clip=True)
         if rows is None:
             return drawn
         rows = rows.iloc[np.arange(len(rows)).repeat(count)]

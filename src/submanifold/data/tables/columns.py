@@ -144,6 +144,13 @@ class _Number(_Column):
         shifted = self.to_numbers(values) - self.origin
         return shifted if self.step is None else np.floor(shifted / self.step + SNAP)
 
+    def clip(self, numbers: np.ndarray) -> np.ndarray:
+        """Move numbers of a grid (N,) into the range of the training values; others stay."""
+        if self.step is None:
+            return numbers
+        ends = self.encode(pd.Series([self.low, self.high]))
+        return numbers.clip(*ends)
+
     def off_grid(self, values: pd.Series) -> np.ndarray:
         """Return which values (N,) are between those of the grid, so that they are rounded."""
         if self.step is None:
@@ -286,6 +293,8 @@ class Categorical(_Column):
     shares: tuple[Share, ...]  #: Of the training rows.
     offset: Finite
     scale: Positive
+    levels: tuple[bool | int | float | str, ...] = ()  #: Of pandas' type of categories, in order.
+    ordered: bool = False  #: Whether the order of the levels has a meaning.
 
     is_discrete: ClassVar[bool] = True
     used: ClassVar[str] = "as categories"
@@ -299,8 +308,12 @@ class Categorical(_Column):
         names = sorted(counts, key=lambda name: (-counts[name], name))
         shares = np.array([counts[name] for name in names]) / counts.total()
         ranks = np.repeat(np.arange(len(names)), [counts[name] for name in names])
-        place: dict[str, Any] = {"offset": float(ranks.mean()) + 0.5, "scale": _scale(ranks)}
-        return cls(names=tuple(names), shares=tuple(shares.tolist()), **place, **facts)
+        facts |= {"offset": float(ranks.mean()) + 0.5, "scale": _scale(ranks)}
+        if isinstance(values.dtype, pd.CategoricalDtype):
+            levels = values.dtype.categories.tolist()
+            if all(isinstance(level, bool | int | float | str) for level in levels):
+                facts |= {"levels": tuple(levels), "ordered": bool(values.dtype.ordered)}
+        return cls(names=tuple(names), shares=tuple(shares.tolist()), **facts)
 
     @property
     def category_count(self) -> float:  # type: ignore[override]
@@ -330,7 +343,15 @@ class Categorical(_Column):
 
     def decode(self, numbers: np.ndarray) -> Any:
         """Invert :meth:`encode`."""
-        return restore_type(np.array(self.names)[numbers.astype(int)], self.dtype)
+        texts = np.array(self.names)[numbers.astype(int)]
+        if not self.levels:
+            return restore_type(texts, self.dtype)
+        level_of = dict(zip(category_names(pd.Series(self.levels)), self.levels, strict=True))
+        return pd.Categorical([level_of[text] for text in texts], self.levels, self.ordered)
+
+    def clip(self, numbers: np.ndarray) -> np.ndarray:
+        """Return numbers (N,) as they are: all are those of training values."""
+        return numbers
 
 
 Varying: TypeAlias = Continuous | Logarithmic | Quantized | Date | Categorical

@@ -79,8 +79,8 @@ def fit_columns(
     counted = [column.name for column in columns if _counts_rows(column, frame[column.name])]
     if counted:
         log.warning(
-            "columns %s: every row has another integer, as identifiers do; data.drop leaves a "
-            "column out",
+            "columns %s: every row has another integer, as identifiers do; leave them out (in a "
+            "pipeline by data.drop), unless their order has a meaning",
             named(counted),
         )
     return columns

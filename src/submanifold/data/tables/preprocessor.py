@@ -244,12 +244,15 @@ class Preprocessor:
             is_copied[groups] |= np.bincount(values)[values] == 1
         return np.where(is_copied[group], first[group], np.arange(len(places)))
 
-    def inverse_transform(self, x: EventsLike, context: np.ndarray | None = None) -> pd.DataFrame:
+    def inverse_transform(
+        self, x: EventsLike, context: np.ndarray | None = None, *, clip: bool = False
+    ) -> pd.DataFrame:
         """Map vectors x (N, D) to rows of the table, with its names, units and types.
 
-        Quantized columns are rounded down to their grid; constant columns have their value. Values
-        are missing where the mask in the ``context`` (by default that of x) says so, and in rows
-        with infinities or NaN.
+        Quantized columns are rounded down to their grid, and with ``clip``, for samples, are in the
+        range of the training rows, so that counts are not negative; constant columns have their
+        value. Values are missing where the mask in the ``context`` (by default that of x) says so,
+        and in rows with infinities or NaN.
         """
         events = as_events(x)
         context = events.context if context is None else context
@@ -268,7 +271,7 @@ class Preprocessor:
                 values, missing = column.decode(len(vectors)), ~is_finite
             else:
                 numbers, missing = of_column[column.name]
-                values = column.decode(numbers)
+                values = column.decode(column.clip(numbers) if clip else numbers)
             frame[column.name] = pd.Series(values).mask(missing) if missing.any() else values
         return pd.DataFrame(frame)
 

@@ -147,7 +147,8 @@ def report_table(
     preprocessor = Preprocessor.from_dict(hierarchy.data["table"])
     names = [*preprocessor.features]
     first_order, dim, unit = _first_order(histories), metrics["dims"][-1], "standardized columns"
-    data, drawn = (preprocessor.inverse_transform(x[:MAX_POINTS])[names] for x in (test, samples))
+    data = preprocessor.inverse_transform(test[:MAX_POINTS])[names]
+    drawn = preprocessor.inverse_transform(samples[:MAX_POINTS], clip=True)[names]
     figures = {
         "marginals": marginals({"test rows": data, "samples": drawn}),
         "pairs": pairs(data, drawn),
