@@ -528,6 +528,7 @@ AMBIGUOUS = {
     "share": (["12 %", "7.5 %"] * (N // 2), "text of numbers with .*, such as '12 %', in share"),
     "comma": (["0,125", "1,5"] * (N // 2), "text of numbers with .*, such as '0,125', in comma"),
     "day": (["01/02/2025", "11/12/2025"] * (N // 2), "such as 01/02/2025 without a clear month"),
+    "short": (["31/12/24", "01/02/25"] * (N // 2), "such as 31/12/24 without a clear year"),
 }
 
 
@@ -538,7 +539,7 @@ def test_columns_that_are_not_clear_are_refused_unless_their_kind_is_set(name):
     with pytest.raises(UserError, match=message):
         Preprocessor.fit(frame)
     assert Preprocessor.fit(frame, columns={name: "ignore"}).inputs == ("other",)
-    if name in ("price", "share", "comma", "day"):
+    if name in ("price", "share", "comma", "day", "short"):
         categories = Preprocessor.fit(frame, columns={name: "category"})
         assert len(categories.columns[0].names) == 2
 

@@ -50,6 +50,8 @@ MAX_VALUE = 1e150
 DAY = 86_400 * 10**6  #: Microseconds.
 FORMATTED = re.compile(r"[-+]?[%$€£¥]?\s?\d[\d.,' ]*\s?[%$€£¥]?")
 """Text of a number with units or marks, whose meaning is not clear."""
+SHORT_DATE = re.compile(r"\d{1,2}([./-])\d{1,2}\1\d{2}( .*)?")
+"""Text of a date whose year has two digits, so that it may be the day."""
 
 
 def fit_columns(
@@ -151,9 +153,11 @@ def _is_text(values: pd.Series, numbers: np.ndarray, is_text: np.ndarray) -> boo
 def _check_text(values: pd.Series) -> None:
     """Raise a ColumnProblem for text that may be something else than categories."""
     texts = values.dropna().astype(str)
-    is_category = isinstance(values.dtype, pd.CategoricalDtype)
-    if not is_category and texts.map(FORMATTED.fullmatch).notna().all():
-        _check_marks(texts)
+    if not isinstance(values.dtype, pd.CategoricalDtype):
+        if texts.map(SHORT_DATE.fullmatch).notna().all():
+            raise ColumnProblem(f"dates such as {texts.iloc[0]} without a clear year", values.name)
+        if texts.map(FORMATTED.fullmatch).notna().all():
+            _check_marks(texts)
     if not _has_few_values(values):
         raise ColumnProblem(f"text of {texts.nunique():,} different values", values.name)
 
