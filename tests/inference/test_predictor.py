@@ -221,6 +221,13 @@ def test_samples_depend_only_on_the_seed(case):
     assert len(first) == 5 * len(case.of_samples.get("condition", [0]))
 
 
+def test_samples_of_counts_are_in_the_range_of_the_training_rows():
+    training = rows(500, 0)
+    predictor = Predictor(table_model(RealNVP(4), 3, training, rows(100, 1)))
+    ages = predictor.sample(500, temperature=10)["age"]
+    assert (ages.min(), ages.max()) == (training["age"].min(), training["age"].max())
+
+
 def results(predictor, case, pool):
     """Results of all methods, for the two halves of the events at once."""
     methods = predictor.score, predictor.encode, predictor.project, predictor.log_prob
