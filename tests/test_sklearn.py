@@ -526,8 +526,15 @@ def test_data_that_are_no_rows_are_refused(digits, of_digits, of_flowers):
     for rows in (digits.astype(float), digits[..., :7], digits[:1]):
         with pytest.raises(UserError, match=r"^X: expected at least 2 images, uint8 \(n, 1 or 3"):
             ManifoldFlow().fit(rows)
-    with pytest.raises(UserError, match=r"size divisible by 8.*28, 28\). Pad images"):
-        ManifoldFlow().fit(np.zeros((9, 1, 28, 28), np.uint8))
+    for rows, fix in (
+        (np.zeros((9, 1, 28, 28), np.uint8), "Pad images"),
+        (np.zeros((9, 8, 8, 3), np.uint8), "Move the channels"),
+        (np.zeros((9, 8, 8), np.uint8), "Add an axis of channels"),
+        (np.zeros((9, 1, 8, 8)), "Convert images in"),
+        (np.zeros((1, 1, 8, 8), np.uint8), "Pass more images"),
+    ):
+        with pytest.raises(UserError, match=rf"size divisible by 8, or a table, got .*\. {fix}"):
+            ManifoldFlow().fit(rows)
     with pytest.raises(NotFittedError):
         ManifoldFlow().project(np.zeros((3, 64)))
     for rows in (digits[..., :4, :4], np.zeros((3, 64))):

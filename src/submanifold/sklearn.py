@@ -376,17 +376,8 @@ class ManifoldFlow(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMix
         """Check rows as scikit-learn does: an array (n, columns), or images."""
         if not reset:
             check_is_fitted(self)
-        if reset and getattr(X, "ndim", 0) == 4:
-            images = np.asarray(X)
-            channels, size = images.shape[1:3]
-            fits = channels in (1, 3) and size == images.shape[3] and size % SIDE == 0
-            if images.dtype != np.uint8 or not fits or len(images) < 2:
-                expected = (
-                    f"at least 2 images, uint8 (n, 1 or 3 channels, size, size) with a "
-                    f"size divisible by {SIDE}, or a table"
-                )
-                got = f"{images.dtype} {images.shape}"
-                raise unexpected("X", expected, got, "Pad images with numpy.pad")
+        if reset and getattr(X, "ndim", 0) in (3, 4):
+            images = _checked_images(np.asarray(X))
             self.n_features_in_ = int(np.prod(images.shape[1:]))
             if hasattr(self, "feature_names_in_"):
                 del self.feature_names_in_
@@ -453,6 +444,28 @@ class ManifoldFlow(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMix
             factor = self.steps / sum(usual.values())
             steps = {name: max(1, round(factor * count)) for name, count in usual.items()}
         return model, phases | {name: with_steps(phases[name], steps[name]) for name in steps}
+
+
+def _checked_images(images: np.ndarray) -> np.ndarray:
+    """Return images (n, 1 or 3 channels, size, size) that the method can train on."""
+    channels, *sides = images.shape[1:]
+    if images.ndim == 3:
+        fix = "Add an axis of channels: X[:, None]"
+    elif channels not in (1, 3) and sides[-1] in (1, 3):
+        fix = "Move the channels: numpy.moveaxis(X, -1, 1)"
+    elif images.dtype != np.uint8:
+        fix = "Convert images in [0, 1] with (255 * X).round().astype(numpy.uint8)"
+    elif len(images) < 2:
+        fix = "Pass more images"
+    elif channels not in (1, 3) or len({*sides}) > 1 or sides[0] % SIDE:
+        fix = "Pad images with numpy.pad"
+    else:
+        return images
+    expected = (
+        "at least 2 images, uint8 (n, 1 or 3 channels, size, size) with a size divisible by "
+        f"{SIDE}, or a table"
+    )
+    raise unexpected("X", expected, f"{images.dtype} {images.shape}", fix)
 
 
 def _rows_of(rows: Any) -> Any:

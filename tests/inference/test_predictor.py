@@ -314,6 +314,15 @@ def test_far_vectors_have_the_smallest_p_value():
             "events: expected uint8 of",
         ),
         ("images", lambda p: p.score(np.full((2, 8, 8, 3), 2.0)), "floats in .0, 1."),
+        ("images", lambda p: p.score(smooth_images(2, 0)[0]), r"got one of shape \(3, 8, 8\)"),
+        ("images", lambda p: p.score(np.zeros((9, 8, 3), np.uint8)), "Pass image.None."),
+        ("images", lambda p: p.score([np.zeros((3, 8, 8)), np.zeros((3, 9, 9))]), "one shape"),
+        ("images", lambda p: p.score(None), "events: expected uint8 of shape"),
+        (
+            "images",
+            lambda p: p.encode(smooth_images(2, 0), "nearst"),
+            "projection: expected encoder, default or nearest, got nearst",
+        ),
         ("images", lambda p: p.score(smooth_images(2, 0), label=1), "label: expected none"),
         (
             "images",

@@ -389,7 +389,7 @@ def test_arrays_are_matched_by_position(tmp_path):
     [
         (["calibrate", "{model}"], "INPUTS: expected either these or --without, got neither"),
         (["calibrate", "{model}", "{table}", "--without=3"], "either these or --without, got both"),
-        (["calibrate", "{model}", "--without=3"], "--without: expected none here, got 3"),
+        (["calibrate", "{model}", "--without=3"], "--without: expected none for a model whose"),
         (["score", "{model}", "{folder}/image.png"], "image.png: expected a CSV, Parquet, Feather"),
         (["score", "{images}", "{table}"], "table.csv: expected a folder, a zip, or a file with"),
         (["score", "{points}", "{table}"], "a model of images or of a table, got one of points"),

@@ -11,12 +11,18 @@ import pytest
 from mlflow.pyfunc import scoring_server
 from PIL import Image
 
-from calibrated import calibrated_model, conditional_rows, conditional_table_model, table_model
+from calibrated import (
+    calibrated_model,
+    conditional_rows,
+    conditional_table_model,
+    png,
+    table_model,
+)
 from submanifold import Predictor
 from submanifold.data.images import load_pictures
 from submanifold.evaluation.calibration import Calibration
 from submanifold.evaluation.scores import QUICK, score
-from submanifold.flows import RealNVP
+from submanifold.flows import Glow, RealNVP, make_conditional
 from submanifold.models import Hierarchy, Stage
 from submanifold.runs.pyfunc import RequestError, ServedModel, log_model
 
@@ -190,6 +196,32 @@ def test_inputs_that_mlflow_rejects_have_status_400(loaded, inputs, params):
     status, found = request(loaded, inputs, **params)
     assert status == 400
     assert "stack_trace" not in found
+
+
+@pytest.mark.parametrize("inputs", [None, {"a": [1]}, [[1], [2, 3]], 7])
+def test_inputs_in_python_that_are_no_images_are_a_mistake_of_the_caller(model, inputs):
+    with pytest.raises(RequestError, match=r"^(inputs|events): expected ") as caught:
+        ServedModel(model).predict(inputs)
+    assert caught.value.get_http_status_code() == 400
+
+
+def test_images_in_base64_may_be_a_column(model, loaded):
+    colored = images(2).repeat(3, 1)
+    files = [base64.b64encode(png(image)).decode() for image in colored]
+    described = model.with_facts(data={"size": 8, "channels": 1, "crop": "square"})
+    expected = ServedModel(described).predict(files)
+    for column in (pd.Series(files), pd.DataFrame({"image": files}), np.array(files, object)):
+        pd.testing.assert_frame_equal(ServedModel(described).predict(column), expected)
+
+
+def test_a_label_that_is_missing_is_refused(loaded, tmp_path):
+    flow = make_conditional(Glow((1, 8, 8), levels=2, steps=1, width=4), classes=3)
+    conditional = served(Hierarchy([Stage(flow, 9)]).eval(), "labels", tmp_path)
+    with pytest.raises(RequestError, match=r"^label: expected a label from 0 to 2, .* got none"):
+        conditional.predict(images(2), params={"task": "sample"})
+    assert (
+        len(conditional.predict(images(2), params={"task": "sample", "count": 3, "label": 2})) == 3
+    )
 
 
 def test_a_defect_is_logged_and_not_sent(model, caplog):

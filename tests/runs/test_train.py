@@ -122,7 +122,7 @@ def assert_scored_by_the_other_half(folder, name, pictures, scores, work, by_fol
     run = CachedRun(name, record.params, folder)
     settings, steps, data = run.settings, run.load("schedule")["steps"], run.load("hierarchy").data
     phases = {name: with_steps(phase, steps[name]) for name, phase in settings.phases.items()}
-    images, names, _ = read_images([pictures], data)
+    images, names = read_images([pictures], data)[:2]
     folders = [Path(name).parent.name if by_folder else name for name in names]
     log_probs = scores.set_index("picture")["log_prob"]
     for number, half in enumerate(split_halves(np.unique(folders, return_inverse=True)[1], 0)):
@@ -138,12 +138,15 @@ def assert_scored_by_the_other_half(folder, name, pictures, scores, work, by_fol
 
 def test_own_images_of_a_group_train_or_validate_or_are_scored(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
+    lines = []
     for number, image in enumerate(smooth_images(400, 1)):
         group = number // 2
         (folder / "people" / str(group)).mkdir(parents=True, exist_ok=True)
         (folder / "people" / str(group) / f"{number}.png").write_bytes(png(image))
+        lines.append(f"{group}/{number}.png {group}\n")
+    (folder / "people.txt").write_text("".join(lines))
     options = "--method=Glow", "--name=people", *SMALL, *FLOW, *STEPS
-    result = run(folder, "train", "people", *options, "--params=data.groups=folder")
+    result = run(folder, "train", "people", *options, "--params=data.groups=people.txt")
     assert result.exit_code == 0, result.output
     pictures, out = folder / "people", tmp_path / "people.csv"
     result = run(folder, "score", "people", pictures, "--own", "--out", out)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from submanifold.common.errors import UserError
+from submanifold.common.errors import UserError, unexpected
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 # PIL detects the format from the content; some of its other formats start external programs.
@@ -89,6 +89,8 @@ def load_pictures(
     The result is uint8 (N, channels, size, size). A UserError names the first file that cannot be
     read.
     """
+    if isinstance(paths, str | Path):
+        raise unexpected("paths", "a list of files", paths, f"Pass [{str(paths)!r}]")
     pictures = []
     for path in paths:
         try:

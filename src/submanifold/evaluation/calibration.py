@@ -286,9 +286,12 @@ class Calibration(Settings):
         finite_in_folds = np.bincount(fold[is_finite], minlength=FOLDS)
         if finite_in_folds.sum() - finite_in_folds.max() < MIN_IMAGES * (1 - 1 / FOLDS):
             expected = f"at least {MIN_IMAGES}, of which nine tenths are outside any one group"
-            got, fix = empty.basis, "Increase data.counts.valid or use more data"
-            if events == "rows":
-                fix = "Increase data.counts.valid, use more data, or set calibration=cross"
+            cross = "set calibration=cross, " if events == "rows" else ""
+            fix = (
+                f"Increase data.counts.valid, use more data, {cross}or calibrate on others "
+                "(`submanifold calibrate`)"
+            )
+            got = empty.basis
             if not is_finite.all():
                 got += f", {(~is_finite).sum():,} of them without finite scores"
             raise unexpected(f"Validation {events} for a calibration", expected, got, fix)

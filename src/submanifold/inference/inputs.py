@@ -31,6 +31,7 @@ class Inputs(NamedTuple):
     events: Any  # images, uint8 (N, channels, size, size), or rows, a DataFrame
     names: Any  # escaped for messages and tables
     label: str  # name of the column of names in tables, such as ``picture``
+    members: Sequence[str] = ()  # of images, the names within their folder or zip
 
 
 def read_images(paths: Sequence[str | Path], data: Mapping[str, Any]) -> Inputs:
@@ -48,36 +49,44 @@ def read_images(paths: Sequence[str | Path], data: Mapping[str, Any]) -> Inputs:
         log.warning("skipped %s (%s)", name, printable(reason))
         skipped.append(f"{name} ({printable(reason)})")
 
-    def read(image: tuple[str, Callable[[], Any]]) -> np.ndarray | Exception:
+    def read(image: _Image) -> np.ndarray | Exception:
         try:
-            return decode(image[1](), **form)
+            return decode(image.read(), **form)
         except Exception as error:  # Pillow raises nearly anything
             return error
 
     sources = [image for path in paths for image in _find_images(Path(path), skip)]
     check_memory("images", len(sources), BYTES_PER_PIXEL * math.prod(shape))
-    images, names = np.empty((len(sources), *shape), np.uint8), list[str]()
+    images, found = np.empty((len(sources), *shape), np.uint8), list[_Image]()
     with ProgressBar("reading", "images", len(sources)) as progress:
-        for (name, _), image in zip(sources, map_in_threads(read, sources), strict=True):
+        for source, image in zip(sources, map_in_threads(read, sources), strict=True):
             progress.update()
             if isinstance(image, Exception):
-                skip(name, f"{type(image).__name__}: {image}")
+                skip(source.name, f"{type(image).__name__}: {image}")
             else:
-                images[len(names)] = image
-                names.append(name)
-    if not names:
+                images[len(found)] = image
+                found.append(source)
+    if not found:
         first = skipped[0] if skipped else "no paths"
         raise UserError(f"No image could be read: {first}.")
     if skipped:
         log.warning("Skipped %d unreadable images.", len(skipped))
-    return Inputs(images[: len(names)], names, "picture")
+    names, members = [image.name for image in found], [image.member for image in found]
+    return Inputs(images[: len(found)], names, "picture", members)
 
 
-def _find_images(
-    path: Path, skip: Callable[[str, str], None]
-) -> Iterator[tuple[str, Callable[[], Any]]]:
+class _Image(NamedTuple):
+    name: str  # escaped, with the path
+    member: str  # name within its folder or zip
+    read: Callable[[], Any]
+
+
+def _find_images(path: Path, skip: Callable[[str, str], None]) -> Iterator[_Image]:
+    if not path.exists():
+        fix = f"Correct it (current folder: {Path.cwd()})"
+        raise unexpected(path, "images, a folder or a zip", "no such file or folder", fix)
     if path.is_file() and path.suffix.lower() in SUFFIXES:
-        yield table_name(str(path)), path.read_bytes
+        yield _Image(table_name(str(path)), path.name, path.read_bytes)
         return
     if path.is_file() and path.suffix.lower() != ".zip":
         expected = f"a folder, a zip, or a file with one of {', '.join(SUFFIXES)}"
@@ -91,7 +100,7 @@ def _find_images(
     for name, reason in store.skipped.items():
         skip(table_name(prefix + name), reason)
     for name in store.names:
-        yield table_name(prefix + name), partial(store.image, name)
+        yield _Image(table_name(prefix + name), name, partial(store.image, name))
 
 
 def read_rows(

@@ -475,7 +475,11 @@ class Predictor:
                 raise UserError("table: expected at least one row, got none.")
             return rows
         shape, dtype = self.model.event_shape, np.dtype(np.uint8 if self.is_image else np.float32)
-        given = as_events(x if isinstance(x, Events) else np.asarray(x))
+        try:
+            given = as_events(x if isinstance(x, Events) else np.atleast_1d(np.asarray(x)))
+        except ValueError:
+            fix = "Bring images to one size with submanifold.data.load_pictures"
+            raise unexpected("events", "one shape", "events of several shapes", fix) from None
         events, fix = given.x, "Convert vectors with astype(numpy.float32)"
         if self.is_image:
             events = self._images(events)
@@ -488,6 +492,10 @@ class Predictor:
 
     def _images(self, images: np.ndarray) -> np.ndarray:
         """Convert images as files are decoded to the format of the training images."""
+        is_single = images.shape[2:] in ((3,), (4,)) or images.shape == self.model.event_shape
+        if is_single:
+            got = f"one of shape {images.shape}"
+            raise unexpected("events", "images (N, ...)", got, "Pass image[None]")
         if images.dtype.kind == "f" and images.size and 0 <= images.min() <= images.max() <= 1:
             images = np.rint(255 * images).astype(np.uint8)
         is_last = images.shape[3:] in ((1,), (3,), (4,)) and images.shape[1] > 4

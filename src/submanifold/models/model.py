@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -217,6 +217,8 @@ class Model(nn.Module, ABC):
         ``default`` or the ``nearest`` projection (:meth:`project`), with which (u, v) does not
         decode to x. v (batch, D - d) is always the encoder's.
         """
+        if projection not in get_args(ProjectionKind):
+            raise unexpected("projection", "encoder, default or nearest", projection)
         context = self._checked_context(context)
         u, v, _ = self(x, context)
         if projection == "encoder":

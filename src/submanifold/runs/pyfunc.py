@@ -32,6 +32,9 @@ from submanifold.models import Model
 log = logging.getLogger(__name__)
 
 
+NO_LABEL = -1
+
+
 class Params(Settings):
     """The parameters of a request; the ``label`` is that of all images."""
 
@@ -78,9 +81,10 @@ class ServedModel:
             raise RequestError(reason, codes.INTERNAL_ERROR) from error
 
     def _run(self, inputs: Any, params: Params) -> Any:
-        predictor, nearest, label = self.predictor, params.nearest, params.label
-        if not predictor.is_table:
-            inputs = np.asarray(inputs)
+        predictor, nearest = self.predictor, params.nearest
+        label = None if params.label == NO_LABEL else params.label
+        if not predictor.is_table and params.task != "sample":
+            inputs = _as_array(inputs)
             if predictor.is_image and inputs.dtype.kind == "U":
                 inputs = _decode_all(inputs, predictor.model.data)
             if inputs.dtype.kind in "iu" and ((inputs >= 0) & (inputs < 256)).all():  # of JSON
@@ -136,6 +140,20 @@ def log_model(path: Path, register: str | None = None) -> None:
         )
 
 
+def _as_array(inputs: Any) -> np.ndarray:
+    """Convert the inputs of a request, a list, an array or a column of pandas, to an array."""
+    if isinstance(inputs, pd.DataFrame) and inputs.shape[1] == 1:
+        inputs = inputs.iloc[:, 0]
+    expected = "images of one shape, or files in base64"
+    if inputs is None or isinstance(inputs, Mapping):
+        raise unexpected("inputs", expected, type(inputs).__name__)
+    try:
+        array = np.asarray(inputs)
+        return np.array(array.tolist()) if array.dtype.kind == "O" else array
+    except ValueError:
+        raise unexpected("inputs", expected, "lists of different lengths") from None
+
+
 def _decode_all(texts: np.ndarray, data: Mapping[str, Any]) -> np.ndarray:
     """Decode image files in base64, (N,), with the crop and the size of the training images."""
     expected = "a list of image files, such as JPEG or PNG, in base64"
@@ -166,7 +184,8 @@ def _signature(predictor: Predictor) -> ModelSignature:
         example = _row(predictor.preprocessor)
     elif not predictor.is_image:
         example = np.zeros((1, *predictor.model.event_shape), np.float32)
-    label = {"label": 0} if "classes" in context_of(predictor.model) else {}
+    # MLflow takes this number for a label that is missing; as none it is refused
+    label = {"label": NO_LABEL} if "classes" in context_of(predictor.model) else {}
     signature = infer_signature(example, params=_defaults(predictor) | label)
     if predictor.condition is not None:
         required = infer_signature(_row(predictor.condition)).inputs.inputs

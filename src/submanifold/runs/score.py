@@ -174,10 +174,11 @@ def _score(options: _Options) -> None:
     files = options.files(predictor)
     import numpy as np
 
-    if options.fdr is None:
-        calibration = predictor.calibrated(options.alpha)
-    else:
+    calibration = None  # with --own the halves have their own
+    if options.fdr is not None:
         calibration = predictor.calibrated(options.fdr, "fdr")
+    elif not options.own:
+        calibration = predictor.calibrated(options.alpha)
     read = read_inputs(predictor, options.inputs, options.identifier)
     if options.own:
         parts = fit_halves(options.model, predictor, read)
@@ -192,9 +193,9 @@ def _score(options: _Options) -> None:
     for number in ranked.index[:LISTED]:
         click.echo(f"{ranked['p_value'][number]:8.4f}  {read.names[number]}")
     unit = _unit(predictor)
-    if options.alpha is not None:
+    if calibration and options.alpha is not None:
         click.echo(_alpha_summary(ranked, options.alpha, calibration, unit))
-    if options.fdr is not None:
+    if calibration and options.fdr is not None:
         click.echo(_fdr_summary(ranked, options.fdr, calibration, unit, options.model))
     if files.columns is not None:
         _explain(ranked, parts, read, files.columns, options.label)
@@ -437,7 +438,7 @@ def _groups_of_inputs(run: "CachedRun", predictor: "Predictor", read: "Inputs") 
     if predictor.is_conditional or (groups and predictor.is_table):
         kind = "a condition" if predictor.is_conditional else "groups of rows"
         raise UserError(f"--own: expected a model without {kind}. Omit it.")
-    members = group_images(groups, read.names).values() if groups else range(len(read.names))
+    members = group_images(groups, read.members).values() if groups else range(len(read.names))
     numbers, group = np.unique([*members], return_inverse=True)
     if len(numbers) < MIN_OWN:
         raise unexpected("INPUTS", f"at least {MIN_OWN} with --own", len(numbers), "Add more")

@@ -102,8 +102,11 @@ def _fit(
 
 def _without(predictor: "Predictor", rows: list[str]) -> "Calibration":
     calibration = predictor.calibrated()
+    if not calibration.rows:
+        expected = "none for a model whose calibration has no names of rows"
+        raise unexpected("--without", expected, list_names(rows), "Omit it, and pass INPUTS")
     if unknown := sorted({*rows} - {*calibration.rows}):
         fix = "Copy them from `submanifold score --fdr`"
-        expected = "rows of the table that calibrate MODEL" if calibration.rows else "none here"
+        expected = "rows of the table that calibrate MODEL"
         raise unexpected("--without", expected, list_names(unknown), fix)
     return calibration.without(rows)
