@@ -318,6 +318,8 @@ def test_far_vectors_have_the_smallest_p_value():
         ("images", lambda p: p.score(np.zeros((9, 8, 3), np.uint8)), "Pass image.None."),
         ("images", lambda p: p.score([np.zeros((3, 8, 8)), np.zeros((3, 9, 9))]), "one shape"),
         ("images", lambda p: p.score(None), "events: expected uint8 of shape"),
+        ("images", lambda p: p.log_prob(smooth_images(2, 0), 0.5), "noise_scale: expected None"),
+        ("images with labels", lambda p: p.decode(np.zeros((2, 9))), "an unconditional one"),
         (
             "images",
             lambda p: p.encode(smooth_images(2, 0), "nearst"),

@@ -165,7 +165,7 @@ def _write(source: Source, settings: ImageSettings, folder: Path) -> Written:
     duplicates = _count_duplicates(folder)
     notes = _notes(np.load(folder / "train.npy", mmap_mode="r"), duplicates)
     others = {
-        f"*{suffix}": f"{count} files that are not {', '.join(SUFFIXES)}"
+        f"*{suffix or '.'}": f"{count} files that are not {', '.join(SUFFIXES)}"
         for suffix, count in source.other_files.most_common()
     }
     listed = islice({**others, **source.skipped, **broken}.items(), MAX_LISTED)

@@ -34,7 +34,7 @@ from submanifold.evaluation.scores import (
     score_batch,
     with_changes,
 )
-from submanifold.flows import context_of
+from submanifold.flows import context_of, is_noise_conditional
 from submanifold.flows.context import Context, context_array
 from submanifold.models import Model
 from submanifold.models.model import ProjectionKind
@@ -305,6 +305,9 @@ class Predictor:
         [0, 1), and of rows with missing values that of the others. A noise-conditional model
         smooths it at a ``noise_scale`` from 0 (the smallest of the training) to 1.
         """
+        if noise_scale is not None and not is_noise_conditional(self.model):
+            expected = "None for a model without noise scales"
+            raise unexpected("noise_scale", expected, noise_scale, "Omit it")
 
         def log_prob_of(x: Tensor, context: Context | None, _: Events, rows: Any) -> np.ndarray:
             nats = log_prob(self.model, x, context, self.preprocessor, noise_scale)
@@ -346,6 +349,9 @@ class Predictor:
 
         Of tables these are rows without missing values.
         """
+        if self.is_conditional:
+            fix = "Use Model.decode with a context"
+            raise unexpected("model", "an unconditional one", "a conditional one", fix)
         model = self._exact_model
         codes = torch.from_numpy(np.array(u)).to(next(model.parameters())).split(self.size)
         mask = 0 if self.preprocessor is None else len(self.preprocessor.maskable)
